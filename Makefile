@@ -1,0 +1,39 @@
+# What a person types. Everything sets itself up: Python 3.11 or newer, pip and a C++ compiler are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+NPROC ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test soak lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(VENV)/installed ## make .venv and install into it
+
+train: setup ## train the default model: one rank per GPU, or 2 on CPU (NPROC=…, ARGS="key=value …")
+	$(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m train $(ARGS)
+
+test: setup ## run the test suite, CPU and gloo (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+soak: setup ## run the long matrices
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove .venv and caches, never runs/
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "switchyard needs Python 3.11 or newer; try make PYTHON=python3.12 setup" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

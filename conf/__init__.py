@@ -1,0 +1,1 @@
+"""What a run is: YAML groups, one folder a choice, over typed dataclasses."""

@@ -1,0 +1,142 @@
+"""A transformer block, cut where communication happens:
+
+    attention  ->  dispatch  ->  experts  ->  combine
+
+    attention   norm, attention, residual, norm, route      weights, no communication
+    dispatch    rows to the ranks of their experts          no weights
+    experts     routed and shared experts                   weights, no communication
+    combine     rows back, weighted sum, residual           no weights
+
+Four modules with explicit inputs and outputs: whoever hides communication re-orders these four calls (two
+micro-batches', say) and needs no other model. They are modules, not methods, so that the hooks of FSDP2 fire whichever
+way they are called. A dense block has the same four: its dispatch is empty, its feed-forward stands where the shared
+experts do.
+
+B batch, S sequence, T = B·S tokens, D model width, N rows, E experts.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import build_attention
+from models.config import ModelConfig
+from models.dispatcher import Dispatched, Dispatcher
+from models.experts import RoutedExperts
+from models.feed_forward import FeedForward
+from models.layers import RMSNorm
+from models.router import Router, Routing
+
+
+class Attended(NamedTuple):
+    """What attention hands on."""
+
+    residual_BSD: Tensor
+    normed_BSD: Tensor
+    routing: Routing | None
+    """None in a dense block."""
+
+
+class ExpertOutput(NamedTuple):
+    """What the experts computed: the shared ones per token, the routed ones per row; None where there are none."""
+
+    shared_BSD: Tensor | None
+    rows_ND: Tensor | None
+
+
+class AttentionPart(nn.Module):
+    """norm → attention → residual → norm → route."""
+
+    def __init__(self, model: ModelConfig, routed: bool) -> None:
+        super().__init__()
+        self.norm = RMSNorm(model.dim, model.norm_eps)
+        self.mixer = build_attention(model)
+        self.expert_norm = RMSNorm(model.dim, model.norm_eps)
+        self.router = Router(model.moe, model.dim) if routed else None
+
+    def forward(self, x_BSD: Tensor) -> Attended:
+        residual_BSD = x_BSD + self.mixer(self.norm(x_BSD))
+        normed_BSD = self.expert_norm(residual_BSD)
+        routing = self.router(normed_BSD.flatten(0, 1)) if self.router is not None else None
+        return Attended(residual_BSD, normed_BSD, routing)
+
+
+class DispatchPart(nn.Module):
+    """Sends rows to experts, and counts them: here, outside whatever is recomputed, each pair is counted once."""
+
+    counts_E: Tensor
+
+    def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None) -> None:
+        super().__init__()
+        self.dispatcher = dispatcher
+        if dispatcher is not None:
+            counts_E = torch.zeros(model.moe.n_routed, dtype=torch.int64)
+            self.register_buffer("counts_E", counts_E, persistent=False)
+
+    def reset_buffers(self) -> None:
+        """Forget the counts; needed after construction on the meta device, and once per step."""
+        if self.dispatcher is not None:
+            self.counts_E.zero_()
+
+    def forward(self, normed_BSD: Tensor, routing: Routing | None) -> Dispatched | None:
+        if self.dispatcher is None or routing is None:
+            return None
+        dispatched = self.dispatcher.dispatch(normed_BSD.flatten(0, 1), routing.experts_TK)
+        if self.training:
+            self.counts_E += dispatched.counts_E
+        return dispatched
+
+
+class ExpertsPart(nn.Module):
+    """Routed experts over the rows, beside shared experts (or a dense feed-forward) over the tokens."""
+
+    def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None, ep_rank: int) -> None:
+        super().__init__()
+        residual_depth = 2 * model.n_layers
+        shared_dim = model.dense_dim if dispatcher is None else model.moe.n_shared * model.moe.expert_dim
+        self.shared = FeedForward(model.dim, shared_dim, residual_depth) if shared_dim else None
+        self.routed: RoutedExperts | None = None
+        if dispatcher is not None:
+            slots = dispatcher.placement.slots_of_rank[ep_rank]
+            self.routed = RoutedExperts(model.moe, model.dim, residual_depth, slots, model.expert_backend)
+
+    def forward(self, normed_BSD: Tensor, dispatched: Dispatched | None) -> ExpertOutput:
+        rows_ND = None
+        if self.routed is not None and dispatched is not None:
+            rows_ND = self.routed(dispatched.rows_ND, dispatched.offsets_E)
+        return ExpertOutput(self.shared(normed_BSD) if self.shared is not None else None, rows_ND)
+
+
+class CombinePart(nn.Module):
+    """Brings rows back and adds everything to the residual stream."""
+
+    def __init__(self, dispatcher: Dispatcher | None) -> None:
+        super().__init__()
+        self.dispatcher = dispatcher
+
+    def forward(self, attended: Attended, dispatched: Dispatched | None, output: ExpertOutput) -> Tensor:
+        y_BSD = attended.residual_BSD
+        if output.shared_BSD is not None:
+            y_BSD = y_BSD + output.shared_BSD
+        if self.dispatcher is None or dispatched is None or output.rows_ND is None or attended.routing is None:
+            return y_BSD
+        routed_TD = self.dispatcher.combine(output.rows_ND, dispatched, attended.routing)
+        return y_BSD + routed_TD.view_as(y_BSD)
+
+
+class Block(nn.Module):
+    """One layer; without a `dispatcher` a dense one. `ep_rank` says whose slots of the placement live here."""
+
+    def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None, ep_rank: int = 0) -> None:
+        super().__init__()
+        self.attention = AttentionPart(model, routed=dispatcher is not None)
+        self.dispatch = DispatchPart(model, dispatcher)
+        self.experts = ExpertsPart(model, dispatcher, ep_rank)
+        self.combine = CombinePart(dispatcher)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        attended = self.attention(x_BSD)
+        dispatched = self.dispatch(attended.normed_BSD, attended.routing)
+        output = self.experts(attended.normed_BSD, dispatched)
+        return self.combine(attended, dispatched, output)

@@ -1,0 +1,102 @@
+"""Moving tokens to their experts and back: the interface, and the dispatcher of a model whose experts are all here.
+
+Rows travel by permutation only. Both directions are gathers, in forward and in backward: a scatter-add would sum with
+atomics on a GPU, in an order that changes from run to run.
+
+T tokens, K experts per token, N = T·K rows, D model width, E experts (here: slots).
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from models.placement import ExpertPlacement
+from models.router import Routing
+
+
+class Dispatched(NamedTuple):
+    """Rows sorted by slot, and what it takes to bring them back."""
+
+    rows_ND: Tensor
+    """One row per (token, expert) pair, all of a slot's rows together."""
+    offsets_E: Tensor
+    """int32: the end of each slot's rows."""
+    inverse_N: Tensor
+    """int64: where the pair (t, k), at t·K + k, went."""
+    counts_E: Tensor
+    """int64: rows per *logical* expert."""
+
+
+class Dispatcher(Protocol):
+    """Moves rows between tokens and experts; the only reader of the placement table."""
+
+    placement: ExpertPlacement
+
+    def dispatch(self, x_TD: Tensor, experts_TK: Tensor) -> Dispatched:
+        """Send each token's row to its K experts."""
+
+    def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+        """Bring the experts' rows back and sum each token's by weight: [T, D]."""
+
+
+class LocalDispatcher:
+    """All experts on this device, in the slots that `placement` (of one rank) says."""
+
+    def __init__(self, placement: ExpertPlacement) -> None:
+        if len(placement.slots_of_rank) != 1:
+            raise ValueError(f"a local dispatcher serves one rank's experts, not {len(placement.slots_of_rank)} ranks'")
+        self.placement = placement
+        self._position_of_expert = placement.position_of_expert()
+
+    def dispatch(self, x_TD: Tensor, experts_TK: Tensor) -> Dispatched:
+        n_experts = self.placement.n_experts
+        slot_of_E = torch.tensor(self._position_of_expert, device=x_TD.device)
+        slot_N = slot_of_E[experts_TK.flatten()]
+        order_N = slot_N.argsort(stable=True)
+        # End of each slot's rows by search, not bincount: no host synchronisation, and deterministic on every device.
+        slots_E = torch.arange(n_experts, device=x_TD.device)
+        offsets_E = torch.searchsorted(slot_N[order_N], slots_E, right=True)
+        inverse_N = torch.empty_like(order_N)
+        inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+        rows_ND: Tensor = _ToSlots.apply(x_TD, order_N, inverse_N)
+        counts_by_slot_E = offsets_E.diff(prepend=offsets_E.new_zeros(1))
+        return Dispatched(rows_ND, offsets_E.int(), inverse_N, counts_by_slot_E[slot_of_E])
+
+    def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+        n_tokens, top_k = routing.experts_TK.shape
+        back_ND: Tensor = _FromSlots.apply(rows_ND, dispatched.inverse_N)
+        # A matrix product of [1, K] and [K, D] per token: sums in float32 inside, and makes no [T, K, D] temporary.
+        return torch.bmm(
+            routing.weights_TK.unsqueeze(1).to(rows_ND.dtype), back_ND.view(n_tokens, top_k, -1)
+        ).squeeze(1)
+
+
+class _ToSlots(torch.autograd.Function):
+    """rows[n] = x[order[n] // K]; backward gathers a token's K gradients and sums them."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.n_tokens = x_TD.shape[0]
+        return x_TD.index_select(0, order_N // (order_N.numel() // x_TD.shape[0]))
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        return grad_rows_ND.index_select(0, inverse_N).view(ctx.n_tokens, -1, grad_rows_ND.shape[1]).sum(1), None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """back[t·K + k] = rows[inverse[t·K + k]]; backward undoes the permutation."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, inverse_N: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        return rows_ND.index_select(0, inverse_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_back_ND: Tensor) -> tuple[Tensor, None]:
+        (inverse_N,) = ctx.saved_tensors
+        grad_rows_ND = torch.empty_like(grad_back_ND)
+        return grad_rows_ND.index_copy_(0, inverse_N, grad_back_ND), None

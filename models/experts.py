@@ -1,0 +1,74 @@
+"""The routed experts of one layer, as three stacked weights, over rows that are already sorted by slot.
+
+N rows, E slots, D model width, F expert width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import ExpertBackend, MoEConfig
+
+
+class RoutedExperts(nn.Module):
+    """SwiGLU experts: down(silu(gate(x)) · up(x)), each slot's rows by its own weights.
+
+    Dimension 0 of each weight is the slot, not the logical expert: `expert_of_slot` names who lives there, for
+    initialisation and checkpoints.
+    """
+
+    def __init__(
+        self, moe: MoEConfig, dim: int, residual_depth: int, expert_of_slot: tuple[int, ...], backend: ExpertBackend
+    ) -> None:
+        super().__init__()
+        n_slots = len(expert_of_slot)
+        self.expert_of_slot = expert_of_slot
+        self.backend = backend
+        self.gate_EFD = nn.Parameter(torch.empty(n_slots, moe.expert_dim, dim))
+        self.up_EFD = nn.Parameter(torch.empty(n_slots, moe.expert_dim, dim))
+        self.down_EDF = nn.Parameter(torch.empty(n_slots, dim, moe.expert_dim))
+        self.init_std = {
+            "gate_EFD": dim**-0.5,
+            "up_EFD": dim**-0.5,
+            "down_EDF": (moe.expert_dim * residual_depth) ** -0.5,
+        }
+
+    def forward(self, rows_ND: Tensor, offsets_E: Tensor) -> Tensor:
+        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine."""
+        weights = tuple(w.to(rows_ND.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EDF))
+        if choose_backend(self.backend, rows_ND) is ExpertBackend.grouped_mm:
+            return _grouped(rows_ND, offsets_E, *weights)
+        return _loop(rows_ND, offsets_E, *weights)
+
+
+def choose_backend(wanted: ExpertBackend, rows: Tensor) -> ExpertBackend:
+    """`wanted`, or for auto: grouped_mm in bf16 on CUDA, and in float32 or bf16 on CPU outside torch.compile.
+
+    Elsewhere it raises or is a slow fallback (float64 and compiled float32 on CPU: torch 2.13).
+    """
+    if wanted is not ExpertBackend.auto:
+        return wanted
+    if rows.is_cuda:
+        runs = rows.dtype is torch.bfloat16
+    else:
+        runs = rows.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
+    return ExpertBackend.grouped_mm if runs else ExpertBackend.loop
+
+
+def _grouped(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    gate_NF = F.grouped_mm(rows_ND, gate_EFD.transpose(1, 2), offs=offsets_E)
+    up_NF = F.grouped_mm(rows_ND, up_EFD.transpose(1, 2), offs=offsets_E)
+    return F.grouped_mm(F.silu(gate_NF) * up_NF, down_EDF.transpose(1, 2), offs=offsets_E)
+
+
+def _loop(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+    """The same, to be read. unbind's backward stacks once; indexing w[e] would fill a whole [E, F, D] per expert."""
+    ends = offsets_E.tolist()
+    groups = rows_ND.tensor_split(ends[:-1])
+    outputs = [
+        F.linear(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), down_DF)
+        for x_nD, gate_FD, up_FD, down_DF in zip(
+            groups, gate_EFD.unbind(), up_EFD.unbind(), down_EDF.unbind(), strict=True
+        )
+    ]
+    return torch.cat(outputs)

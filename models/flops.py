@@ -1,0 +1,61 @@
+"""Parameters and FLOPs of a model in closed form, from its config alone.
+
+FLOPs per token, forward and backward: 6 x P_active + attention, where P_active are the weights that multiply a token
+(top_k routed and all shared experts, router, dense feed-forward, attention projections, head; not the embedding
+look-up), and attention is 6 x H x (d_qk + d_v) x S per layer without, half of that with the causal discount.
+The first is what PaLM (arXiv 2204.02311, appendix B) calls model FLOPs; DeepSeek and Megatron use the second.
+"""
+
+from dataclasses import dataclass
+
+from models.config import AttentionConfig, AttentionKind, ModelConfig
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters: all that exist, and those that one token's forward multiplies."""
+
+    total: int
+    active: int
+
+
+def count_parameters(model: ModelConfig) -> ParameterCount:
+    """Count `model`'s parameters (not its balancing-bias buffers) in closed form."""
+    moe = model.moe
+    n_moe_layers = model.n_layers - model.n_dense_layers
+    attention_matrices, attention_norms = _attention_parameters(model.attention, model.dim)
+    one_expert = 3 * model.dim * moe.expert_dim
+    router = model.dim * moe.n_routed
+
+    every_layer = model.n_layers * attention_matrices + model.n_dense_layers * 3 * model.dim * model.dense_dim
+    every_layer += n_moe_layers * (router + moe.n_shared * one_expert)
+    head = model.dim * model.vocab_size
+    active = every_layer + n_moe_layers * moe.top_k * one_expert + head
+
+    norms = model.n_layers * (attention_norms + 2 * model.dim) + model.dim
+    embedding = model.vocab_size * model.dim
+    total = every_layer + n_moe_layers * moe.n_routed * one_expert + head + embedding + norms
+    return ParameterCount(total=total, active=active)
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int, *, causal: bool = True) -> int:
+    """Forward and backward FLOPs of one token in a sequence of `sequence_length`.
+
+    `causal` halves attention, for only the lower triangle is needed (`perf/mfu`); without it the figure is PaLM's
+    (`perf/mfu_palm`), and what FlopCounterMode sees of an attention that computes the whole square.
+    """
+    a = model.attention
+    square = 6 * a.n_heads * (a.qk_dim + a.value_dim) * sequence_length * model.n_layers
+    return 6 * count_parameters(model).active + (square // 2 if causal else square)
+
+
+def _attention_parameters(a: AttentionConfig, dim: int) -> tuple[int, int]:
+    """Weights of one attention's matrices, and of the norms inside it."""
+    output = a.n_heads * a.value_dim * dim
+    if a.kind is AttentionKind.gqa:
+        return dim * a.head_dim * (a.n_heads + 2 * a.n_kv_heads) + output, 0
+    queries = a.n_heads * a.qk_dim
+    query = dim * a.q_lora_rank + a.q_lora_rank * queries if a.q_lora_rank else dim * queries
+    compress = dim * (a.kv_lora_rank + a.qk_rope_dim)
+    expand = a.kv_lora_rank * a.n_heads * (a.qk_nope_dim + a.v_dim)
+    return query + compress + expand + output, a.q_lora_rank + a.kv_lora_rank

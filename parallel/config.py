@@ -1,0 +1,85 @@
+"""What a layout is: the typed fields behind `conf/strategy/`, `conf/overlap/` and `conf/precision/`."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from models.config import ConfigError
+
+
+class Reduction(Enum):
+    """How data-parallel ranks keep the same weights."""
+
+    none = "none"
+    all_reduce = "all_reduce"
+    shard = "shard"
+
+
+@dataclass
+class StrategyConfig:
+    name: str = "single"
+    """Name of the strategy, as in strategy=NAME."""
+    reduction: Reduction = Reduction.none
+    """none: one process; all_reduce: replicas, gradients summed (DDP); shard: FSDP2 (replicated over dp_replicate)."""
+    dp_replicate: int = 1
+    """Ranks that hold copies of each other; -1 is the rest of the world."""
+    dp_shard: int = 1
+    """Ranks that share one copy of the parameters (FSDP2); -1 is the rest of the world."""
+
+
+@dataclass
+class OverlapConfig:
+    name: str = "default"
+    """Name of the preset, as in overlap=NAME."""
+    grad_reduce: bool = True
+    """ddp: all-reduce a bucket of gradients behind the backward of earlier layers; false reduces after backward."""
+    bucket_mib: float = 25.0
+    """ddp: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
+    param_prefetch: int = 1
+    """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
+    reshard_after_forward: bool = True
+    """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
+    data: int = 2
+    """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
+
+    def check(self, reduction: Reduction) -> None:
+        """Refuse what this part of the layout cannot do.
+
+        Raises:
+            ConfigError: naming the key and what to set it to.
+        """
+        if self.bucket_mib <= 0:
+            raise ConfigError(f"overlap.bucket_mib={self.bucket_mib}: set it above 0")
+        if self.param_prefetch < 1:
+            raise ConfigError(f"overlap.param_prefetch={self.param_prefetch}: set it to at least 1")
+        if self.data < 0:
+            raise ConfigError(f"overlap.data={self.data}: set it to 0 (load between steps) or more")
+        if reduction is Reduction.shard and not self.grad_reduce:
+            raise ConfigError(
+                "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set overlap.grad_reduce=true"
+            )
+
+
+class Dtype(Enum):
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype of that name."""
+        dtypes = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+        return dtypes[self.value]
+
+
+@dataclass
+class PrecisionConfig:
+    name: str = "fp32"
+    """Name of the preset, as in precision=NAME."""
+    parameters: Dtype = Dtype.float32
+    """Master weights and optimizer state."""
+    compute: Dtype = Dtype.float32
+    """Activations, and the weights that they meet; norms, router, softmax and loss use at least float32."""
+    reduce: Dtype = Dtype.float32
+    """fsdp: gradients on the wire and in their sum."""

@@ -1,0 +1,106 @@
+"""Data parallel by replicas: gradients summed over ranks in buckets, behind backward (Li et al. 2020, PyTorch DDP).
+
+Ours and not torch's DistributedDataParallel for three reasons. DDP re-orders its buckets after the first step: a run
+that resumes would sum in another order than one that went on, and at 3 ranks and more no longer be bit-equal to it.
+Its waits are inside C++, where no clock of ours can see them. And it must be entered by its own forward, which a
+schedule that walks the parts of two micro-batches never does.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup, Work
+
+from parallel.comm import CommKind, Communicator
+
+
+class Bucket:
+    """Gradients of neighbouring parameters in one flat buffer; each `.grad` is a view into it, so nothing is copied."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        first = parameters[0]
+        self.flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+        self.n_parameters = len(parameters)
+        self.missing = 0
+        for parameter, view in zip(
+            parameters, self.flat.split([p.numel() for p in parameters]), strict=True
+        ):
+            parameter.grad = view.view_as(parameter)
+
+
+class GradientReducer:
+    """Sums every gradient over `group` once per step.
+
+        compute   B(layer 9)   B(layer 8)      B(layer 7)      …     wait   clip, optimizer
+        comm                   all-reduce 9    all-reduce 8    …   |
+                               behind backward                     what is left is exposed
+
+    A bucket starts when its last gradient is there *and* the bucket before it has started: the order of collectives
+    is the same on every rank whatever order autograd takes. With `overlap` off all of them start after backward.
+
+    Args:
+        parameters: of one dtype and device, in the order of forward.
+        bucket_bytes: a bucket is closed once it holds this much.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        group: ProcessGroup,
+        comm: Communicator,
+        bucket_bytes: int,
+        overlap: bool,
+    ) -> None:
+        self._group, self._comm, self._overlap = group, comm, overlap
+        self._buckets: list[Bucket] = []
+        self._pending: list[Work] = []
+        self._reducing = False
+        for members in _fill_buckets(parameters, bucket_bytes):
+            bucket = Bucket(members)
+            self._buckets.append(bucket)
+            for parameter in members:
+                parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._arrived(b))
+
+    def begin_step(self) -> None:
+        """Zero the gradients in place: they stay views into the buckets."""
+        for bucket in self._buckets:
+            bucket.flat.zero_()
+
+    def begin_micro_batch(self, last: bool) -> None:
+        """Gradients add up locally until the last micro-batch's backward, which sends them off."""
+        self._reducing = last
+        for bucket in self._buckets:
+            bucket.missing = bucket.n_parameters
+
+    def finish_step(self) -> None:
+        """Start what has not started, and wait for all."""
+        while len(self._pending) < len(self._buckets):
+            self._start_next()
+        for work in self._pending:
+            self._comm.wait(work, CommKind.dp)
+        self._pending.clear()
+        self._reducing = False
+
+    def _arrived(self, bucket: Bucket) -> None:
+        bucket.missing -= 1
+        if self._reducing and self._overlap:
+            while len(self._pending) < len(self._buckets) and self._buckets[len(self._pending)].missing == 0:
+                self._start_next()
+
+    def _start_next(self) -> None:
+        flat: Tensor = self._buckets[len(self._pending)].flat
+        self._pending.append(self._comm.start_all_reduce(flat, self._group, CommKind.dp))
+
+
+def _fill_buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """Last parameters first: backward reaches them first."""
+    buckets: list[list[nn.Parameter]] = [[]]
+    filled = 0
+    for parameter in reversed(parameters):
+        if buckets[-1] and filled >= bucket_bytes:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(parameter)
+        filled += parameter.numel() * parameter.element_size()
+    return buckets

@@ -1,0 +1,78 @@
+"""Degrees of parallelism, checked against the world, and the device mesh that they span.
+
+    dp_replicate × dp_shard          outermost first; neighbours in dp_shard are neighbours on the machine
+"""
+
+from dataclasses import dataclass
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from models.config import ConfigError
+from parallel.config import Reduction, StrategyConfig
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """How many ranks each dimension has; their product is the world."""
+
+    dp_replicate: int
+    dp_shard: int
+
+    @property
+    def dp(self) -> int:
+        """Ranks that see different data."""
+        return self.dp_replicate * self.dp_shard
+
+    @classmethod
+    def resolve(cls, strategy: StrategyConfig, world_size: int) -> "Degrees":
+        """Fill in the -1 and check that the degrees span the world.
+
+        Raises:
+            ConfigError: naming the number to change.
+        """
+        degrees = {"dp_replicate": strategy.dp_replicate, "dp_shard": strategy.dp_shard}
+        for name, degree in degrees.items():
+            if degree < 1 and degree != -1:
+                raise ConfigError(f"strategy.{name}={degree}: set it to at least 1, or -1 for the rest of the world")
+        _refuse_what_reduction_ignores(strategy)
+        open_names = [name for name, degree in degrees.items() if degree == -1]
+        if len(open_names) > 1:
+            raise ConfigError(f"strategy.{open_names[0]} and strategy.{open_names[1]} are both -1: set one of them")
+        fixed = 1
+        for degree in degrees.values():
+            fixed *= degree if degree != -1 else 1
+        if open_names:
+            if world_size % fixed:
+                raise ConfigError(
+                    f"strategy={strategy.name}: {world_size} ranks are not divisible by {fixed}, the product of the "
+                    f"fixed degrees: start a multiple of {fixed} ranks"
+                )
+            degrees[open_names[0]] = world_size // fixed
+        elif fixed != world_size:
+            raise ConfigError(
+                f"strategy={strategy.name} spans {fixed} rank{'s' * (fixed > 1)}, and {world_size} were started: "
+                f"start {fixed}, or choose a strategy for {world_size} (ddp, fsdp)"
+            )
+        return cls(**degrees)
+
+
+def build_mesh(degrees: Degrees, device_type: str) -> DeviceMesh:
+    """The mesh (dp_replicate, dp_shard) over the whole world, for cpu or cuda."""
+    return init_device_mesh(
+        device_type, (degrees.dp_replicate, degrees.dp_shard), mesh_dim_names=("dp_replicate", "dp_shard")
+    )
+
+
+def _refuse_what_reduction_ignores(strategy: StrategyConfig) -> None:
+    ignored = {
+        Reduction.none: ("dp_replicate", "dp_shard"),
+        Reduction.all_reduce: ("dp_shard",),
+        Reduction.shard: (),
+    }
+    for name in ignored[strategy.reduction]:
+        degree = getattr(strategy, name)
+        if degree != 1:
+            raise ConfigError(
+                f"strategy.{name}={degree}: strategy.reduction={strategy.reduction.value} has no such ranks; "
+                f"set it to 1, or choose another strategy"
+            )

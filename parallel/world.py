@@ -1,0 +1,84 @@
+"""This process among the others: rank, device, process group."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from models.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher said, before any process group is made; one process alone if it said nothing."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    launched: bool
+    """True under torchrun, false for a plain `python -m train`."""
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """Read torchrun's variables."""
+        environment = os.environ
+        return cls(
+            rank=int(environment.get("RANK", 0)),
+            world_size=int(environment.get("WORLD_SIZE", 1)),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            launched="RANK" in environment,
+        )
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """`wanted` is auto, cpu or cuda; auto is this rank's GPU where there is one.
+
+    Raises:
+        ConfigError: if a GPU is asked for and this rank has none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise ConfigError(
+            f"{local_rank + 1} or more ranks on a machine with {gpus} GPUs: start {gpus} ranks there, "
+            "or set train.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@dataclass(frozen=True)
+class World:
+    """A rank of a running process group."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, launch: Launch, device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> "World":
+        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors."""
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=None if launch.launched else dist.HashStore(),
+            rank=-1 if launch.launched else 0,
+            world_size=-1 if launch.launched else 1,
+            timeout=timeout,
+            device_id=device if on_gpu else None,
+        )
+        return cls(launch.rank, launch.world_size, device)
+
+    def leave(self) -> None:
+        """End the process group."""
+        dist.destroy_process_group()
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether `error` says that another rank went away, rather than that something is wrong here."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)

@@ -1,0 +1,34 @@
+"""What every test can count on: the import path, one worker pool a session, and which tests need asking for."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent
+# The pool hands this path to its workers, which is how they find the module a test function lives in.
+sys.path[:0] = [folder for folder in (str(TESTS.parent), str(TESTS)) if folder not in sys.path]
+
+from harness.worker_pool import WorkerPool  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[WorkerPool]:
+    """Gloo processes shared by the whole session; `pool.run(2, function)`."""
+    shared = WorkerPool()
+    yield shared
+    shared.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests where there is no device, and leave `soak` tests out unless -m speaks of them."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if "soak" not in config.option.markexpr:
+        soak = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]

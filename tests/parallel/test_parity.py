@@ -1,0 +1,97 @@
+"""Every layout gives the losses, gradients and weights of the single-process run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from harness.layout_run import (
+    DDP,
+    FP32,
+    FSDP,
+    HSDP,
+    MODEL_MLA_SOFTMAX,
+    Layout,
+    Outcome,
+    merged,
+    run_layout,
+)
+from harness.worker_pool import WorkerPool
+
+from parallel.comm import CommKind
+from parallel.config import OverlapConfig
+
+NO_OVERLAP = OverlapConfig(grad_reduce=False)
+MAX_OVERLAP = OverlapConfig(param_prefetch=2, reshard_after_forward=False)
+SMALL_BUCKETS = OverlapConfig(bucket_mib=0.005)
+
+CASES = {
+    "ddp": (2, Layout(DDP)),
+    "ddp_no_overlap": (2, Layout(DDP, NO_OVERLAP)),
+    "ddp_buckets_accumulation": (2, Layout(DDP, SMALL_BUCKETS, micro_batch_size=2)),
+    "ddp_4": (4, Layout(DDP, SMALL_BUCKETS)),
+    "ddp_mla_softmax": (2, Layout(DDP, model=MODEL_MLA_SOFTMAX)),
+    "fsdp": (2, Layout(FSDP)),
+    "fsdp_accumulation": (2, Layout(FSDP, micro_batch_size=1)),
+    "fsdp_max_overlap": (2, Layout(FSDP, MAX_OVERLAP)),
+    "fsdp_4_uneven_experts": (4, Layout(FSDP)),  # 6 experts over 4 ranks: 2, 2, 2, 0
+    "fsdp_mla_softmax": (2, Layout(FSDP, model=MODEL_MLA_SOFTMAX)),
+    "fsdp_1": (1, Layout(FSDP)),
+    "hsdp": (4, Layout(HSDP)),
+}
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[Layout, Outcome]:
+    return {}
+
+
+def reference_of(layout: Layout, pool: WorkerPool, known: dict) -> Outcome:
+    single = Layout(precision=layout.precision, model=layout.model)
+    key = repr(single)
+    if key not in known:
+        (known[key],) = pool.run(1, run_layout, single)
+    return known[key]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, references: dict) -> None:
+    world_size, layout = CASES[name]
+    reference = reference_of(layout, pool, references)
+    outcomes = pool.run(world_size, run_layout, layout)
+    for outcome in outcomes:
+        np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-12)
+        assert outcome.first_gradients.keys() == reference.first_gradients.keys()
+        for key, gradient in reference.first_gradients.items():
+            np.testing.assert_allclose(outcome.first_gradients[key], gradient, rtol=0, atol=1e-13, err_msg=key)
+    weights = merged(outcomes)
+    assert weights.keys() == reference.weights.keys()
+    for key, weight in reference.weights.items():
+        np.testing.assert_allclose(weights[key], weight, rtol=0, atol=1e-11, err_msg=key)
+
+
+def test_the_reference_trains(pool: WorkerPool, references: dict) -> None:
+    reference = reference_of(Layout(), pool, references)
+    assert all(np.abs(gradient).max() > 0 for gradient in reference.first_gradients.values())
+    bias = reference.weights["model.layers.1.attention.router.expert_bias_E"]
+    assert np.abs(bias).max() > 0
+    assert len(set(reference.losses)) == len(reference.losses)
+
+
+@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_two_ranks_equal_one_in_float32(strategy, pool: WorkerPool) -> None:
+    """The same micro-batches, so the same sums up to their order."""
+    reference = pool.run(1, run_layout, Layout(precision=FP32, micro_batch_size=4, steps=10))[0]
+    for outcome in pool.run(2, run_layout, Layout(strategy, precision=FP32, steps=10)):
+        np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-5)
+
+
+def test_ddp_issues_one_all_reduce_per_bucket_and_step(pool: WorkerPool) -> None:
+    """Four micro-batches of accumulation must not multiply communication."""
+    layout = Layout(DDP, OverlapConfig(bucket_mib=1e-6), micro_batch_size=1, steps=2)
+    outcome = pool.run(2, run_layout, layout)[0]
+    n_parameters = len(outcome.first_gradients)
+    assert outcome.calls[CommKind.dp, "all_reduce"] == 2 * n_parameters
+    one_bucket = pool.run(2, run_layout, replace(layout, overlap=OverlapConfig(bucket_mib=100)))[0]
+    assert one_bucket.calls[CommKind.dp, "all_reduce"] == 2
+    assert one_bucket.calls[CommKind.control, "all_reduce"] == 2

@@ -1,0 +1,1 @@
+"""One run: data, optimizer, loop, checkpoint, measurement."""

@@ -1,0 +1,150 @@
+"""Checkpoints by logical name, atomic, through torch.distributed.checkpoint.
+
+    checkpoints/step-00000100/    tensors by logical name (train/logical_state.py), and progress.json
+    checkpoints/step-00000100.tmp one that was never finished; no reader looks at it
+
+A save writes into the .tmp folder, syncs, and renames: a folder with the final name is complete. Nothing in a step
+draws random numbers (start, sample order and synthetic tokens are functions of the seed), so there is no generator's
+state to keep.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.optim import Optimizer
+
+from models.config import ConfigError, ModelConfig
+from models.transformer import Transformer
+from parallel.comm import Communicator
+from train.logical_state import model_state, optimizer_state
+
+FORMAT = 1
+PROGRESS_FILE = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is: all that a resume needs beside tensors."""
+
+    step: int
+    """Optimizer steps done; the next one trains on samples [step·G, (step+1)·G)."""
+    tokens: int
+    """Tokens trained on."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder. Every method that ranks call together says so."""
+
+    def __init__(self, folder: Path, comm: Communicator, rank: int) -> None:
+        self._folder, self._comm, self._rank = folder, comm, rank
+
+    def save(self, model: Transformer, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
+        """Save, then drop all but the newest `keep` (0 keeps all). Called by all ranks together."""
+        final = self._folder / f"step-{progress.step:08d}"
+        temporary = final.with_name(final.name + ".tmp")
+        if self._rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self._comm.barrier()
+        state = model_state(model) | optimizer_state(model, optimizer)
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+        if self._rank == 0:
+            record = {"format": FORMAT} | asdict(progress)
+            _write_synced(temporary / PROGRESS_FILE, json.dumps(record))
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            _sync_folder(self._folder)
+            if keep:
+                for old in committed(self._folder)[:-keep]:
+                    shutil.rmtree(old)
+        self._comm.barrier()
+        return final
+
+    def resume(self, model: Transformer, optimizer: Optimizer) -> Progress:
+        """Load the newest checkpoint, or do nothing: a new job. Called by all ranks together."""
+        # Rank 0 looks and tells: on a network file system ranks may not see the same folder at the same moment.
+        newest = self._comm.broadcast_object(newest_checkpoint(self._folder) if self._rank == 0 else None)
+        if newest is None:
+            return Progress(step=0, tokens=0)
+        progress = read_progress(newest)
+        dcp.load(model_state(model) | optimizer_state(model, optimizer), storage_reader=dcp.FileSystemReader(newest))
+        for state in optimizer.state.values():
+            state["step"].fill_(progress.step)
+        return progress
+
+
+def load_weights(model: Transformer, checkpoint: Path) -> None:
+    """Fill `model`'s parameters and buffers from `checkpoint`, of any layout. Called by all ranks together."""
+    dcp.load(model_state(model), storage_reader=dcp.FileSystemReader(checkpoint))
+
+
+def find_weights(init_from: str, config: ModelConfig) -> Path:
+    """The checkpoint that `model.init_from` means, a run folder's newest or a checkpoint folder itself, if it fits.
+
+    Raises:
+        ConfigError: if there is none, or its tensors are not those of `config`.
+    """
+    folder = Path(init_from).expanduser().resolve()
+    checkpoint = folder if (folder / PROGRESS_FILE).exists() else newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise ConfigError(f"model.init_from={init_from}: no checkpoint there; name a run folder or a step-… folder")
+    read_progress(checkpoint)
+    with torch.device("meta"):
+        wanted = model_state(Transformer(config, torch.float32))
+    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    for name, tensor in wanted.items():
+        entry = stored.get(name)
+        shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
+        if shape != tuple(tensor.shape):
+            there = f"is {list(shape)} there" if shape else "is not there"
+            raise ConfigError(
+                f"model.init_from={init_from}: {name} {there} and {list(tensor.shape)} in this model; "
+                "choose the model that was saved"
+            )
+    return checkpoint
+
+
+def committed(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if re.fullmatch(r"step-\d+", p.name) and (p / PROGRESS_FILE).exists())
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last complete checkpoint in `folder`."""
+    return (committed(folder) or [None])[-1]
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """What `checkpoint` says of itself.
+
+    Raises:
+        ConfigError: if it was written by a newer program.
+    """
+    record = json.loads((checkpoint / PROGRESS_FILE).read_text())
+    if record.pop("format") > FORMAT:
+        raise ConfigError(f"{checkpoint} has a newer format than this program reads ({FORMAT}): update switchyard")
+    return Progress(**record)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+

@@ -1,0 +1,56 @@
+"""How a rank ends when it cannot go on: one message, on the right rank, and an exit code that says which kind.
+
+torchrun stops the job when one rank exits, and closes with the message of the rank whose record bears the earliest time.
+Two things would spoil that. A refused configuration fails on all ranks at once: only one of them may speak. And a rank
+that dies takes its peers' collectives down within milliseconds: a peer must wait to be killed, not report that.
+"""
+
+import os
+import sys
+import time
+import traceback
+from typing import NoReturn
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from models.config import ConfigError
+from parallel.world import Launch, is_peer_failure
+
+REFUSED = 2
+FAILED = 1
+GRACE_S = 20.0
+"""How long a rank that should not speak waits for torchrun to end it; it does within a second or two."""
+
+
+def refuse(error: ConfigError, launch: Launch) -> NoReturn:
+    """Exit with code 2 and the error's one line: printed by rank 0, recorded once per machine for torchrun."""
+    if launch.rank == 0:
+        print(f"switchyard: {error}", file=sys.stderr, flush=True)
+    if launch.local_rank == 0:
+        _record(error)
+    else:
+        time.sleep(GRACE_S)
+    # No clean-up: a process group that lacks a peer does not end by itself.
+    _exit_at_once(REFUSED)
+
+
+def fail(error: BaseException, launch: Launch) -> NoReturn:
+    """Exit with code 1 and the traceback; a rank whose peer failed first leaves the word to that one."""
+    if launch.launched and is_peer_failure(error):
+        time.sleep(GRACE_S)
+    trace = "".join(traceback.format_exception(error))
+    print(f"switchyard: rank {launch.rank} failed\n{trace}", file=sys.stderr, flush=True)
+    _record(error)
+    _exit_at_once(FAILED)
+
+
+def _record(error: BaseException) -> None:
+    """Leave the message where torchrun looks for it, if it runs us."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        get_error_handler().record_exception(error)
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

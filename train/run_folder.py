@@ -1,0 +1,118 @@
+"""The folder of a run: where it is, whose it is, and the config.yaml that says so."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from models.config import ConfigError
+from train.config import RunConfig
+
+# What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
+IDENTITY = ("model", "data", "optim", "precision", "train.seed", "train.global_batch_size")
+NOT_IDENTITY = ("model.init_from", "model.expert_backend")
+
+
+def named_folder(run: RunConfig) -> Path | None:
+    """The folder that `run.dir` or `run.name` names, absolute; None if the run is to be named by its start."""
+    if run.dir is not None:
+        return Path(run.dir).expanduser().resolve()
+    return (Path(run.root).expanduser() / run.name).resolve() if run.name is not None else None
+
+
+def new_folder(run: RunConfig, model_name: str, strategy_name: str) -> Path:
+    """A folder named by time, model and strategy. Rank 0 calls it and tells the others: their clocks differ."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return (Path(run.root).expanduser() / f"{stamp}-{model_name}-{strategy_name}-{os.getpid()}").resolve()
+
+
+def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str) -> None:
+    """Refuse to continue another job in its folder.
+
+    Args:
+        folder: may be absent: a new job.
+        config: the resolved configuration as plain values.
+
+    Raises:
+        ConfigError: naming the first value that differs.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    advice = "set it back to continue that run, or name another run.name"
+    before = yaml.safe_load(path.read_text())
+    old, new = _identity(before), _identity(config)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ConfigError(f"{key}={new.get(key)}, and {folder} holds a run with {key}={old.get(key)}: {advice}")
+    fingerprint = before["environment"]["corpus_sha256"]
+    if fingerprint != corpus_fingerprint:
+        raise ConfigError(
+            f"the corpus is not the one that {folder} was trained on (sha256 {corpus_fingerprint[:12]}, was "
+            f"{fingerprint[:12]}; another Python version has another standard library): name another run.name"
+        )
+
+
+def write_config(folder: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Write config.yaml, with what the run was started on, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "config.yaml.tmp"
+    temporary.write_text(yaml.safe_dump(config | {"environment": environment}, sort_keys=False))
+    temporary.replace(folder / "config.yaml")
+
+
+def describe_environment(world_size: int, device: torch.device, corpus_fingerprint: str) -> dict[str, Any]:
+    """Versions, source, topology and corpus, as plain values."""
+    packages = ("switchyard", "torch", "accelerate", "deepspeed", "hydra-core", "wandb")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in packages},
+        "git_commit": _git_commit(),
+        "hostname": platform.node(),
+        "world_size": world_size,
+        "ranks_per_node": int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        "device": f"{device.type}: {name}",
+        "corpus_sha256": corpus_fingerprint,
+    }
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, key: str) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                walk(value, f"{key}.{name}" if key else name)
+        elif key not in NOT_IDENTITY and any(key == part or key.startswith(part + ".") for part in IDENTITY):
+            flat[key] = node
+
+    walk(config, "")
+    return flat
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the source that runs, `+dirty` if it was edited; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+dirty" if changes.stdout.strip() else "")
