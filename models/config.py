@@ -106,7 +106,7 @@ class ModelConfig:
     """Epsilon of every RMSNorm."""
     expert_backend: ExpertBackend = ExpertBackend.auto
     """auto picks grouped_mm where it runs, else the readable loop; the others force one."""
-    init_from: Optional[str] = None  # noqa: UP045  (OmegaConf reads Optional)
+    init_from: Optional[str] = None
     """Run or checkpoint folder whose weights to start from; null starts from the seed."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """The attention of every block."""

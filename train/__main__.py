@@ -94,7 +94,7 @@ def _train(
     report = None
     if world.rank == 0:
         report = Report(folder, job.logging, plain | {"environment": environment}, job.train.steps)
-        report.begin(progress.step, count_parameters(job.model), world.size, environment["device"], peak)
+        report.begin(progress.step, count_parameters(job.model), peak, world.size, environment["device"])
     trainer = Trainer(
         train=job.train,
         optim=job.optim,
@@ -109,8 +109,13 @@ def _train(
         comm=comm,
         device=world.device,
     )
-    with loader:
-        trainer.run(progress)
+    try:
+        with loader:
+            trainer.run(progress)
+    except BaseException:
+        if report:
+            report.abandon()
+        raise
     if report:
         report.end()
 

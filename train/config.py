@@ -21,11 +21,11 @@ class Schedule(Enum):
 
 @dataclass
 class RunConfig:
-    name: Optional[str] = None  # noqa: UP045  (OmegaConf reads Optional)
+    name: Optional[str] = None
     """Name of the run folder below run.root; null makes one from time, model and strategy. An old name resumes."""
     root: str = "runs"
     """Where run folders are made; relative to where the job is started."""
-    dir: Optional[str] = None  # noqa: UP045
+    dir: Optional[str] = None
     """The run folder itself, in place of run.root/run.name."""
 
 
@@ -35,7 +35,7 @@ class TrainConfig:
     """Optimizer steps of the whole job, those before a resume included."""
     global_batch_size: int = 16
     """Sequences per step over all ranks; the same for every layout."""
-    micro_batch_size: Optional[int] = None  # noqa: UP045
+    micro_batch_size: Optional[int] = None
     """Sequences per rank and forward; null takes a rank's whole share at once. The rest is accumulation."""
     seed: int = 0
     """Seed of initial weights, sample order and synthetic tokens."""
@@ -118,7 +118,7 @@ class OptimConfig:
     """Added to the denominator."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices; norms have none."""
-    clip_norm: Optional[float] = 1.0  # noqa: UP045
+    clip_norm: Optional[float] = 1.0
     """Largest global gradient norm; null measures and does not clip."""
 
     def check(self) -> None:

@@ -126,11 +126,16 @@ def whole_state(parallel: ParallelModel) -> dict[str, np.ndarray]:
 
 
 def merged(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
-    """The weights of all ranks; where two hold the same name they must agree to the bit."""
-    weights: dict[str, np.ndarray] = {}
-    for outcome in outcomes:
-        for name, array in outcome.weights.items():
-            if name in weights:
-                np.testing.assert_array_equal(weights[name], array, err_msg=name)
-            weights[name] = array
-    return weights
+    """The weights of all ranks."""
+    return merged_arrays([outcome.weights for outcome in outcomes])
+
+
+def merged_arrays(by_rank: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One dictionary of all ranks'; where two hold the same name they must agree to the bit."""
+    all_of_them: dict[str, np.ndarray] = {}
+    for arrays in by_rank:
+        for name, array in arrays.items():
+            if name in all_of_them:
+                np.testing.assert_array_equal(all_of_them[name], array, err_msg=name)
+            all_of_them[name] = array
+    return all_of_them

@@ -239,8 +239,8 @@ def _run(rank: int, case: _Case, pipe: Connection) -> _Report:
         line = traceback.format_exception_only(error)[0].splitlines()[0]
         pipe.send_bytes(pickle.dumps(_Report(stamp, error=traceback.format_exc(), line=line)))
         sys.stdout.flush()
-        # Not a return: peers inside a collective learn of it from the closed sockets, at once, and a group that still
-        # has work in flight need not be willing to be destroyed.
+        # Not a return: peers inside a collective learn of it from closed sockets, and destroying a group that has work
+        # in flight, as one that failed may, does not close them.
         os._exit(1)
     finally:
         if dist.is_initialized():

@@ -1,5 +1,6 @@
 """The pool itself: that it computes, names the culprit, forgets each case, and leaves no process behind."""
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -36,6 +37,13 @@ def raise_on(rank: int) -> None:
     if dist.get_rank() == rank:
         raise ValueError("the odd one out")
     dist.all_reduce(torch.ones(1))
+
+
+def raise_with_work_in_flight(rank: int) -> None:
+    if dist.get_rank() == rank:
+        work = dist.all_reduce(torch.ones(1), async_op=True)
+        raise ValueError(f"gave up on {work}")
+    dist.recv(torch.empty(1), src=rank)
 
 
 def die_on(rank: int) -> None:
@@ -142,6 +150,13 @@ def test_the_rank_that_raised_is_named_at_once(pool: WorkerPool, world_size: int
     assert pool.run(2, sum_of_ranks) == [(2, 1.0)] * 2
 
 
+def test_peers_hear_of_a_failure_with_work_in_flight(pool: WorkerPool) -> None:
+    with pytest.raises(WorkerFailure, match="gave up on") as caught:
+        pool.run(2, raise_with_work_in_flight, 1)
+    assert caught.value.rank == 1
+    assert "onnection" in caught.value.others[0]  # reset or closed, but not waited out
+
+
 def test_the_rank_that_died_is_named_with_its_exit_code(pool: WorkerPool) -> None:
     with pytest.raises(WorkerFailure, match="died without a word, exit code 3") as caught:
         pool.run(2, die_on, 1)
@@ -149,7 +164,9 @@ def test_the_rank_that_died_is_named_with_its_exit_code(pool: WorkerPool) -> Non
 
 
 def test_a_worker_that_died_while_idle_is_named_and_replaced(pool: WorkerPool) -> None:
-    psutil.Process(pool.run(2, os.getpid)[1]).kill()
+    worker = psutil.Process(pool.run(2, os.getpid)[1])
+    worker.kill()
+    worker.wait()
     with pytest.raises(WorkerFailure, match="exit code -9") as caught:
         pool.run(2, sum_of_ranks)
     assert caught.value.rank == 1
@@ -189,6 +206,15 @@ def test_results_are_in_rank_order_and_bit_equal(pool: WorkerPool) -> None:
 def test_arguments_arrive_bit_equal(pool: WorkerPool) -> None:
     for tensor in awkward_tensors(7):
         assert [bits(seen) for seen in pool.run(2, same_tensor, tensor=tensor)] == [bits(tensor)] * 2
+
+
+def test_workers_import_from_where_the_owner_does_now(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.run(2, os.getpid)
+    (tmp_path / "written_by_a_test.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert pool.run(2, importlib.import_module("written_by_a_test").answer) == [42, 42]
 
 
 def test_a_call_that_cannot_be_sent_costs_no_worker(pool: WorkerPool) -> None:

@@ -1,4 +1,4 @@
-"""Where numbers go: the typed fields behind `conf/logging/`."""
+"""Where a run's metrics go, as configuration."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -6,6 +6,8 @@ from typing import Optional
 
 
 class WandbMode(Enum):
+    """What wandb does with a run."""
+
     online = "online"
     offline = "offline"
     disabled = "disabled"
@@ -13,13 +15,19 @@ class WandbMode(Enum):
 
 @dataclass
 class LoggingConfig:
-    name: str = "default"
-    """Name of the preset, as in logging=NAME."""
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
+
     wandb: WandbMode = WandbMode.offline
-    """online sends to a server, offline writes to the run folder for a later `wandb sync`, disabled does neither."""
+    """`online`: to the server, else offline; `offline`: to the run folder; `disabled`: not even imported."""
+
     wandb_project: str = "switchyard"
-    """Project of the wandb run."""
-    wandb_entity: Optional[str] = None  # noqa: UP045  (OmegaConf reads Optional)
-    """Team or user that owns it; null is the server's default."""
+    """Project that the run is filed under."""
+
+    wandb_entity: Optional[str] = None
+    """User or team that owns the project; null: wandb's own default."""
+
     wandb_init_timeout_s: float = 20.0
-    """online: seconds to reach the server before going on offline."""
+    """Seconds to wait for the server at the start before going offline."""
+
+    wandb_finish_timeout_s: float = 15.0
+    """Seconds to wait at the end for the upload; what is left can be sent with `wandb sync`."""

@@ -1,0 +1,125 @@
+"""Routing, dispatch and experts against a dense computation that needs none of them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.config import ExpertBackend, MoEConfig, ScoreFunction
+from models.dispatcher import LocalDispatcher
+from models.experts import RoutedExperts, choose_backend
+from models.placement import ExpertPlacement
+from models.router import Router, Routing, update_expert_bias
+
+T, D, F_, E, K = 23, 16, 8, 5, 3
+
+
+def experts(backend: ExpertBackend, dtype: torch.dtype, slots: tuple[int, ...]) -> RoutedExperts:
+    module = RoutedExperts(MoEConfig(n_routed=E, expert_dim=F_), D, 1, slots, backend).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+    return module
+
+
+def routing(kind: str) -> Routing:
+    generator = torch.Generator().manual_seed(2)
+    if kind == "one_expert":
+        experts_TK = torch.tensor([[2, 0, 1]]).expand(T, K).contiguous()  # experts 3 and 4 get nothing
+    else:
+        experts_TK = torch.stack([torch.randperm(E, generator=generator)[:K] for _ in range(T)])
+    return Routing(experts_TK, torch.rand(T, K, generator=generator, dtype=torch.float64))
+
+
+def dense(x_TD: torch.Tensor, module: RoutedExperts, route: Routing) -> torch.Tensor:
+    """Every expert over every token, then the chosen ones' weighted sum."""
+    slot_of = {e: slot for slot, e in enumerate(module.expert_of_slot)}
+    y_TD = torch.zeros_like(x_TD)
+    for t in range(T):
+        for k in range(K):
+            slot = slot_of[int(route.experts_TK[t, k])]
+            gate, up, down = module.gate_EFD[slot], module.up_EFD[slot], module.down_EDF[slot]
+            y_TD[t] += route.weights_TK[t, k] * (down @ (F.silu(gate @ x_TD[t]) * (up @ x_TD[t])))
+    return y_TD
+
+
+@pytest.mark.parametrize("kind", ["spread", "one_expert"])
+@pytest.mark.parametrize("slots", [tuple(range(E)), (4, 2, 0, 3, 1)])
+@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("loop", "float64", 1e-12), ("grouped_mm", "float32", 1e-4)])
+def test_equals_the_dense_computation(kind: str, slots: tuple, backend: str, dtype: str, tolerance: float) -> None:
+    module = experts(ExpertBackend(backend), getattr(torch, dtype), slots)
+    dispatcher = LocalDispatcher(ExpertPlacement.on_one_rank(slots))
+    route = routing(kind)
+    generator = torch.Generator().manual_seed(3)
+    x_TD = torch.randn(T, D, generator=generator, dtype=torch.float64).to(getattr(torch, dtype)).requires_grad_()
+    weights_TK = route.weights_TK.clone().requires_grad_()
+    route = Routing(route.experts_TK, weights_TK)
+
+    dispatched = dispatcher.dispatch(x_TD, route.experts_TK)
+    y_TD = dispatcher.combine(module(dispatched.rows_ND, dispatched.offsets_E), dispatched, route)
+    assert torch.equal(dispatched.counts_E, torch.bincount(route.experts_TK.flatten(), minlength=E))
+
+    leaves = [x_TD, weights_TK, *module.parameters()]
+    probe_TD = torch.randn(T, D, generator=generator, dtype=torch.float64).to(y_TD.dtype)
+    gradients = torch.autograd.grad((y_TD * probe_TD).sum(), leaves)
+    wide = experts(ExpertBackend.loop, torch.float64, slots)
+    x_wide, w_wide = x_TD.detach().double().requires_grad_(), weights_TK.detach().requires_grad_()
+    expected_TD = dense(x_wide, wide, Routing(route.experts_TK, w_wide))
+    expected = torch.autograd.grad(
+        (expected_TD * probe_TD).sum(), [x_wide, w_wide, *wide.parameters()], allow_unused=True
+    )
+    torch.testing.assert_close(y_TD.double(), expected_TD, rtol=0, atol=tolerance * expected_TD.abs().max().item())
+    for got, want in zip(gradients, expected, strict=True):
+        assert want is not None
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance * want.abs().max().item())
+
+
+def test_auto_backend() -> None:
+    auto = ExpertBackend.auto
+    assert choose_backend(auto, torch.zeros(1, dtype=torch.float64)) is ExpertBackend.loop
+    assert choose_backend(auto, torch.zeros(1, dtype=torch.float32)) is ExpertBackend.grouped_mm
+    assert choose_backend(ExpertBackend.loop, torch.zeros(1)) is ExpertBackend.loop
+
+
+@pytest.mark.parametrize("score", list(ScoreFunction))
+@pytest.mark.parametrize("normalise", [True, False])
+def test_router(score: ScoreFunction, normalise: bool) -> None:
+    moe = MoEConfig(n_routed=E, top_k=K, score=score, normalise_weights=normalise, route_scale=2.5)
+    router = Router(moe, D).double()
+    router.gate.weight.data = torch.randn(E, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    router.reset_buffers()
+    x_TD = torch.randn(T, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    logits_TE = x_TD @ router.gate.weight.T
+    scores_TE = logits_TE.softmax(-1) if score is ScoreFunction.softmax else 1 / (1 + (-logits_TE).exp())
+    chosen = router(x_TD)
+    for t in range(T):
+        best = sorted(range(E), key=lambda e: -scores_TE[t, e].item())[:K]
+        assert chosen.experts_TK[t].tolist() == best
+        weights = scores_TE[t, best]
+        weights = 2.5 * (weights / weights.sum() if normalise else weights)
+        torch.testing.assert_close(chosen.weights_TK[t], weights)
+
+
+def test_bias_moves_the_choice_and_not_the_weights() -> None:
+    router = Router(MoEConfig(n_routed=E, top_k=1, normalise_weights=False), D).double()
+    router.gate.weight.data.zero_()
+    router.reset_buffers()
+    router.expert_bias_E[3] = 1.0
+    chosen = router(torch.ones(T, D, dtype=torch.float64))
+    assert (chosen.experts_TK == 3).all()
+    torch.testing.assert_close(chosen.weights_TK, torch.full((T, 1), 0.5, dtype=torch.float64))
+
+
+def test_bias_rises_for_idle_experts_and_falls_for_busy_ones() -> None:
+    counts_LE = torch.tensor([[0, 4, 8], [4, 4, 4]])
+    moved = update_expert_bias(torch.zeros(2, 3), counts_LE, rate=0.5)
+    assert moved.tolist() == [[0.5, 0.0, -0.5], [0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("slots", [(0, 1, 1), (0, 2), ()])
+def test_a_placement_holds_every_expert_once(slots: tuple) -> None:
+    if slots:
+        with pytest.raises(ValueError, match="once"):
+            ExpertPlacement.on_one_rank(slots)
+    else:
+        with pytest.raises(ValueError, match="divide"):
+            ExpertPlacement.contiguous(8, 3)

@@ -1,0 +1,75 @@
+"""The run's own record of its metrics: one JSON object a line, appended."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+Row = dict[str, Union[float, int, str]]
+"""One row as it is stored: numbers, and the three names that strict JSON needs for the numbers it lacks."""
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def strict_row(row: Mapping[str, float | int]) -> Row:
+    """`row` with every value as `strict_value` gives it: one and the same row for the file and for wandb."""
+    return {key: strict_value(value) for key, value in row.items()}
+
+
+def strict_value(value: Any) -> Any:
+    """`value`, but NaN and the infinities by name: "NaN", "Infinity", "-Infinity".
+
+    Bare NaN is not JSON, and null would not say which of the three it was. wandb's server and pages read the same three
+    names as numbers.
+    """
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+class JsonlLog:
+    """An append-only file of rows, safe against death of the process at any instant.
+
+    A row is one `write` of one whole line: once `append` returns, the kernel has it, and SIGKILL loses nothing. Only a
+    crash of the host can tear the last line; the next attempt then starts on a fresh one.
+
+    Raises OSError, from `append` too (a full disk).
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")
+
+    def append(self, row: Row) -> None:
+        """Add one row. Raises ValueError for a bare NaN or infinity (see `strict_row`)."""
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        if (written := os.write(self._fd, line)) != len(line):
+            raise OSError(f"only {written} of {len(line)} bytes of a row were written")
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of `path` in the order written, the non-finite numbers as floats again; torn lines are left out.
+
+    A rollback or a restart writes some steps a second time: both rows are here. Raises FileNotFoundError.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a proper beginning of an object never parses, so nothing torn gets through
+            continue
+        rows.append(
+            {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+        )
+    return rows

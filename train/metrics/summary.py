@@ -1,0 +1,189 @@
+"""What a run amounts to: a dozen numbers, as a file and as a table."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from rich.console import Console
+from rich.table import Table
+
+from train.metrics.jsonl import strict_value
+from train.metrics.peak import Peak
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run in numbers; the medians leave the warm-up out (see `summarise`)."""
+
+    run_dir: str
+    """The run's folder."""
+
+    steps: int
+    """Steps of the job so far."""
+
+    tokens: int
+    """Tokens trained on so far, over all ranks."""
+
+    loss_first: float
+    """Training loss of the first logged step, per token."""
+
+    loss_last: float
+    """Training loss of the last logged step, per token."""
+
+    eval_loss: Optional[float]
+    """Last held-out loss, per token; None if there was no evaluation."""
+
+    tokens_per_sec: float
+    """Median, over all ranks."""
+
+    step_time_s: float
+    """Median seconds a step."""
+
+    step_time_iqr_s: float
+    """Spread of the step times: third quartile less the first, in seconds."""
+
+    mfu: Optional[float]
+    """Median model FLOPs utilisation, causal attention counted at half; None if it was not logged."""
+
+    mfu_palm: Optional[float]
+    """The same with attention counted in full, as PaLM does."""
+
+    peak_tflops: Optional[float]
+    """TFLOP/s of one device that MFU is a fraction of."""
+
+    peak_source: str
+    """Where that number is from."""
+
+    peak_memory_gib: Optional[float]
+    """Largest memory in use on rank 0, GiB; None if it was not logged."""
+
+    world_size: int
+    """Ranks."""
+
+    device: str
+    """Name of rank 0's device."""
+
+    parameters: int
+    """Parameters of the model, in all."""
+
+    parameters_active: int
+    """Parameters that one token uses."""
+
+    wall_s: float
+    """Seconds from the start of this attempt to its end."""
+
+    def write(self, path: Path) -> None:
+        """Write as strict JSON (NaN becomes "NaN"), replacing `path` in one step. Raises OSError."""
+        fields = {name: strict_value(value) for name, value in asdict(self).items()}
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+        os.replace(partial, path)
+
+    def table(self) -> Table:
+        """Two columns: what, and how much; a number that is not there has no line."""
+        table = Table(show_header=False, title="run", title_justify="left")
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in self._lines():
+            table.add_row(name, value)
+        return table
+
+    def print(self, console: Optional[Console] = None) -> None:
+        """Print the table, and under it the one command that looks at the run."""
+        console = console or Console()
+        console.print(self.table(), markup=False)
+        # Outside the table, and unwrapped: it is there to be copied.
+        console.print(f"switchyard show {self.run_dir}", markup=False, highlight=False, soft_wrap=True)
+
+    def _lines(self) -> Iterable[tuple[str, str]]:
+        yield "steps", f"{self.steps:,}"
+        yield "tokens", f"{self.tokens:,}"
+        yield "loss", f"{self.loss_first:.4f} → {self.loss_last:.4f}"
+        if self.eval_loss is not None:
+            yield "held-out loss", f"{self.eval_loss:.4f}"
+        yield "tokens/s", f"{self.tokens_per_sec:,.0f}"
+        yield "step time", f"{self.step_time_s * 1e3:,.1f} ms (interquartile range {self.step_time_iqr_s * 1e3:,.1f})"
+        if self.mfu is not None:
+            yield "MFU", f"{self.mfu:.1%}" + (f" ({self.mfu_palm:.1%} as PaLM counts)" if self.mfu_palm else "")
+        if self.peak_tflops is not None:
+            yield "peak", f"{self.peak_tflops:,.4g} TFLOP/s a device, {self.peak_source}"
+        if self.peak_memory_gib is not None:
+            yield "peak memory", f"{self.peak_memory_gib:.2f} GiB"
+        yield "parameters", f"{self.parameters:,} ({self.parameters_active:,} active)"
+        yield "ranks", f"{self.world_size} × {self.device}"
+        yield "wall", f"{self.wall_s:,.1f} s"
+        yield "run folder", self.run_dir
+
+
+def summarise(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    run_dir: Path,
+    peak: Optional[Peak],
+    world_size: int,
+    device: str,
+    parameters: int,
+    parameters_active: int,
+    wall_s: float,
+) -> RunSummary:
+    """A run's summary from its rows of metrics, as `read_jsonl` returns them.
+
+    A row of a smaller step than the last one's takes back every step after it (a rollback), and rows of one step count
+    as one. The medians leave out the first min(10, n // 5) of n steps: compilation, and caches that fill. The losses
+    leave out nothing.
+
+    Raises ValueError if no row holds a loss, or none after the warm-up a speed; KeyError for a loss without `train/tokens`.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        step = int(row["train/step"])
+        while by_step and next(reversed(by_step)) > step:
+            by_step.popitem()
+        by_step.setdefault(step, {}).update(row)
+    trained = [row for row in by_step.values() if "train/loss" in row]
+    if not trained:
+        raise ValueError("no step was logged: there is nothing to summarise")
+    steady = trained[min(10, len(trained) // 5) :]
+    step_times = _column(steady, "perf/step_time_s")
+    evals = _column(list(by_step.values()), "eval/loss")
+    return RunSummary(
+        run_dir=str(run_dir),
+        steps=trained[-1]["train/step"],
+        tokens=trained[-1]["train/tokens"],
+        loss_first=trained[0]["train/loss"],
+        loss_last=trained[-1]["train/loss"],
+        eval_loss=evals[-1] if evals else None,
+        tokens_per_sec=statistics.median(_column(steady, "perf/tokens_per_sec")),
+        step_time_s=statistics.median(step_times),
+        step_time_iqr_s=_interquartile_range(step_times),
+        mfu=_median_or_none(steady, "perf/mfu"),
+        mfu_palm=_median_or_none(steady, "perf/mfu_palm"),
+        peak_tflops=peak.tflops if peak else None,
+        peak_source=peak.source if peak else "none",
+        peak_memory_gib=max(_column(trained, "mem/peak_gib"), default=None),
+        world_size=world_size,
+        device=device,
+        parameters=parameters,
+        parameters_active=parameters_active,
+        wall_s=wall_s,
+    )
+
+
+def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in rows if key in row]
+
+
+def _median_or_none(rows: list[dict[str, Any]], key: str) -> Optional[float]:
+    column = _column(rows, key)
+    return statistics.median(column) if column else None
+
+
+def _interquartile_range(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return third - first

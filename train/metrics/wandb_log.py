@@ -1,0 +1,115 @@
+"""wandb as a view of the run: it may be lost at any moment, and training goes on."""
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from train.metrics.config import LoggingConfig, WandbMode
+from train.metrics.jsonl import Row
+
+
+class WandbLog:
+    """One wandb run per job, under one id that every attempt at the job resumes; files land in `<run_dir>/wandb/`.
+
+    Nothing here raises, asks on stdin or waits without bound. No server or no API key: one warning, and the run is
+    recorded offline, to be sent later with `wandb sync`. Any other failure: one warning, and wandb is off for the rest
+    of the run. Rank 0 only.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any], group: Optional[str] = None
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._run: Any = None
+        if config.wandb is WandbMode.disabled:
+            return
+        if config.wandb is WandbMode.offline or not self._start(WandbMode.online, run_config, group):
+            self._start(WandbMode.offline, run_config, group)
+
+    def log(self, row: Row) -> None:
+        """Add one row to the run's history, as it is: `train/step` is a metric in it, and every chart's x axis."""
+        if self._run is None:
+            return
+        try:
+            # Never step=: wandb drops rows whose step is smaller than the last one's, as they are after a rollback.
+            self._run.log(dict(row))
+        except Exception as error:
+            self._run = None
+            self._warn("is off from here on", error)
+            self._stop_service(1)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End the run with its exit code; waits for the upload no longer than configured. Once only."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._warn(f"did not finish; `wandb sync {self._run_dir / 'wandb'}/*run-*` sends what is left", error)
+        self._stop_service(exit_code)
+
+    def _start(self, mode: WandbMode, run_config: Mapping[str, Any], group: Optional[str]) -> bool:
+        # wandb reports its own errors over connections of its own, and waits 10 s for a dead server at process exit.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # wandb wraps these two to guess the exit code, which `finish` is told, and prints uncaught errors twice.
+        hooks = sys.exit, sys.excepthook
+        try:
+            import wandb
+
+            wandb.setup(settings=wandb.Settings(silent=True))  # silent also means: no login prompt
+            self._run = wandb.init(
+                mode=mode.value,
+                project=self._config.wandb_project,
+                entity=self._config.wandb_entity,
+                group=group,
+                name=self._run_dir.name,
+                id=job_run_id(self._run_dir),
+                resume="allow",
+                dir=str(self._run_dir),
+                config=dict(run_config),
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    init_timeout=self._config.wandb_init_timeout_s,
+                    finish_timeout=self._config.wandb_finish_timeout_s,
+                    finish_timeout_raises=True,
+                ),
+            )
+            self._run.define_metric("train/step")
+            self._run.define_metric("*", step_metric="train/step")
+        except Exception as error:
+            self._run = None
+            self._warn("goes on offline" if mode is WandbMode.online else "is off", error)
+            self._stop_service(1)  # it still holds the run id, and would refuse it to a second start
+        finally:
+            sys.exit, sys.excepthook = hooks
+        return self._run is not None
+
+    def _stop_service(self, exit_code: int) -> None:
+        """End wandb's background process, and with it the atexit hook that would wait for it."""
+        try:
+            import wandb
+
+            wandb.teardown(exit_code)
+        except Exception as error:
+            logging.getLogger(__name__).debug("wandb's service was gone already: %r", error)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        logging.getLogger(__name__).warning("wandb %s: %s: %s", what, type(error).__name__, error)
+
+
+def job_run_id(run_dir: Path) -> str:
+    """The job's wandb run id, kept in `<run_dir>/wandb/run_id`; made on the first call. Raises OSError."""
+    path = run_dir / "wandb" / "run_id"
+    if path.exists() and (run_id := path.read_text().strip()):
+        return run_id
+    run_id = secrets.token_hex(4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(run_id + "\n")
+    return run_id
