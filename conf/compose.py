@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -90,9 +89,8 @@ def _check_key(override: Override, options: dict[str, list[str]]) -> None:
     if key in options:
         value = override.value()
         if value not in options[key]:
-            raise ConfigError(
-                f"{key}={value}: no such {key}; choose from {', '.join(options[key])}{_did_you_mean(str(value), options[key])}"
-            )
+            names = ", ".join(options[key])
+            raise ConfigError(f"{key}={value}: no such {key}; choose from {names}")
     elif key not in _all_keys():
         raise ConfigError(f"unknown key {key!r}{_did_you_mean(key, _all_keys())}")
     if override.is_add() or override.is_force_add():
@@ -141,8 +139,11 @@ def _one_line(error: Exception) -> str:
     return f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0]
 
 
-def load_composed(path: Path) -> dict[str, Any]:
-    """A run's config.yaml as plain values."""
-    loaded = yaml.safe_load(path.read_text())
-    assert isinstance(loaded, dict)
-    return loaded
+def read_job(path: Path) -> JobConfig:
+    """The configuration that a run's config.yaml holds (without its `environment`)."""
+    written = OmegaConf.load(path)
+    assert isinstance(written, DictConfig)
+    written.pop("environment", None)
+    job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), written))
+    assert isinstance(job, JobConfig)
+    return job

@@ -1,39 +1,62 @@
 """`switchyard show RUN`: what a run did, from its folder alone."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
+from conf.compose import read_job
 from models.config import ConfigError
+from models.flops import count_parameters
 from train.metrics.jsonl import read_jsonl
+from train.metrics.peak import Peak
+from train.metrics.summary import summarise
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def show(words: Sequence[str]) -> int:
-    """Print the table and the loss curve of the run folder `words[0]`; works on a run that is still going or dead.
+    """Print the table and the loss curve of the run folder `words[0]`, finished, going or dead.
 
     Raises:
-        ConfigError: if there is no run.
+        ConfigError: if there is no run, or it has not logged a step yet.
     """
     if len(words) != 1:
         raise ConfigError("show takes one run folder: switchyard show runs/NAME")
-    folder = Path(words[0]).expanduser()
-    if not (folder / "metrics.jsonl").exists():
-        raise ConfigError(f"{folder} holds no run: name a folder with a metrics.jsonl in it")
+    folder = Path(words[0]).expanduser().resolve()
+    for name in ("config.yaml", "metrics.jsonl"):
+        if not (folder / name).exists():
+            raise ConfigError(f"{folder} has no {name}: name the folder of a run that has logged a step")
     rows = read_jsonl(folder / "metrics.jsonl")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    if not losses:
+        raise ConfigError(f"{folder} has logged no step yet: try again in a moment")
+    environment = yaml.safe_load((folder / "config.yaml").read_text())["environment"]
+    finished = folder / "summary.json"
+    parameters = count_parameters(read_job(folder / "config.yaml").model)
+    summary = summarise(
+        rows,
+        run_dir=folder,
+        peak=Peak(environment["peak_tflops"], environment["peak_source"]),
+        world_size=environment["world_size"],
+        device=environment["device"],
+        parameters=parameters.total,
+        parameters_active=parameters.active,
+        wall_s=yaml.safe_load(finished.read_text())["wall_s"] if finished.exists() else None,
+    )
     console = Console()
+    console.print(summary.table(), markup=False)
+    console.print(f"loss {losses[0]:.3f} {curve(losses, console.width - 20)} {losses[-1]:.3f}", markup=False)
     return 0
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """`values` as one line of bars, at most `width` of them, each the mean of its part."""
-    if not values:
-        return ""
-    n_bars = min(width, len(values))
-    edges = [round(i * len(values) / n_bars) for i in range(n_bars + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    low, high = min(means), max(means)
+    """`values` as one line of bars, at most `width` of them, each the mean of its part; "" for no values."""
+    n_bars = min(max(1, width), len(values))
+    edges = [round(i * len(values) / n_bars) for i in range(n_bars + 1)] if values else []
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
     return "".join(BARS[round((mean - low) * scale)] for mean in means)

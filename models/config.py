@@ -145,9 +145,7 @@ class ModelConfig:
                 f"model.attention.n_heads={a.n_heads} is not divisible by model.attention.n_kv_heads={a.n_kv_heads}: "
                 f"set n_kv_heads to a divisor of {a.n_heads}"
             )
-        rope_key, rope_dim = (
-            ("head_dim", a.head_dim) if a.kind is AttentionKind.gqa else ("qk_rope_dim", a.qk_rope_dim)
-        )
+        rope_key, rope_dim = ("head_dim", a.head_dim) if a.kind is AttentionKind.gqa else ("qk_rope_dim", a.qk_rope_dim)
         if rope_dim % 2:
             raise ConfigError(f"model.attention.{rope_key}={rope_dim} is odd and RoPE turns pairs: set it even")
         if a.q_lora_rank < 0:

@@ -67,9 +67,9 @@ class LocalDispatcher:
         n_tokens, top_k = routing.experts_TK.shape
         back_ND: Tensor = _FromSlots.apply(rows_ND, dispatched.inverse_N)
         # A matrix product of [1, K] and [K, D] per token: sums in float32 inside, and makes no [T, K, D] temporary.
-        return torch.bmm(
-            routing.weights_TK.unsqueeze(1).to(rows_ND.dtype), back_ND.view(n_tokens, top_k, -1)
-        ).squeeze(1)
+        return torch.bmm(routing.weights_TK.unsqueeze(1).to(rows_ND.dtype), back_ND.view(n_tokens, top_k, -1)).squeeze(
+            1
+        )
 
 
 class _ToSlots(torch.autograd.Function):

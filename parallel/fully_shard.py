@@ -51,7 +51,7 @@ def _prefetch(parts: Sequence[nn.Module], depth: int) -> None:
     compute   F(1)          F(2)          F(3)
     gather    2, 3          4             5          depth 2; backward the same, the other way
     """
-    sharded = [part for part in parts if isinstance(part, FSDPModule)]
+    sharded: list[FSDPModule] = [part for part in parts if isinstance(part, FSDPModule)]
     for index, part in enumerate(sharded):
         part.set_modules_to_forward_prefetch(sharded[index + 1 : index + 1 + depth])
         part.set_modules_to_backward_prefetch(sharded[max(0, index - depth) : index][::-1])

@@ -23,9 +23,7 @@ class Bucket:
         self.flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
         self.n_parameters = len(parameters)
         self.missing = 0
-        for parameter, view in zip(
-            parameters, self.flat.split([p.numel() for p in parameters]), strict=True
-        ):
+        for parameter, view in zip(parameters, self.flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = view.view_as(parameter)
 
 

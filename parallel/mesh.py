@@ -1,6 +1,6 @@
 """Degrees of parallelism, checked against the world, and the device mesh that they span.
 
-    dp_replicate × dp_shard          outermost first; neighbours in dp_shard are neighbours on the machine
+dp_replicate × dp_shard          outermost first; neighbours in dp_shard are neighbours on the machine
 """
 
 from dataclasses import dataclass

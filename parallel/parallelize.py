@@ -95,7 +95,5 @@ def parallelize(
     gradients: GradientSync = GradientsInBackward(model)
     if strategy.reduction is Reduction.all_reduce:
         bucket_bytes = int(overlap.bucket_mib * 2**20)
-        gradients = GradientReducer(
-            list(model.parameters()), dp_group, comm, bucket_bytes, overlap=overlap.grad_reduce
-        )
+        gradients = GradientReducer(list(model.parameters()), dp_group, comm, bucket_bytes, overlap=overlap.grad_reduce)
     return ParallelModel(model, gradients, degrees, mesh, dp_group, world.rank)

@@ -4,6 +4,7 @@ What can be refused is refused before a process group exists, so that no rank is
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -60,12 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(
-    job: JobConfig, plain: dict[str, Any], world: World, corpus: Corpus, folder: Any, init_from: Any
+    job: JobConfig, plain: dict[str, Any], world: World, corpus: Corpus, folder: Path | None, init_from: Path | None
 ) -> None:
     """Build what the configuration names, and let it run."""
     comm = Communicator()
     folder = comm.broadcast_object(folder or new_folder(job.run, job.model.name, job.strategy.name))
-    environment = describe_environment(world.size, world.device, corpus.fingerprint)
+    peak = peak_flops(world.device, job.precision.compute.torch)
+    environment = describe_environment(world.size, world.device, peak, corpus.fingerprint)
     if world.rank == 0:
         write_config(folder, plain, environment)
     parallel = parallelize(job.model, job.strategy, job.overlap, job.precision, world, comm, job.train.seed)
@@ -76,7 +78,6 @@ def _train(
         load_weights(parallel.model, init_from)
 
     length = job.data.sequence_length
-    peak = peak_flops(world.device, job.precision.compute.torch)
     work = ModelWork(
         flops_per_token(job.model, length), flops_per_token(job.model, length, causal=False), peak.tflops, world.size
     )

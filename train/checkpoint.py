@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
@@ -120,7 +119,8 @@ def committed(folder: Path) -> list[Path]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The last complete checkpoint in `folder`."""
-    return (committed(folder) or [None])[-1]
+    found = committed(folder)
+    return found[-1] if found else None
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -146,5 +146,3 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-

@@ -1,8 +1,8 @@
 """How a rank ends when it cannot go on: one message, on the right rank, and an exit code that says which kind.
 
-torchrun stops the job when one rank exits, and closes with the message of the rank whose record bears the earliest time.
-Two things would spoil that. A refused configuration fails on all ranks at once: only one of them may speak. And a rank
-that dies takes its peers' collectives down within milliseconds: a peer must wait to be killed, not report that.
+torchrun stops the job when one rank exits, and closes with the message of the rank whose record bears the earliest
+time. Two things would spoil that. A refused configuration fails on all ranks at once: only one of them may speak. And a
+rank that dies takes its peers' collectives down within milliseconds: a peer must wait to be killed, not report that.
 """
 
 import os

@@ -13,6 +13,7 @@ import yaml
 
 from models.config import ConfigError
 from train.config import RunConfig
+from train.metrics.peak import Peak
 
 # What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
 IDENTITY = ("model", "data", "optim", "precision", "train.seed", "train.global_batch_size")
@@ -38,6 +39,7 @@ def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str
     Args:
         folder: may be absent: a new job.
         config: the resolved configuration as plain values.
+        corpus_fingerprint: SHA-256 of the corpus that is open now.
 
     Raises:
         ConfigError: naming the first value that differs.
@@ -67,8 +69,8 @@ def write_config(folder: Path, config: dict[str, Any], environment: dict[str, An
     temporary.replace(folder / "config.yaml")
 
 
-def describe_environment(world_size: int, device: torch.device, corpus_fingerprint: str) -> dict[str, Any]:
-    """Versions, source, topology and corpus, as plain values."""
+def describe_environment(world_size: int, device: torch.device, peak: Peak, corpus_fingerprint: str) -> dict[str, Any]:
+    """Versions, source, topology, the peak that MFU divides by, and the corpus, as plain values."""
     packages = ("switchyard", "torch", "accelerate", "deepspeed", "hydra-core", "wandb")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -79,6 +81,8 @@ def describe_environment(world_size: int, device: torch.device, corpus_fingerpri
         "world_size": world_size,
         "ranks_per_node": int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         "device": f"{device.type}: {name}",
+        "peak_tflops": peak.tflops,
+        "peak_source": peak.source,
         "corpus_sha256": corpus_fingerprint,
     }
 

@@ -39,7 +39,7 @@ class WorkerFailure(RuntimeError):
     """A case failed.
 
     Attributes:
-        rank: the rank that failed first; of ranks that only stopped answering, the lowest.
+        rank: the rank that failed first, before any that only lost its connection; of silent ranks, the lowest.
         traceback: that rank's traceback, or where it stood when time was up.
         others: a line for every other rank, in rank order.
     """
@@ -143,11 +143,10 @@ class WorkerPool:
                 try:
                     reports[rank] = pickle.loads(silent.pop(rank).recv_bytes())
                 except (EOFError, OSError):
-                    # `now` is still when it was last known alive. A later stamp would blame a peer whose report of the
-                    # broken connection is read in the same turn.
+                    stamp = time.monotonic()
                     workers[rank].process.join(timeout=1.0)
                     line = f"died without a word, exit code {workers[rank].process.exitcode}"
-                    reports[rank] = _Report(now, error=line, line=line)
+                    reports[rank] = _Report(stamp, error=line, line=line)
             now = time.monotonic()
             if any(report.error for report in reports.values()):
                 deadline = min(deadline, now + GRACE)
@@ -161,7 +160,8 @@ class WorkerPool:
 def _raise_first(reports: list[_Report]) -> None:
     failed = [rank for rank, report in enumerate(reports) if report.error]
     if failed:
-        first = min(failed, key=lambda rank: reports[rank].stamp)
+        # An error of the transport speaks of a peer, and can be here before the peer's death is seen: it comes last.
+        first = min(failed, key=lambda rank: ("gloo/transport" in reports[rank].error, reports[rank].stamp))
         others = [f"rank {rank}: {report.line}" for rank, report in enumerate(reports) if rank != first]
         raise WorkerFailure(first, reports[first].error, others)
 
@@ -172,9 +172,7 @@ def _stacks(workers: list[_Worker], ranks: list[int], folder: str) -> dict[int, 
         with suppress(ProcessLookupError):
             os.kill(workers[rank].process.pid or 0, signal.SIGUSR1)
     if ranks:
-        time.sleep(
-            0.5
-        )  # the stack is written from the signal handler, in milliseconds, and nothing says when it is done
+        time.sleep(0.5)  # the signal handler writes in milliseconds, but nothing tells when it has
     paths = {rank: _stack_path(folder, rank) for rank in ranks}
     return {rank: path.read_text() if path.exists() else "" for rank, path in paths.items()}
 

@@ -44,7 +44,9 @@ def dense(x_TD: torch.Tensor, module: RoutedExperts, route: Routing) -> torch.Te
 
 @pytest.mark.parametrize("kind", ["spread", "one_expert"])
 @pytest.mark.parametrize("slots", [tuple(range(E)), (4, 2, 0, 3, 1)])
-@pytest.mark.parametrize(("backend", "dtype", "tolerance"), [("loop", "float64", 1e-12), ("grouped_mm", "float32", 1e-4)])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"), [("loop", "float64", 1e-12), ("grouped_mm", "float32", 1e-4)]
+)
 def test_equals_the_dense_computation(kind: str, slots: tuple, backend: str, dtype: str, tolerance: float) -> None:
     module = experts(ExpertBackend(backend), getattr(torch, dtype), slots)
     dispatcher = LocalDispatcher(ExpertPlacement.on_one_rank(slots))

@@ -73,8 +73,8 @@ class RunSummary:
     parameters_active: int
     """Parameters that one token uses."""
 
-    wall_s: float
-    """Seconds from the start of this attempt to its end."""
+    wall_s: Optional[float]
+    """Seconds from the start of the last attempt to its end; None while it runs, or if it died."""
 
     def write(self, path: Path) -> None:
         """Write as strict JSON (NaN becomes "NaN"), replacing `path` in one step. Raises OSError."""
@@ -115,7 +115,8 @@ class RunSummary:
             yield "peak memory", f"{self.peak_memory_gib:.2f} GiB"
         yield "parameters", f"{self.parameters:,} ({self.parameters_active:,} active)"
         yield "ranks", f"{self.world_size} × {self.device}"
-        yield "wall", f"{self.wall_s:,.1f} s"
+        if self.wall_s is not None:
+            yield "wall", f"{self.wall_s:,.1f} s"
         yield "run folder", self.run_dir
 
 
@@ -128,7 +129,7 @@ def summarise(
     device: str,
     parameters: int,
     parameters_active: int,
-    wall_s: float,
+    wall_s: Optional[float],
 ) -> RunSummary:
     """A run's summary from its rows of metrics, as `read_jsonl` returns them.
 
@@ -136,7 +137,7 @@ def summarise(
     as one. The medians leave out the first min(10, n // 5) of n steps: compilation, and caches that fill. The losses
     leave out nothing.
 
-    Raises ValueError if no row holds a loss, or none after the warm-up a speed; KeyError for a loss without `train/tokens`.
+    Raises ValueError if no row holds a loss or, after the warm-up, a speed; KeyError for a loss without `train/tokens`.
     """
     by_step: dict[int, dict[str, Any]] = {}
     for row in rows:

@@ -1,0 +1,111 @@
+"""What only a GPU can show: NCCL layouts, fused kernels, bf16, pinned copies. Run on one or two GPUs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness.torchrun import torchrun
+
+from models.config import ExpertBackend, MoEConfig
+from models.experts import RoutedExperts
+
+pytestmark = pytest.mark.gpu
+TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+COMMON = (
+    "model=tiny",
+    "train.steps=10",
+    "train.log_every=1",
+    "logging=off",
+    "checkpoint=off",
+    "train.eval_sequences=4",
+)
+
+
+def losses(nproc: int, folder: Path, *words: str) -> list[float]:
+    done = torchrun(nproc, *COMMON, *words, f"run.dir={folder}", timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/loss"] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def cpu_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    return losses(1, tmp_path_factory.mktemp("cpu"), "strategy=single", "precision=fp64", "train.device=cpu")
+
+
+def test_one_gpu_equals_the_cpu_in_float64(cpu_losses: list[float], tmp_path: Path) -> None:
+    got = losses(1, tmp_path, "strategy=single", "precision=fp64")
+    assert got == pytest.approx(cpu_losses, abs=1e-9)
+
+
+@TWO
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("overlap", ["default", "max"])
+def test_two_gpus_equal_one_process_in_float64(
+    strategy: str, overlap: str, cpu_losses: list[float], tmp_path: Path
+) -> None:
+    got = losses(2, tmp_path, f"strategy={strategy}", "precision=fp64", f"overlap={overlap}")
+    assert got == pytest.approx(cpu_losses, abs=1e-9)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_mla"])
+def test_bf16_stays_near_float32(model: str, tmp_path: Path) -> None:
+    exact = losses(1, tmp_path / "fp32", "strategy=single", "precision=fp32", f"model={model}")
+    for strategy in ("single", "fsdp"):
+        rough = losses(1, tmp_path / strategy, f"strategy={strategy}", "precision=bf16", f"model={model}")
+        assert rough != exact
+        assert rough == pytest.approx(exact, abs=5e-2)
+
+
+def test_one_process_and_fsdp_compute_the_same_in_bf16(tmp_path: Path) -> None:
+    """Both round masters to bf16 in the same places; the first step has seen no reduction yet."""
+    one = losses(1, tmp_path / "single", "strategy=single", "precision=bf16")
+    sharded = losses(1, tmp_path / "fsdp", "strategy=fsdp", "precision=bf16")
+    assert one[0] == sharded[0]
+    assert one == pytest.approx(sharded, abs=2e-2)
+
+
+@pytest.mark.parametrize("strategy", ["single", "fsdp"])
+def test_a_job_resumes_on_gpus(strategy: str, tmp_path: Path) -> None:
+    words = (f"strategy={strategy}", "checkpoint=default", "optim.schedule=constant")
+    whole = losses(1, tmp_path / "constant", *words)
+    first = losses(1, tmp_path / "parts", *words, "train.steps=6")
+    both = losses(1, tmp_path / "parts", *words)
+    assert both[:6] == first
+    assert both == pytest.approx(whole, abs=1e-4)
+
+
+def test_grouped_mm_equals_the_loop() -> None:
+    moe = MoEConfig(n_routed=8, expert_dim=128)
+    generator = torch.Generator("cuda").manual_seed(0)
+    counts = torch.tensor([40, 0, 3, 117, 1, 64, 200, 31], device="cuda")
+    rows_ND = torch.randn(int(counts.sum()), 256, generator=generator, device="cuda").bfloat16().requires_grad_()
+    probe_ND = torch.randn(rows_ND.shape, generator=generator, device="cuda").bfloat16()
+    outcomes = []
+    for backend in (ExpertBackend.loop, ExpertBackend.grouped_mm):
+        module = RoutedExperts(moe, 256, 1, tuple(range(8)), backend).cuda()
+        weights = torch.Generator("cuda").manual_seed(1)
+        for parameter in module.parameters():
+            parameter.data.normal_(std=0.06, generator=weights)
+        y_ND = module(rows_ND, counts.cumsum(0).int())
+        outcomes.append([y_ND, *torch.autograd.grad(y_ND, [rows_ND, *module.parameters()], probe_ND)])
+    for loop, grouped in zip(*outcomes, strict=True):
+        error = (loop.float() - grouped.float()).norm() / loop.float().norm()
+        assert error < 1e-2
+        assert grouped.float().abs().max() > 0
+
+
+def test_latent_attention_runs_on_cudnn() -> None:
+    """192/128 heads: flash refuses them, and math would be ten times slower and quadratic in memory."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from models.attention import KERNELS_BY_SPEED
+
+    assert KERNELS_BY_SPEED[0] is SDPBackend.CUDNN_ATTENTION
+    q, k = (torch.randn(1, 4, 512, 192, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    v = torch.randn(1, 4, 512, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y.sum().backward()
+    assert y.shape[-1] == 128
