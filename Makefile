@@ -15,7 +15,7 @@ help: ## list the targets
 setup: $(VENV)/installed ## make .venv and install into it
 
 train: setup ## train the default model: one rank per GPU, or 2 on CPU (NPROC=…, ARGS="key=value …")
-	$(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m train $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m train $(ARGS)
 
 test: setup ## run the test suite, CPU and gloo (ARGS="-k name")
 	$(BIN)/python -m pytest $(ARGS)

@@ -47,11 +47,12 @@ class LocalDispatcher:
         if len(placement.slots_of_rank) != 1:
             raise ValueError(f"a local dispatcher serves one rank's experts, not {len(placement.slots_of_rank)} ranks'")
         self.placement = placement
-        self._position_of_expert = placement.position_of_expert()
+        # Kept per device: building it in each forward would copy from pageable memory, and that waits for the GPU.
+        self._slot_of_E: dict[torch.device, Tensor] = {}
 
     def dispatch(self, x_TD: Tensor, experts_TK: Tensor) -> Dispatched:
         n_experts = self.placement.n_experts
-        slot_of_E = torch.tensor(self._position_of_expert, device=x_TD.device)
+        slot_of_E = self._slot_of_expert(x_TD.device)
         slot_N = slot_of_E[experts_TK.flatten()]
         order_N = slot_N.argsort(stable=True)
         # End of each slot's rows by search, not bincount: no host synchronisation, and deterministic on every device.
@@ -65,11 +66,15 @@ class LocalDispatcher:
 
     def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
         n_tokens, top_k = routing.experts_TK.shape
-        back_ND: Tensor = _FromSlots.apply(rows_ND, dispatched.inverse_N)
-        # A matrix product of [1, K] and [K, D] per token: sums in float32 inside, and makes no [T, K, D] temporary.
-        return torch.bmm(routing.weights_TK.unsqueeze(1).to(rows_ND.dtype), back_ND.view(n_tokens, top_k, -1)).squeeze(
-            1
-        )
+        rows_TKD: Tensor = _FromSlots.apply(rows_ND, dispatched.inverse_N).view(n_tokens, top_k, -1)
+        weights_T1K = routing.weights_TK.unsqueeze(1).to(rows_ND.dtype)
+        # A product of [1, K] and [K, D] per token: it sums in float32 inside, and makes no [T, K, D] temporary.
+        return torch.bmm(weights_T1K, rows_TKD).squeeze(1)
+
+    def _slot_of_expert(self, device: torch.device) -> Tensor:
+        if device not in self._slot_of_E:
+            self._slot_of_E[device] = torch.tensor(self.placement.position_of_expert(), device=device)
+        return self._slot_of_E[device]
 
 
 class _ToSlots(torch.autograd.Function):

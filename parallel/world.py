@@ -69,7 +69,6 @@ class World:
             rank=-1 if launch.launched else 0,
             world_size=-1 if launch.launched else 1,
             timeout=timeout,
-            device_id=device if on_gpu else None,
         )
         return cls(launch.rank, launch.world_size, device)
 

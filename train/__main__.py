@@ -17,7 +17,7 @@ from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
 from parallel.parallelize import parallelize
 from parallel.world import Launch, World, choose_device
-from train.checkpoint import CheckpointStore, find_weights, load_weights
+from train.checkpoint import CheckpointStore, check_steps_left, find_weights, load_weights
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus
@@ -26,7 +26,7 @@ from train.loop import Trainer
 from train.metrics.peak import peak_flops
 from train.metrics.throughput import ModelWork, Throughput
 from train.optimizer import build_optimizer
-from train.report import Report
+from train.report import Report, finished_summary
 from train.run_folder import check_same_job, describe_environment, named_folder, new_folder, write_config
 
 
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         folder = named_folder(job.run)
         if folder:
             check_same_job(folder, plain, corpus.fingerprint)
+            check_steps_left(folder / "checkpoints", job.train.steps)
         init_from = find_weights(job.model.init_from, job.model) if job.model.init_from else None
     except ConfigError as error:
         refuse(error, launch)
@@ -66,14 +67,19 @@ def _train(
     """Build what the configuration names, and let it run."""
     comm = Communicator()
     folder = comm.broadcast_object(folder or new_folder(job.run, job.model.name, job.strategy.name))
-    peak = peak_flops(world.device, job.precision.compute.torch)
-    environment = describe_environment(world.size, world.device, peak, corpus.fingerprint)
-    if world.rank == 0:
-        write_config(folder, plain, environment)
     parallel = parallelize(job.model, job.strategy, job.overlap, job.precision, world, comm, job.train.seed)
     optimizer = build_optimizer(parallel.model, job.optim)
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)
     progress = store.resume(parallel.model, optimizer)
+    if progress.step == job.train.steps and (finished := finished_summary(folder, progress.step)):
+        # Started again with nothing left to do. Its record stays as it is: no attempt is added, no wall time replaced.
+        if world.rank == 0:
+            finished.print()
+        return
+    peak = peak_flops(world.device, job.precision.compute.torch)
+    environment = describe_environment(world.size, world.device, peak, corpus.fingerprint)
+    if world.rank == 0:
+        write_config(folder, plain, environment)
     if init_from and progress.step == 0:
         load_weights(parallel.model, init_from)
 

@@ -123,6 +123,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def check_steps_left(folder: Path, steps: int) -> None:
+    """Refuse a job of `steps` steps whose checkpoints in `folder` are past that; at the last step is finished, and fine.
+
+    Raises:
+        ConfigError: naming the step that was reached.
+    """
+    newest = newest_checkpoint(folder)
+    if newest and (done := read_progress(newest).step) > steps:
+        raise ConfigError(
+            f"train.steps={steps}, and {newest} is after step {done}: set it to at least {done}, "
+            "or name another run.name"
+        )
+
+
 def read_progress(checkpoint: Path) -> Progress:
     """What `checkpoint` says of itself.
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from train.metrics.console import ProgressLine
 from train.metrics.jsonl import read_jsonl
 from train.metrics.peak import Peak
 from train.metrics.recorder import Recorder
-from train.metrics.summary import summarise
+from train.metrics.summary import RunSummary, summarise
+
+SUMMARY_FILE = "summary.json"
 
 
 class Report:
@@ -50,10 +53,18 @@ class Report:
             parameters_active=self._parameters.active,
             wall_s=time.monotonic() - self._started,
         )
-        summary.write(self._folder / "summary.json")
+        summary.write(self._folder / SUMMARY_FILE)
         summary.print()
 
     def abandon(self) -> None:
         """Give the terminal back and end the wandb run as failed."""
         self._line.close()
         self._recorder.close(exit_code=1)
+
+
+def finished_summary(folder: Path, steps: int) -> RunSummary | None:
+    """The summary of a run that ended after `steps` steps; None if there is none, or it is of an end before that."""
+    path = folder / SUMMARY_FILE
+    summary = RunSummary.read(path) if path.exists() else None
+    # A copied folder's summary names the place that it came from.
+    return replace(summary, run_dir=str(folder)) if summary and summary.steps == steps else None

@@ -143,21 +143,8 @@ def start_torchrun(
     env: Mapping[str, str] | None = None,
 ) -> TorchrunLaunch:
     """Start `nproc` workers of `python -m module args...` on this host; `env` is added to the environment."""
-    python_path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return TorchrunLaunch(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={nproc}",
-            "-m",
-            module,
-            *args,
-        ],
-        cwd,
-        {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(python_path), **(env or {})},
-    )
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    return TorchrunLaunch([*agent, "-m", module, *args], cwd, _environment(env))
 
 
 def torchrun(
@@ -171,3 +158,15 @@ def torchrun(
     """`start_torchrun` to its end. A failed run is returned; one not done in `timeout` seconds is a TimeoutError."""
     with start_torchrun(nproc, *args, module=module, cwd=cwd, env=env) as launch:
         return launch.wait(timeout)
+
+
+def alone(*args: str, cwd: Path | str | None = None, timeout: float = 120.0) -> CompletedRun:
+    """`python -m train args...` to its end: one process, and no torchrun around it."""
+    with TorchrunLaunch([sys.executable, "-m", "train", *args], cwd, _environment(None)) as launch:
+        return launch.wait(timeout)
+
+
+def _environment(added: Mapping[str, str] | None) -> dict[str, str]:
+    """This process's environment, in which the repository can be imported from any folder."""
+    python_path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(python_path), **(added or {})}

@@ -29,6 +29,11 @@ def strict_value(value: Any) -> Any:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+def plain_value(value: Any) -> Any:
+    """The inverse of `strict_value`."""
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
 class JsonlLog:
     """An append-only file of rows, safe against death of the process at any instant.
 
@@ -69,7 +74,5 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:  # a proper beginning of an object never parses, so nothing torn gets through
             continue
-        rows.append(
-            {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-        )
+        rows.append({key: plain_value(value) for key, value in row.items()})
     return rows

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from rich.console import Console
 from rich.table import Table
 
-from train.metrics.jsonl import strict_value
+from train.metrics.jsonl import plain_value, strict_value
 from train.metrics.peak import Peak
 
 
@@ -82,6 +82,11 @@ class RunSummary:
         partial = path.with_name(path.name + ".tmp")
         partial.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n")
         os.replace(partial, path)
+
+    @classmethod
+    def read(cls, path: Path) -> "RunSummary":
+        """What was written to `path`. Raises OSError."""
+        return cls(**{name: plain_value(value) for name, value in json.loads(path.read_text()).items()})
 
     def table(self) -> Table:
         """Two columns: what, and how much; a number that is not there has no line."""

@@ -1,0 +1,68 @@
+"""Jobs that run to their end undisturbed, each once a session: a launch costs seconds, and many tests look at one."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from harness.run_record import RunRecord
+from harness.torchrun import alone, torchrun
+
+JOB = (
+    "model=tiny",
+    "train.steps=20",
+    "train.log_every=1",
+    "train.eval_every=10",
+    "train.eval_sequences=8",
+    "optim.warmup_steps=5",
+    "checkpoint.every=5",
+)
+"""What all of them have in common; long enough for warm-up, decay and four checkpoints."""
+
+WORDS = {
+    # In float32 the three take the same micro-batches of 4: summed in another order, products are rounded otherwise.
+    "single fp32": (1, "strategy=single", "train.micro_batch_size=4", "logging=off"),
+    "ddp fp32": (2, "strategy=ddp", "train.micro_batch_size=4"),
+    "fsdp fp32": (2, "strategy=fsdp", "train.micro_batch_size=4", "logging=off"),
+    # In float64 each takes its own way through the global batch of 16: at once, 8 a rank, 4 times 2 a rank.
+    "single fp64": (1, "strategy=single", "precision=fp64", "logging=off"),
+    "fsdp fp64": (2, "strategy=fsdp", "precision=fp64", "logging=off"),
+    "ddp fp64": (2, "strategy=ddp", "precision=fp64", "train.micro_batch_size=2", "logging=off"),
+}
+"""Number of processes and further words, by the job's name."""
+
+
+@pytest.fixture(scope="session")
+def words_of() -> Callable[[str], tuple[str, ...]]:
+    """A job's words on the command line, without those that name its folder."""
+    return lambda name: (*JOB, *WORDS[name][1:])
+
+
+@pytest.fixture(scope="session")
+def launch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the jobs are started."""
+    return tmp_path_factory.mktemp("launch")
+
+
+@pytest.fixture(scope="session")
+def trained(launch_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunRecord]:
+    """The record of a job in WORDS, started by the first test that asks for it.
+
+    All three ways to say where a run goes are among them: float32 jobs by `run.dir`, outside the folder they are
+    started from; "single fp64" by `run.name`; the other two not at all.
+    """
+
+    @cache
+    def run(name: str) -> RunRecord:
+        nproc, *words = WORDS[name]
+        where = []
+        if name == "single fp64":
+            where = ["run.name=foo"]
+        elif name.endswith("fp32"):
+            where = [f"run.dir={tmp_path_factory.mktemp('run') / 'elsewhere'}"]
+        launch = alone if nproc == 1 else lambda *args, cwd: torchrun(nproc, *args, cwd=cwd)
+        done = launch(*JOB, *words, *where, cwd=launch_folder)
+        assert done.returncode == 0, done.stderr
+        return RunRecord(Path(done.stdout.split()[-1]))  # the last line: switchyard show FOLDER
+
+    return run
