@@ -1,13 +1,18 @@
 """The whole configuration of a job as one typed object, and the checks that need more than one part of it."""
 
+import math
 from dataclasses import dataclass, field
 
+from conf.keys import Keys, values
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource
 from train.metrics.config import LoggingConfig
+
+LONGEST_NAME = 100
+"""Bytes. A run folder is called by time, model and strategy, and file systems take 255."""
 
 
 @dataclass
@@ -40,27 +45,52 @@ def validate(config: JobConfig, world_size: int) -> None:
     Raises:
         ConfigError: one line that names the value to change and what to set it to.
     """
+    _check_values(config)
     config.model.check()
     config.train.check()
     config.optim.check()
     config.checkpoint.check()
     config.overlap.check(config.strategy.reduction)
+    config.precision.check(config.strategy.reduction)
     dp = Degrees.resolve(config.strategy, world_size).dp
     config.train.micro_batch(dp)
     config.train.eval_micro_batch(dp)
     _check_sequence(config)
-    _check_precision(config)
+    if config.model.expert_backend is ExpertBackend.grouped_mm and config.precision.compute is Dtype.float64:
+        raise ConfigError("model.expert_backend=grouped_mm has no float64: set it to auto or loop")
     if config.data.source is DataSource.stdlib and config.model.vocab_size < 256:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size}: data=stdlib is bytes; set it to 256 or more, "
             "or choose data=synthetic"
         )
     if config.run.name is not None and config.run.dir is not None:
-        raise ConfigError("run.name and run.dir both name the run folder: set one of them")
-    if config.run.name is not None and "/" in config.run.name.strip("."):
-        raise ConfigError(f"run.name={config.run.name}: a name, not a path; use run.dir for a path")
-    if config.logging.wandb_init_timeout_s <= 0:
-        raise ConfigError(f"logging.wandb_init_timeout_s={config.logging.wandb_init_timeout_s}: set it above 0")
+        raise ConfigError(
+            f"run.name={config.run.name} and run.dir={config.run.dir} both name the run folder: set one of them to null"
+        )
+    for name in ("wandb_init_timeout_s", "wandb_finish_timeout_s"):
+        if (seconds := getattr(config.logging, name)) <= 0:
+            raise ConfigError(f"logging.{name}={seconds}: set it above 0")
+
+
+def _check_values(config: JobConfig) -> None:
+    """What no key can be: a number that is none, an empty text, a name that a folder cannot have."""
+    keys = Keys.of(JobConfig)
+    for key, value in values(config):
+        or_null = ", or null" if type(None) in keys.kinds(key) else ""
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value}: set it to a finite number{or_null}")
+        if value == "":
+            raise ConfigError(f"{key} is empty: set it to a text{or_null}")
+        if key.endswith(".name") and value is not None:
+            _check_name(key, value)
+
+
+def _check_name(key: str, name: str) -> None:
+    if "/" in name or name in (".", ".."):
+        use_dir = "; run.dir takes a path" if key == "run.name" else ""
+        raise ConfigError(f"{key}={name}: it names a folder and is no path; set it to a name without /{use_dir}")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"{key}={name[:20]}…: it names a folder; set it to {LONGEST_NAME} bytes at most")
 
 
 def _check_sequence(config: JobConfig) -> None:
@@ -72,13 +102,3 @@ def _check_sequence(config: JobConfig) -> None:
             f"data.sequence_length={length} is longer than model.max_sequence_length={longest}: "
             f"set data.sequence_length to at most {longest}"
         )
-
-
-def _check_precision(config: JobConfig) -> None:
-    precision = config.precision
-    if precision.parameters is Dtype.bfloat16:
-        raise ConfigError("precision.parameters=bfloat16: AdamW's small steps round away; set it to float32")
-    if precision.compute is Dtype.float64 and precision.parameters is not Dtype.float64:
-        raise ConfigError("precision.compute=float64 needs precision.parameters=float64: use precision=fp64")
-    if config.model.expert_backend is ExpertBackend.grouped_mm and precision.compute is Dtype.float64:
-        raise ConfigError("model.expert_backend=grouped_mm has no float64: set it to auto or loop")

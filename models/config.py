@@ -126,6 +126,8 @@ class ModelConfig:
             raise ConfigError(
                 f"model.n_dense_layers={self.n_dense_layers}: set it between 0 and model.n_layers={self.n_layers}"
             )
+        if self.norm_eps <= 0:
+            raise ConfigError(f"model.norm_eps={self.norm_eps}: set it above 0, as 1e-6")
         self._check_attention()
         if self.n_dense_layers < self.n_layers:
             self._check_moe()
@@ -143,21 +145,26 @@ class ModelConfig:
         if a.kind is AttentionKind.gqa and a.n_heads % a.n_kv_heads:
             raise ConfigError(
                 f"model.attention.n_heads={a.n_heads} is not divisible by model.attention.n_kv_heads={a.n_kv_heads}: "
-                f"set n_kv_heads to a divisor of {a.n_heads}"
+                f"set model.attention.n_kv_heads to a divisor of {a.n_heads}"
             )
         rope_key, rope_dim = ("head_dim", a.head_dim) if a.kind is AttentionKind.gqa else ("qk_rope_dim", a.qk_rope_dim)
         if rope_dim % 2:
             raise ConfigError(f"model.attention.{rope_key}={rope_dim} is odd and RoPE turns pairs: set it even")
         if a.q_lora_rank < 0:
             raise ConfigError(f"model.attention.q_lora_rank={a.q_lora_rank}: set it to 0 (no compression) or more")
+        if a.rope_theta <= 0:
+            raise ConfigError(f"model.attention.rope_theta={a.rope_theta}: set it above 0, as 10000")
 
     def _check_moe(self) -> None:
         m = self.moe
         if m.top_k > m.n_routed:
             raise ConfigError(
-                f"model.moe.top_k={m.top_k} exceeds model.moe.n_routed={m.n_routed}: set top_k to at most {m.n_routed}"
+                f"model.moe.top_k={m.top_k} exceeds model.moe.n_routed={m.n_routed}: "
+                f"set model.moe.top_k to at most {m.n_routed}"
             )
         if m.n_shared < 0:
             raise ConfigError(f"model.moe.n_shared={m.n_shared}: set it to 0 or more")
+        if m.route_scale <= 0:
+            raise ConfigError(f"model.moe.route_scale={m.route_scale}: set it above 0; 1 leaves weights as they are")
         if m.bias_update_rate < 0:
             raise ConfigError(f"model.moe.bias_update_rate={m.bias_update_rate}: set it to 0 or more")

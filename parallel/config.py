@@ -83,3 +83,25 @@ class PrecisionConfig:
     """Activations, and the weights that they meet; norms, router, softmax and loss use at least float32."""
     reduce: Dtype = Dtype.float32
     """fsdp: gradients on the wire and in their sum."""
+
+    def check(self, reduction: Reduction) -> None:
+        """Refuse dtypes that cannot meet, or that nothing would read.
+
+        Raises:
+            ConfigError: naming the key and what to set it to.
+        """
+        parameters = self.parameters.value
+        if self.parameters is Dtype.bfloat16:
+            raise ConfigError("precision.parameters=bfloat16: AdamW's small steps round away; set it to float32")
+        for name in ("compute", "reduce"):
+            dtype: Dtype = getattr(self, name)
+            if dtype is Dtype.float64 and self.parameters is not Dtype.float64:
+                raise ConfigError(
+                    f"precision.{name}=float64 is wider than precision.parameters={parameters}: set it to {parameters}, "
+                    "or use precision=fp64"
+                )
+        if reduction is not Reduction.shard and self.reduce is not self.parameters:
+            raise ConfigError(
+                f"precision.reduce={self.reduce.value}: only strategy=fsdp reduces in a dtype of its own; "
+                f"set it to {parameters}, as precision.parameters"
+            )

@@ -37,23 +37,27 @@ class Degrees:
         _refuse_what_reduction_ignores(strategy)
         open_names = [name for name, degree in degrees.items() if degree == -1]
         if len(open_names) > 1:
-            raise ConfigError(f"strategy.{open_names[0]} and strategy.{open_names[1]} are both -1: set one of them")
-        fixed = 1
-        for degree in degrees.values():
-            fixed *= degree if degree != -1 else 1
-        if open_names:
-            if world_size % fixed:
-                raise ConfigError(
-                    f"strategy={strategy.name}: {world_size} ranks are not divisible by {fixed}, the product of the "
-                    f"fixed degrees: start a multiple of {fixed} ranks"
-                )
-            degrees[open_names[0]] = world_size // fixed
-        elif fixed != world_size:
             raise ConfigError(
-                f"strategy={strategy.name} spans {fixed} rank{'s' * (fixed > 1)}, and {world_size} were started: "
-                f"start {fixed}, or choose a strategy for {world_size} (ddp, fsdp)"
+                f"strategy.{open_names[0]} and strategy.{open_names[1]} are both -1, the rest of the world: "
+                "set one of them to a number of ranks"
             )
+        fixed = math.prod(degree for degree in degrees.values() if degree != -1)
+        if open_names and world_size % fixed == 0:
+            degrees[open_names[0]] = world_size // fixed
+        elif open_names or fixed != world_size:
+            raise ConfigError(_does_not_span(strategy, degrees, fixed, world_size))
         return cls(**degrees)
+
+
+def _does_not_span(strategy: StrategyConfig, degrees: dict[str, int], fixed: int, world_size: int) -> str:
+    started = f"{world_size} rank{'s were' if world_size > 1 else ' was'} started"
+    if strategy.reduction is Reduction.none:
+        return f"strategy={strategy.name} is one process, and {started}: choose strategy=ddp or fsdp, or start 1"
+    spanned = " and ".join(f"strategy.{name}={degree}" for name, degree in degrees.items() if degree not in (1, -1))
+    if -1 in degrees.values():
+        return f"{spanned} does not divide the world, and {started}: set it to a divisor, or start a multiple of {fixed}"
+    largest = max(degrees, key=lambda name: degrees[name])
+    return f"{spanned}"
 
 
 def build_mesh(degrees: Degrees, device_type: str) -> DeviceMesh:

@@ -124,7 +124,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def check_steps_left(folder: Path, steps: int) -> None:
-    """Refuse a job of `steps` steps whose checkpoints in `folder` are past that; at the last step is finished, and fine.
+    """Refuse a job of `steps` steps whose checkpoints in `folder` are past the last one.
 
     Raises:
         ConfigError: naming the step that was reached.

@@ -71,13 +71,14 @@ class TrainConfig:
         if rest:
             raise ConfigError(
                 f"train.global_batch_size={self.global_batch_size} is not divisible by {dp} data-parallel ranks: "
-                f"set it to a multiple of {dp}"
+                f"set it to a multiple of {dp}, as {(share + 1) * dp}"
             )
         micro = self.micro_batch_size or share
         if share % micro:
             raise ConfigError(
-                f"train.micro_batch_size={micro} does not divide the {share} sequences of each of {dp} data-parallel "
-                f"ranks (train.global_batch_size={self.global_batch_size}): set it to a divisor of {share}"
+                f"train.micro_batch_size={micro} does not divide the {share} sequences that each of {dp} "
+                f"data-parallel ranks has of train.global_batch_size={self.global_batch_size}: "
+                f"set it to a divisor of {share}, or null"
             )
         return micro
 
@@ -91,7 +92,7 @@ class TrainConfig:
         if rest:
             raise ConfigError(
                 f"train.eval_sequences={self.eval_sequences} is not divisible by {dp} data-parallel ranks: "
-                f"set it to a multiple of {dp}"
+                f"set it to a multiple of {dp}, as {(share + 1) * dp}"
             )
         return next((n for n in range(min(self.micro_batch(dp), share), 0, -1) if share % n == 0), 1)
 

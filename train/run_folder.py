@@ -50,7 +50,8 @@ def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str
     advice = "set it back to continue that run, or name another run.name"
     before = yaml.safe_load(path.read_text())
     old, new = _identity(before), _identity(config)
-    for key in sorted(old.keys() | new.keys()):
+    # A preset's name first: it is what was typed, and the values below it differ for its sake.
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if old.get(key) != new.get(key):
             raise ConfigError(f"{key}={new.get(key)}, and {folder} holds a run with {key}={old.get(key)}: {advice}")
     fingerprint = before["environment"]["corpus_sha256"]

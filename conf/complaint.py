@@ -1,0 +1,52 @@
+"""What Hydra, OmegaConf or the YAML reader refused, as the one line that a user can act on."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+from yaml import MarkedYAMLError
+
+from conf.keys import Keys
+from conf.overrides import typed_value
+
+
+def complaint(error: BaseException, words: Sequence[str], keys: Keys) -> str:
+    """One line that names the key, the YAML file if it was there, and what to set it to."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
+    causes = list(_causes(error))
+    files = [match[1] for cause in causes if (match := re.search(r"In '(.+?/.+?)'", str(cause)))]
+    cause = next((cause for cause in causes if isinstance(cause, OmegaConfBaseException)), None)
+    if cause is not None and cause.full_key:
+        return _about_key(cause, files, words, keys)
+    where = f"{files[0]}.yaml: " if files else ""
+    if cause is not None:
+        return f"{where}it has a single value where a group of keys is to be"
+    return where + re.sub(r"^In '.+?': ", "", str(error).partition("\n")[0])
+
+
+def _about_key(cause: OmegaConfBaseException, files: Sequence[str], words: Sequence[str], keys: Keys) -> str:
+    key = cause.full_key or ""
+    where = f" in {files[0]}.yaml" if files else ""
+    if key in keys.names:
+        return f"{key}{where}: {keys.section(key)}"
+    if key not in keys.types:
+        return keys.unknown(key, where)
+    value = cause.value if files else typed_value(key, words)
+    shown = key if value is None else f"{key}={value}"
+    reason = ""
+    if isinstance(cause, InterpolationKeyError):
+        reason = f"there is no {_first_line(cause).split(chr(39))[1]} to take it from; "
+    elif isinstance(cause, InterpolationResolutionError):
+        reason = "what it refers to is no such value; "
+    return f"{shown}{where}: {reason}set it to {keys.expected(key)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

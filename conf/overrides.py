@@ -1,0 +1,114 @@
+"""The `key=value` words of a command line, checked before Hydra reads them.
+
+Hydra's own messages are for its developers: it proposes `+key=value` for a misspelt key, and then takes the key
+silently. So keys, options and the form of a value are judged here, and what is left for Hydra is a value's type.
+"""
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from conf.keys import Keys
+from conf.options import Options
+from models.config import ConfigError
+
+BOOLS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+
+def check_overrides(words: Sequence[str], keys: Keys, options: Options) -> list[str]:
+    """`words`, as Hydra is to read them. Where two set the same key, the last one counts.
+
+    Raises:
+        ConfigError: for the first word whose key or option does not exist, or whose value is not one.
+    """
+    return [_check(word, keys, options) for word in words]
+
+
+def typed_value(key: str, words: Sequence[str]) -> str | None:
+    """What `words` set `key` to, as it was typed; None if they do not."""
+    typed = [value for name, equals, value in (word.partition("=") for word in words) if equals and name == key]
+    return typed[-1] if typed else None
+
+
+def quoted(text: str) -> str:
+    """`text` in Hydra's grammar, where a bare word holds neither accents nor brackets."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _check(word: str, keys: Keys, options: Options) -> str:
+    if not word.isprintable():
+        raise ConfigError(f"{word!r} holds a character that cannot be printed: leave it out")
+    name, equals, value = word.partition("=")
+    key = name.lstrip("+~")
+    known = key in keys.types or key in keys.names
+    _check_foreign_key(word, key, value)
+    if not known and (not equals or not key):
+        raise ConfigError(f"{word!r} is not of the form key=value: write, say, train.steps=20")
+    if not known:
+        raise ConfigError(keys.unknown(key))
+    if name.startswith("~"):
+        raise ConfigError(f"{word}: a key cannot be taken away; set its value instead")
+    if name.startswith("+"):
+        raise ConfigError(f"{word}: {key} is there already; leave out the +")
+    if not equals:
+        raise ConfigError(f"{word} has no value: write {key}=VALUE, without spaces")
+    if key in options.files:
+        return _check_option(key, value, options)
+    if key in keys.names:
+        raise ConfigError(f"{word}: {keys.section(key)}")
+    return _check_value(key, value, keys)
+
+
+def _check_foreign_key(word: str, key: str, value: str) -> None:
+    """Keys that mean something elsewhere."""
+    if key == "nproc":
+        n = value or "N"
+        raise ConfigError(
+            f"{word}: how many ranks is for the launcher: switchyard train nproc={n} …, "
+            f"or torchrun --nproc-per-node {n} -m train …"
+        )
+    if key.replace("/", ".").split(".")[0] == "hydra":
+        raise ConfigError(f"{word}: Hydra composes the job and does no more; leave its keys out (run.dir names a folder)")
+    if "@" in key:
+        raise ConfigError(f"{word}: an option has one place; write {key.partition('@')[0]}={value}")
+    if key != key.strip():
+        raise ConfigError(f"{word!r}: leave no space around the =, as in {key.strip()}={value.strip()}")
+
+
+def _check_option(group: str, value: str, options: Options) -> str:
+    option = value.strip("'\"")
+    if option in options.files[group]:
+        return f"{group}={quoted(option)}"
+    _refuse_sweep(group, value)
+    raise ConfigError(options.unknown(group, value))
+
+
+def _check_value(key: str, value: str, keys: Keys) -> str:
+    word = f"{key}={value}"
+    _refuse_sweep(key, value)
+    parsed = _parse(word)
+    if str in keys.kinds(key):
+        # As it was typed: Hydra would make 1000.0 of a run's name 1e3, and refuse a path with an accent in it.
+        literal = value.lower() == "null" or value.startswith(("'", '"', "[", "{"))
+        return word if literal and parsed else f"{key}={quoted(value)}"
+    # OmegaConf takes any whole number for a bool.
+    no_bool = bool in keys.kinds(key) and "${" not in value and value.strip("'\"").lower() not in BOOLS
+    if parsed is None or no_bool:
+        raise ConfigError(f"{word}: set it to {keys.expected(key)}")
+    return word
+
+
+def _refuse_sweep(key: str, value: str) -> None:
+    parsed = _parse(f"{key}={value}")
+    if parsed and parsed.is_sweep_override():
+        raise ConfigError(f"{key}={value}: one job takes one value; start a job for each")
+
+
+def _parse(word: str) -> Override | None:
+    """As Hydra reads it; None if it cannot."""
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except (HydraException, ValueError, RecursionError):  # the last two: a number or a nesting without end
+        return None

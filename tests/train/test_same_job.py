@@ -1,0 +1,120 @@
+"""A run folder is one job: what may change when it is started again, and what is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from harness.run_record import RunRecord
+from harness.torchrun import alone
+
+from conf.compose import compose
+from models.config import ConfigError
+from train.run_folder import check_same_job, write_config
+
+Job = Callable[[str], RunRecord]
+CORPUS = "c0ffee"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of a job that was started with these words and no others."""
+    write_config(tmp_path, plain("model=tiny"), {"corpus_sha256": CORPUS})
+    return tmp_path
+
+
+def plain(*words: str) -> dict:
+    return yaml.safe_load(compose(words).yaml)
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("model.moe.top_k=1", "model.moe.top_k"),
+        ("model=tiny_mla", "model.name"),
+        ("train.seed=1", "train.seed"),
+        ("train.global_batch_size=8", "train.global_batch_size"),
+        ("data=synthetic", "data.name"),
+        ("data.sequence_length=64", "data.sequence_length"),
+        ("optim.lr=0.1", "optim.lr"),
+        ("precision=bf16", "precision.compute"),
+    ],
+)
+def test_another_job_is_refused(folder: Path, word: str, key: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check_same_job(folder, plain("model=tiny", word), CORPUS)
+    message = str(refusal.value)
+    assert message.startswith(f"{key}=")
+    assert str(folder) in message
+    assert "\n" not in message
+
+
+def test_another_corpus_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="the corpus is not the one"):
+        check_same_job(folder, plain("model=tiny"), "decaf")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "strategy=fsdp",
+        "overlap=max",
+        "logging=off",
+        "checkpoint=off",
+        "train.steps=7",
+        "train.micro_batch_size=2",
+        "train.log_every=3",
+        "model.expert_backend=loop",
+        "model.init_from=runs/donor",
+    ],
+)
+def test_what_does_not_make_another_job_may_change(folder: Path, word: str) -> None:
+    check_same_job(folder, plain("model=tiny", word), CORPUS)
+
+
+@pytest.fixture
+def finished(trained: Job, tmp_path: Path) -> RunRecord:
+    """A copy of a run that has done its 20 steps."""
+    return RunRecord(shutil.copytree(trained("single fp32").folder, tmp_path / "finished"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("word", ["train.seed=1", "train.steps=19"])
+def test_a_refusal_is_one_line_and_touches_nothing(
+    finished: RunRecord, word: str, words_of: Callable[[str], tuple[str, ...]]
+) -> None:
+    before = files(finished.folder)
+    done = alone(*words_of("single fp32"), word, f"run.dir={finished.folder}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"switchyard: {word}, ")
+    assert done.stderr.count("\n") == 1
+    assert files(finished.folder) == before
+
+
+def test_a_finished_run_prints_its_table_again_and_touches_nothing(
+    finished: RunRecord, words_of: Callable[[str], tuple[str, ...]]
+) -> None:
+    before = files(finished.folder)
+    done = alone(*words_of("single fp32"), "logging=default", f"run.dir={finished.folder}")
+    assert done.returncode == 0, done.stderr
+    summary = yaml.safe_load(before["summary.json"])
+    assert f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f}" in done.stdout
+    assert f"{summary['wall_s']:,.1f} s" in done.stdout
+    assert done.stdout.endswith(f"switchyard show {finished.folder}\n")
+    assert files(finished.folder) == before
+
+
+def test_a_finished_run_goes_on_to_more_steps(finished: RunRecord, words_of: Callable[[str], tuple[str, ...]]) -> None:
+    """And in another layout, with other overlap."""
+    rows = finished.rows
+    words = (*words_of("single fp32"), "strategy=fsdp", "overlap=max", "train.steps=22")
+    done = alone(*words, f"run.dir={finished.folder}")
+    assert done.returncode == 0, done.stderr
+    assert finished.rows[:20] == rows
+    assert finished.column("train/step") == list(range(1, 23))
+    assert finished.config["strategy"]["name"] == "fsdp"
+    assert "steps         │ 22" in done.stdout
