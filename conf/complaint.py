@@ -14,6 +14,10 @@ def complaint(error: BaseException, words: Sequence[str], keys: Keys) -> str:
     """One line that names the key, the YAML file if it was there, and what to set it to."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, UnicodeError):
+        return "a YAML file in --config-dir is not UTF-8: save it as that"
+    if isinstance(error, RecursionError):
+        return "a YAML file in --config-dir holds itself: break the loop of & and *"
     causes = list(_causes(error))
     files = [match[1] for cause in causes if (match := re.search(r"In '(.+?/.+?)'", str(cause)))]
     cause = next((cause for cause in causes if isinstance(cause, OmegaConfBaseException)), None)
@@ -21,7 +25,7 @@ def complaint(error: BaseException, words: Sequence[str], keys: Keys) -> str:
         return _about_key(cause, files, words, keys)
     where = f"{files[0]}.yaml: " if files else ""
     if cause is not None:
-        return f"{where}it has a single value where a group of keys is to be"
+        return f"{where}a single value stands where a group of keys belongs"
     return where + re.sub(r"^In '.+?': ", "", str(error).partition("\n")[0])
 
 
@@ -35,10 +39,10 @@ def _about_key(cause: OmegaConfBaseException, files: Sequence[str], words: Seque
     value = cause.value if files else typed_value(key, words)
     shown = key if value is None else f"{key}={value}"
     reason = ""
-    if isinstance(cause, InterpolationKeyError):
-        reason = f"there is no {_first_line(cause).split(chr(39))[1]} to take it from; "
+    if isinstance(cause, InterpolationKeyError) and (missing := re.search(r"key '(.+?)' not found", str(cause))):
+        reason = f"there is no key {missing[1]}; "
     elif isinstance(cause, InterpolationResolutionError):
-        reason = "what it refers to is no such value; "
+        reason = "what it refers to cannot be one; "
     return f"{shown}{where}: {reason}set it to {keys.expected(key)}"
 
 
@@ -46,7 +50,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]

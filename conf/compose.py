@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from conf.complaint import complaint
 from conf.keys import Keys
@@ -46,8 +46,8 @@ def compose(words: Sequence[str], extra_dir: Path | None = None) -> Composed:
             composed = hydra_compose("config", overrides=overrides)
         typed = OmegaConf.to_object(composed)
         text = OmegaConf.to_yaml(composed, resolve=True)
-    # The last three are what a YAML file can hold that is no YAML, or none that ends.
-    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, RecursionError) as error:
+    # The last four: what reading a user's YAML file can raise besides.
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeError, RecursionError, OSError) as error:
         raise ConfigError(complaint(error, words, keys)) from error
     assert isinstance(typed, JobConfig)
     return Composed(typed, text)
@@ -60,12 +60,13 @@ def read_job(path: Path) -> JobConfig:
         ConfigError: if it is not one, or another version's.
     """
     try:
-        written = OmegaConf.load(path)
-        if not isinstance(written, DictConfig):
+        # Not OmegaConf's reader, to which a text 1e3 is a number: what wrote the file was PyYAML.
+        written = yaml.safe_load(path.read_text())
+        if not isinstance(written, dict):
             raise ConfigError(f"{path} is not a run's config.yaml: name the folder of a run")
         written.pop("environment", None)
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), written))
-    except (OmegaConfBaseException, YAMLError, UnicodeError, OSError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeError, OSError) as error:
         what = complaint(error, [], Keys.of(JobConfig))
         raise ConfigError(f"{path} is not a config.yaml that this version of switchyard wrote: {what}") from error
     assert isinstance(job, JobConfig)

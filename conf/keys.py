@@ -1,4 +1,4 @@
-"""The keys that a job has, as dotted names, and what a value of each is called: read from the dataclasses themselves."""
+"""The keys that a job has, as dotted names, and what each takes: read from the dataclasses themselves."""
 
 import difflib
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Keys:
         beside = [f"{section}.{close}" for close in difflib.get_close_matches(name, self.names.get(section, []), n=1)]
         elsewhere = [known for known in self.types if known.rpartition(".")[2] == name]
         similar = difflib.get_close_matches(key, [*self.types, *self.names], n=1, cutoff=0.7)
-        if meant := beside or elsewhere or similar:
+        if meant := beside or elsewhere or (similar if section not in self.names else []):
             advice = f"did you mean {_listed(meant)}?"
         elif section in self.names:
             advice = f"{section} has {', '.join(self.names[section])}"

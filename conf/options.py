@@ -30,9 +30,9 @@ class Options:
             return cls(files)
         extra = {group: _yaml_files(extra_dir / group) for group in files}
         if not any(extra.values()):
-            raise ConfigError(f"--config-dir {extra_dir}: name a folder that holds, say, model/NAME.yaml")
+            raise ConfigError(f"--config-dir {extra_dir}: name a folder that holds model/NAME.yaml or the like")
         for group, added in extra.items():
-            for taken in added.keys() & files[group].keys():
+            for taken in sorted(added.keys() & files[group].keys()):
                 raise ConfigError(f"{added[taken]}: {group}={taken} is there already; give your file another name")
         return cls({group: dict(sorted((ours | extra[group]).items())) for group, ours in files.items()})
 
@@ -41,7 +41,7 @@ class Options:
         known = self.files[group]
         if typed.startswith(("{", "[")):
             return f"{group}={typed}: choose one of {', '.join(known)}; a key below it is set by {group}.KEY=VALUE"
-        close = difflib.get_close_matches(typed, known, n=1)
+        close = difflib.get_close_matches(typed.removesuffix(".yaml"), known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{group}={typed}: no such {group}; {hint}choose from {', '.join(known)}"
 

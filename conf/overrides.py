@@ -64,16 +64,15 @@ def _check(word: str, keys: Keys, options: Options) -> str:
 def _check_foreign_key(word: str, key: str, value: str) -> None:
     """Keys that mean something elsewhere."""
     if key == "nproc":
-        n = value or "N"
         raise ConfigError(
-            f"{word}: how many ranks is for the launcher: switchyard train nproc={n} …, "
-            f"or torchrun --nproc-per-node {n} -m train …"
+            f"{word}: the number of ranks is the launcher's: switchyard train nproc=N …, "
+            "or torchrun --nproc-per-node N -m train …"
         )
     if key.replace("/", ".").split(".")[0] == "hydra":
-        raise ConfigError(f"{word}: Hydra composes the job and does no more; leave its keys out (run.dir names a folder)")
+        raise ConfigError(f"{word}: Hydra composes and does no more: leave its keys out (run.dir names the run folder)")
     if "@" in key:
-        raise ConfigError(f"{word}: an option has one place; write {key.partition('@')[0]}={value}")
-    if key != key.strip():
+        raise ConfigError(f"{word}: an option has one place: write {key.partition('@')[0]}={value}")
+    if key != key.strip() != "":
         raise ConfigError(f"{word!r}: leave no space around the =, as in {key.strip()}={value.strip()}")
 
 

@@ -1,6 +1,5 @@
 """The whole configuration of a job as one typed object, and the checks that need more than one part of it."""
 
-import math
 from dataclasses import dataclass, field
 
 from conf.keys import Keys, values
@@ -13,6 +12,8 @@ from train.metrics.config import LoggingConfig
 
 LONGEST_NAME = 100
 """Bytes. A run folder is called by time, model and strategy, and file systems take 255."""
+LARGEST_FLOAT = 3.4e38
+"""What float32 holds, in which all of these numbers end up."""
 
 
 @dataclass
@@ -56,8 +57,8 @@ def validate(config: JobConfig, world_size: int) -> None:
     config.train.micro_batch(dp)
     config.train.eval_micro_batch(dp)
     _check_sequence(config)
-    if config.model.expert_backend is ExpertBackend.grouped_mm and config.precision.compute is Dtype.float64:
-        raise ConfigError("model.expert_backend=grouped_mm has no float64: set it to auto or loop")
+    if config.model.expert_backend is ExpertBackend.grouped_mm:
+        _check_grouped_mm(config.model, config.precision.compute)
     if config.data.source is DataSource.stdlib and config.model.vocab_size < 256:
         raise ConfigError(
             f"model.vocab_size={config.model.vocab_size}: data=stdlib is bytes; set it to 256 or more, "
@@ -77,9 +78,9 @@ def _check_values(config: JobConfig) -> None:
     keys = Keys.of(JobConfig)
     for key, value in values(config):
         or_null = ", or null" if type(None) in keys.kinds(key) else ""
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
             raise ConfigError(f"{key}={value}: set it to a finite number{or_null}")
-        if value == "":
+        if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{key} is empty: set it to a text{or_null}")
         if key.endswith(".name") and value is not None:
             _check_name(key, value)
@@ -91,6 +92,18 @@ def _check_name(key: str, name: str) -> None:
         raise ConfigError(f"{key}={name}: it names a folder and is no path; set it to a name without /{use_dir}")
     if len(name.encode()) > LONGEST_NAME:
         raise ConfigError(f"{key}={name[:20]}…: it names a folder; set it to {LONGEST_NAME} bytes at most")
+
+
+def _check_grouped_mm(model: ModelConfig, compute: Dtype) -> None:
+    if compute is Dtype.float64:
+        raise ConfigError("model.expert_backend=grouped_mm has no float64: set it to auto or loop")
+    multiple = 16 // compute.torch.itemsize  # rows must begin at multiples of 16 bytes
+    for key, size in (("dim", model.dim), ("moe.expert_dim", model.moe.expert_dim)):
+        if size % multiple:
+            raise ConfigError(
+                f"model.{key}={size}: grouped_mm takes multiples of {multiple} in {compute.value}; "
+                f"set it to {size + -size % multiple}, or model.expert_backend=loop"
+            )
 
 
 def _check_sequence(config: JobConfig) -> None:

@@ -1,11 +1,13 @@
 """Start the ranks of one job on this machine, through torchrun."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from conf.command_line import CommandLine
 from conf.compose import compose
@@ -14,10 +16,13 @@ from models.config import ConfigError
 
 
 def train(words: Sequence[str]) -> int:
-    """`switchyard train [nproc=N] key=value …`: check the words, then become torchrun's parent until it ends.
+    """`switchyard train [nproc=N] key=value …`: check the words, then be torchrun until the job ends.
+
+    Returns:
+        0, or the exit code of the rank that ended the job, or 128 + the signal that ended this process.
 
     Raises:
-        ConfigError: for whatever the job would refuse, before a process is started.
+        ConfigError: for words that no rank would take, before one is started.
     """
     nproc, rest = take_nproc(words)
     line = CommandLine.parse(rest, program="switchyard train [nproc=N]")
@@ -26,14 +31,19 @@ def train(words: Sequence[str]) -> int:
         print(composed.yaml, end="")
         return 0
     validate(composed.config, nproc)
+    os.environ |= rank_environment(nproc)
     try:
-        return subprocess.run(torchrun_command(nproc, rest), env=rank_environment(nproc)).returncode
-    except KeyboardInterrupt:
-        return 130
+        torchrun.run(torchrun.parse_args(torchrun_arguments(nproc, rest)))
+    except ChildFailedError as error:  # the rank has said why
+        _, failure = error.get_first_failure()
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as stop:
+        return 128 + stop.sigval
+    return 0
 
 
 def take_nproc(words: Sequence[str]) -> tuple[int, list[str]]:
-    """The value of `nproc=N` among `words`, or its default; and the other words.
+    """The value of the last `nproc=N` among `words`, or its default; and the other words.
 
     Raises:
         ConfigError: unless N is a number of at least 1.
@@ -42,18 +52,25 @@ def take_nproc(words: Sequence[str]) -> tuple[int, list[str]]:
     rest = [word for word in words if not word.startswith("nproc=")]
     if not given:
         return torch.cuda.device_count() or 2, rest
-    if not given[-1].isdigit() or int(given[-1]) < 1:
+    if not (given[-1].isascii() and given[-1].isdigit() and int(given[-1][:9]) > 0):
         raise ConfigError(f"nproc={given[-1]}: set it to the number of ranks, at least 1")
     return int(given[-1]), rest
 
 
-def torchrun_command(nproc: int, words: Sequence[str]) -> list[str]:
-    """The command that starts `nproc` ranks of `python -m train words…` on this machine."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    return [*torchrun, "-m", "train", *words]
-
-
 def rank_environment(nproc: int) -> dict[str, str]:
-    """This environment, with the cores shared out among `nproc` ranks unless the user has."""
+    """What the ranks' environment has besides ours: their share of the cores, unless the user has set it, and our code.
+
+    `python -m train` would otherwise find a train.py in the folder that it is started from.
+    """
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
-    return {"OMP_NUM_THREADS": str(threads)} | os.environ
+    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def torchrun_arguments(nproc: int, words: Sequence[str]) -> list[str]:
+    """What to tell torchrun to start `nproc` ranks of `python -m train words…` on this machine."""
+    return ["--standalone", f"--nproc-per-node={nproc}", "-m", "train", *words]

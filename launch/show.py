@@ -12,7 +12,7 @@ from models.config import ConfigError
 from models.flops import count_parameters
 from train.metrics.jsonl import read_jsonl
 from train.metrics.peak import Peak
-from train.metrics.summary import summarise
+from train.metrics.summary import Attempt, RunSummary, summarise
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -36,16 +36,16 @@ def show(words: Sequence[str]) -> int:
     environment = yaml.safe_load((folder / "config.yaml").read_text())["environment"]
     finished = folder / "summary.json"
     parameters = count_parameters(read_job(folder / "config.yaml").model)
-    summary = summarise(
-        rows,
-        run_dir=folder,
-        peak=Peak(environment["peak_tflops"], environment["peak_source"]),
+    attempt = Attempt(
+        resumed_after_step=environment["resumed_after_step"],
         world_size=environment["world_size"],
         device=environment["device"],
+        peak=Peak(environment["peak_tflops"], environment["peak_source"]),
         parameters=parameters.total,
         parameters_active=parameters.active,
-        wall_s=yaml.safe_load(finished.read_text())["wall_s"] if finished.exists() else None,
     )
+    wall_s = RunSummary.read(finished).wall_s if finished.exists() else None
+    summary = summarise(rows, folder, attempt, wall_s)
     console = Console()
     console.print(summary.table(), markup=False)
     console.print(f"loss {losses[0]:.3f} {curve(losses, console.width - 20)} {losses[-1]:.3f}", markup=False)

@@ -126,8 +126,8 @@ class ModelConfig:
             raise ConfigError(
                 f"model.n_dense_layers={self.n_dense_layers}: set it between 0 and model.n_layers={self.n_layers}"
             )
-        if self.norm_eps <= 0:
-            raise ConfigError(f"model.norm_eps={self.norm_eps}: set it above 0, as 1e-6")
+        if self.norm_eps < 1e-30:  # in float32 much less is 0
+            raise ConfigError(f"model.norm_eps={self.norm_eps}: set it to at least 1e-30, as 1e-6")
         self._check_attention()
         if self.n_dense_layers < self.n_layers:
             self._check_moe()

@@ -36,23 +36,29 @@ class RoutedExperts(nn.Module):
     def forward(self, rows_ND: Tensor, offsets_E: Tensor) -> Tensor:
         """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine."""
         weights = tuple(w.to(rows_ND.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EDF))
-        if choose_backend(self.backend, rows_ND) is ExpertBackend.grouped_mm:
+        if choose_backend(self.backend, rows_ND, self.gate_EFD.shape[1]) is ExpertBackend.grouped_mm:
             return _grouped(rows_ND, offsets_E, *weights)
         return _loop(rows_ND, offsets_E, *weights)
 
 
-def choose_backend(wanted: ExpertBackend, rows: Tensor) -> ExpertBackend:
+def choose_backend(wanted: ExpertBackend, rows_ND: Tensor, expert_dim: int) -> ExpertBackend:
     """`wanted`, or for auto: grouped_mm in bf16 on CUDA, and in float32 or bf16 on CPU outside torch.compile.
 
     Elsewhere it raises or is a slow fallback (float64 and compiled float32 on CPU: torch 2.13).
     """
     if wanted is not ExpertBackend.auto:
         return wanted
-    if rows.is_cuda:
-        runs = rows.dtype is torch.bfloat16
+    if rows_ND.is_cuda:
+        runs = rows_ND.dtype is torch.bfloat16
     else:
-        runs = rows.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
-    return ExpertBackend.grouped_mm if runs else ExpertBackend.loop
+        runs = rows_ND.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
+    aligned = grouped_mm_takes(rows_ND.shape[1], expert_dim, rows_ND.element_size())
+    return ExpertBackend.grouped_mm if runs and aligned else ExpertBackend.loop
+
+
+def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:
+    """Whether rows of both widths are whole multiples of 16 bytes, as grouped_mm demands."""
+    return dim * element_size % 16 == 0 and expert_dim * element_size % 16 == 0
 
 
 def _grouped(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class Router(nn.Module):
         experts_TK = (scores_TE.detach() + self.expert_bias_E).topk(self.config.top_k, dim=-1).indices
         weights_TK = scores_TE.gather(-1, experts_TK)
         if self.config.normalise_weights:
-            weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+            # Sigmoid scores of a token that no expert wants can all underflow to 0.
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
         return Routing(experts_TK, weights_TK * self.config.route_scale)
 
 

@@ -54,6 +54,13 @@ class Communicator:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
+    def all_gather_object(self, value: T) -> list[T]:
+        """Every rank's `value`, by rank, on every rank."""
+        self.calls[CommKind.control, "all_gather_object"] += 1
+        values: list[T | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return [v for v in values if v is not None]
+
     def barrier(self) -> None:
         """Wait for every rank, on the host: no GPU is drained for it."""
         self.calls[CommKind.control, "barrier"] += 1

@@ -97,11 +97,11 @@ class PrecisionConfig:
             dtype: Dtype = getattr(self, name)
             if dtype is Dtype.float64 and self.parameters is not Dtype.float64:
                 raise ConfigError(
-                    f"precision.{name}=float64 is wider than precision.parameters={parameters}: set it to {parameters}, "
-                    "or use precision=fp64"
+                    f"precision.{name}=float64 is wider than precision.parameters={parameters}: "
+                    f"set it to {parameters}, or use precision=fp64"
                 )
         if reduction is not Reduction.shard and self.reduce is not self.parameters:
             raise ConfigError(
-                f"precision.reduce={self.reduce.value}: only strategy=fsdp reduces in a dtype of its own; "
+                f"precision.reduce={self.reduce.value}: only sharding (strategy=fsdp) reduces in a dtype of its own; "
                 f"set it to {parameters}, as precision.parameters"
             )

@@ -20,7 +20,7 @@ def shard_model(model: Transformer, mesh: DeviceMesh, precision: PrecisionConfig
     policy = MixedPrecisionPolicy(
         param_dtype=precision.compute.torch,
         reduce_dtype=precision.reduce.torch,
-        # Routing weights travel through the parts in float32 and must stay so.
+        # What travels between the parts keeps its dtype: routing weights are float32 until combine.
         cast_forward_inputs=False,
     )
     parts: list[list[nn.Module]] = [[model.embedding]]
@@ -43,6 +43,26 @@ def shard_model(model: Transformer, mesh: DeviceMesh, precision: PrecisionConfig
             module.set_force_sum_reduction_for_comms(True)
     if overlap.param_prefetch > 1:
         _prefetch([part[0] for part in parts], overlap.param_prefetch)
+
+
+class ShardedGradients:
+    """FSDP2 reduces inside backward: every micro-batch's gradient is scattered to its shards and added there. What is
+    left to arrange is HSDP's sum over replicas, which is wanted once per step."""
+
+    def __init__(self, model: FSDPModule, parameters: Sequence[nn.Parameter]) -> None:
+        self._model, self._parameters = model, parameters
+
+    def begin_step(self) -> None:
+        """Free the shards' gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def begin_micro_batch(self, last: bool) -> None:
+        """Let the last micro-batch's backward sum over replicas."""
+        self._model.set_requires_all_reduce(last)
+
+    def finish_step(self) -> None:
+        """Nothing is under way: FSDP2 waits at the end of backward."""
 
 
 def _prefetch(parts: Sequence[nn.Module], depth: int) -> None:

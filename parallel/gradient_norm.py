@@ -1,17 +1,18 @@
 """One global gradient norm over every layout's shards, and clipping by it (Pascanu et al. 2013)."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from parallel.comm import CommKind, Communicator
+from parallel.torch_internals import norms_in_float64, scale_in_place
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, comm: Communicator) -> Tensor:
+def clip_gradients(parameters: Mapping[str, nn.Parameter], max_norm: float, comm: Communicator) -> Tensor:
     """Scale all gradients in place so that their joint 2-norm is at most `max_norm` (infinity: only measure).
 
     Squares add up in float64: how they were split over ranks then does not show in a float32 coefficient.
@@ -22,13 +23,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, comm: Co
     Raises:
         RuntimeError: if a parameter has no gradient. A layout that loses one trains on and is silently wrong.
     """
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            raise RuntimeError(f"a parameter of shape {tuple(parameter.shape)} got no gradient")
-        gradients.append(parameter.grad)
+    missing = [name for name, parameter in parameters.items() if parameter.grad is None]
+    if missing:
+        raise RuntimeError(f"no gradient for {', '.join(missing)}")
+    gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
     local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    norms = torch._foreach_norm(local, 2, torch.float64)
+    norms = norms_in_float64(local)
 
     squares: dict[tuple, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=local[0].device))
     for gradient, norm in zip(gradients, norms, strict=True):
@@ -36,12 +36,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, comm: Co
     total = torch.zeros((), dtype=torch.float64, device=local[0].device)
     for sharding, square in squares.items():
         for mesh, dim in sharding:
-            comm.all_reduce(square, mesh.get_group(dim), CommKind.fsdp)
+            comm.all_reduce(square, mesh.get_group(dim), CommKind.control)
         total += square
     norm = total.sqrt()
     if max_norm != float("inf"):
         coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(local, coefficient.to(local[0].dtype))
+        scale_in_place(local, coefficient.to(local[0].dtype))
     return norm
 
 

@@ -6,24 +6,27 @@ Its waits are inside C++, where no clock of ours can see them. And it must be en
 schedule that walks the parts of two micro-batches never does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import ProcessGroup, Work
 
 from parallel.comm import CommKind, Communicator
 
 
 class Bucket:
-    """Gradients of neighbouring parameters in one flat buffer; each `.grad` is a view into it, so nothing is copied."""
+    """Gradients of neighbouring parameters in one flat buffer. Each `.grad` is a view into it, which autograd adds to
+    in place: nothing is gathered into the buffer or scattered from it."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        first = parameters[0]
-        self.flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
-        self.n_parameters = len(parameters)
-        self.missing = 0
-        for parameter, view in zip(parameters, self.flat.split([p.numel() for p in parameters]), strict=True):
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        first = next(iter(parameters.values()))
+        self.flat = torch.zeros(sum(p.numel() for p in parameters.values()), dtype=first.dtype, device=first.device)
+        self.names = frozenset(parameters)
+        self.missing: set[str] = set()
+        """Parameters whose gradient of this micro-batch is still to come."""
+        views = self.flat.split([p.numel() for p in parameters.values()])
+        for parameter, view in zip(parameters.values(), views, strict=True):
             parameter.grad = view.view_as(parameter)
 
 
@@ -38,13 +41,16 @@ class GradientReducer:
     is the same on every rank whatever order autograd takes. With `overlap` off all of them start after backward.
 
     Args:
-        parameters: of one dtype and device, in the order of forward.
+        parameters: by name, of one dtype and device, in the order of forward.
+        group: the ranks to sum over.
+        comm: issues the all-reduces.
         bucket_bytes: a bucket is closed once it holds this much.
+        overlap: whether to start in backward.
     """
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Mapping[str, nn.Parameter],
         group: ProcessGroup,
         comm: Communicator,
         bucket_bytes: int,
@@ -57,8 +63,8 @@ class GradientReducer:
         for members in _fill_buckets(parameters, bucket_bytes):
             bucket = Bucket(members)
             self._buckets.append(bucket)
-            for parameter in members:
-                parameter.register_post_accumulate_grad_hook(lambda _, b=bucket: self._arrived(b))
+            for name, parameter in members.items():
+                parameter.register_post_accumulate_grad_hook(lambda _, b=bucket, n=name: self._arrived(b, n))
 
     def begin_step(self) -> None:
         """Zero the gradients in place: they stay views into the buckets."""
@@ -69,10 +75,17 @@ class GradientReducer:
         """Gradients add up locally until the last micro-batch's backward, which sends them off."""
         self._reducing = last
         for bucket in self._buckets:
-            bucket.missing = bucket.n_parameters
+            bucket.missing = set(bucket.names)
 
     def finish_step(self) -> None:
-        """Start what has not started, and wait for all."""
+        """Start what has not started, and wait for all.
+
+        Raises:
+            RuntimeError: if backward reached a parameter never: its zeros would be taken for a gradient.
+        """
+        missing = sorted(name for bucket in self._buckets for name in bucket.missing)
+        if missing:
+            raise RuntimeError(f"no gradient for {', '.join(missing)}")
         while len(self._pending) < len(self._buckets):
             self._start_next()
         for work in self._pending:
@@ -80,25 +93,25 @@ class GradientReducer:
         self._pending.clear()
         self._reducing = False
 
-    def _arrived(self, bucket: Bucket) -> None:
-        bucket.missing -= 1
+    def _arrived(self, bucket: Bucket, name: str) -> None:
+        bucket.missing.discard(name)
         if self._reducing and self._overlap:
-            while len(self._pending) < len(self._buckets) and self._buckets[len(self._pending)].missing == 0:
+            while len(self._pending) < len(self._buckets) and not self._buckets[len(self._pending)].missing:
                 self._start_next()
 
     def _start_next(self) -> None:
-        flat: Tensor = self._buckets[len(self._pending)].flat
+        flat = self._buckets[len(self._pending)].flat
         self._pending.append(self._comm.start_all_reduce(flat, self._group, CommKind.dp))
 
 
-def _fill_buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+def _fill_buckets(parameters: Mapping[str, nn.Parameter], bucket_bytes: int) -> list[dict[str, nn.Parameter]]:
     """Last parameters first: backward reaches them first."""
-    buckets: list[list[nn.Parameter]] = [[]]
+    buckets: list[dict[str, nn.Parameter]] = [{}]
     filled = 0
-    for parameter in reversed(parameters):
+    for name, parameter in reversed(list(parameters.items())):
         if buckets[-1] and filled >= bucket_bytes:
-            buckets.append([])
+            buckets.append({})
             filled = 0
-        buckets[-1].append(parameter)
+        buckets[-1][name] = parameter
         filled += parameter.numel() * parameter.element_size()
     return buckets

@@ -3,12 +3,16 @@
 dp_replicate × dp_shard          outermost first; neighbours in dp_shard are neighbours on the machine
 """
 
+import math
 from dataclasses import dataclass
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from models.config import ConfigError
 from parallel.config import Reduction, StrategyConfig
+
+IGNORED = {Reduction.none: ("dp_replicate", "dp_shard"), Reduction.all_reduce: ("dp_shard",), Reduction.shard: ()}
+"""Degrees that a reduction has no use for."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class Degrees:
         for name, degree in degrees.items():
             if degree < 1 and degree != -1:
                 raise ConfigError(f"strategy.{name}={degree}: set it to at least 1, or -1 for the rest of the world")
-        _refuse_what_reduction_ignores(strategy)
+            if degree != 1 and name in IGNORED[strategy.reduction]:
+                raise ConfigError(
+                    f"strategy.{name}={degree}: strategy.reduction={strategy.reduction.value} has no such ranks; "
+                    "set it to 1, or choose another strategy"
+                )
         open_names = [name for name, degree in degrees.items() if degree == -1]
         if len(open_names) > 1:
             raise ConfigError(
@@ -45,19 +53,8 @@ class Degrees:
         if open_names and world_size % fixed == 0:
             degrees[open_names[0]] = world_size // fixed
         elif open_names or fixed != world_size:
-            raise ConfigError(_does_not_span(strategy, degrees, fixed, world_size))
+            raise ConfigError(_wrong_world(strategy, degrees, fixed, world_size))
         return cls(**degrees)
-
-
-def _does_not_span(strategy: StrategyConfig, degrees: dict[str, int], fixed: int, world_size: int) -> str:
-    started = f"{world_size} rank{'s were' if world_size > 1 else ' was'} started"
-    if strategy.reduction is Reduction.none:
-        return f"strategy={strategy.name} is one process, and {started}: choose strategy=ddp or fsdp, or start 1"
-    spanned = " and ".join(f"strategy.{name}={degree}" for name, degree in degrees.items() if degree not in (1, -1))
-    if -1 in degrees.values():
-        return f"{spanned} does not divide the world, and {started}: set it to a divisor, or start a multiple of {fixed}"
-    largest = max(degrees, key=lambda name: degrees[name])
-    return f"{spanned}"
 
 
 def build_mesh(degrees: Degrees, device_type: str) -> DeviceMesh:
@@ -67,16 +64,16 @@ def build_mesh(degrees: Degrees, device_type: str) -> DeviceMesh:
     )
 
 
-def _refuse_what_reduction_ignores(strategy: StrategyConfig) -> None:
-    ignored = {
-        Reduction.none: ("dp_replicate", "dp_shard"),
-        Reduction.all_reduce: ("dp_shard",),
-        Reduction.shard: (),
-    }
-    for name in ignored[strategy.reduction]:
-        degree = getattr(strategy, name)
-        if degree != 1:
-            raise ConfigError(
-                f"strategy.{name}={degree}: strategy.reduction={strategy.reduction.value} has no such ranks; "
-                f"set it to 1, or choose another strategy"
-            )
+def _wrong_world(strategy: StrategyConfig, degrees: dict[str, int], fixed: int, world_size: int) -> str:
+    were_started = f"and {world_size} {'was' if world_size == 1 else 'were'} started"
+    if strategy.reduction is Reduction.none:
+        return f"strategy={strategy.name} is 1 rank, {were_started}: choose strategy=ddp or strategy=fsdp, or start 1"
+    product = " × ".join(f"strategy.{name}={degree}" for name, degree in degrees.items() if degree not in (1, -1))
+    if -1 in degrees.values():
+        return f"{product} takes a multiple of {fixed} ranks, {were_started}: set it to a divisor of {world_size}"
+    free = [name for name in reversed(degrees) if name not in IGNORED[strategy.reduction]]
+    widest = max(free, key=lambda name: degrees[name])
+    return (
+        f"strategy.{widest}={degrees[widest]} makes the degrees span {fixed} rank{'s' * (fixed > 1)}, {were_started}: "
+        f"set it to -1 (the rest of the world), or start {fixed}"
+    )

@@ -5,19 +5,21 @@
 Nothing is allocated before it is known where it lives, so no rank ever holds more than its part.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 
 from models.config import ModelConfig
 from models.initialise import initialise
 from models.transformer import Transformer
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
-from parallel.fully_shard import shard_model
+from parallel.fully_shard import ShardedGradients, shard_model
 from parallel.gradient_reducer import GradientReducer
 from parallel.mesh import Degrees, build_mesh
 from parallel.torch_internals import shard_of
@@ -37,19 +39,19 @@ class GradientSync(Protocol):
         """After the last backward: on return every gradient is the global one."""
 
 
-class GradientsInBackward:
-    """For layouts whose gradients are global when backward returns: one process, and FSDP2, which reduces inside it."""
+class LocalGradients:
+    """One process: what backward leaves is the global gradient."""
 
-    def __init__(self, model: Transformer) -> None:
-        self._model = model
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
 
     def begin_step(self) -> None:
         """Free the gradients; backward makes them anew."""
-        for parameter in self._model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
 
     def begin_micro_batch(self, last: bool) -> None:
-        """Nothing to arrange: FSDP2 adds every micro-batch's reduced shard to the sum."""
+        """Nothing to arrange: autograd adds up."""
 
     def finish_step(self) -> None:
         """Nothing is under way."""
@@ -60,9 +62,11 @@ class ParallelModel:
     """A model laid over ranks, and what a loop needs to drive it."""
 
     model: Transformer
+    parameters: dict[str, nn.Parameter]
+    """What this rank owns, by name. Ask no module for its parameters: while FSDP2 has them gathered (in a step, after a
+    forward without backward), `model.parameters()` are the gathered ones, and gradients cleared there are not ours."""
     gradients: GradientSync
     degrees: Degrees
-    mesh: DeviceMesh
     dp_group: ProcessGroup
     """The ranks that see different data."""
     dp_rank: int
@@ -92,8 +96,11 @@ def parallelize(
     model.to_empty(device=world.device)
     initialise(model, seed, shard_of)
 
-    gradients: GradientSync = GradientsInBackward(model)
+    parameters = dict(model.named_parameters())
+    gradients: GradientSync = LocalGradients(list(parameters.values()))
     if strategy.reduction is Reduction.all_reduce:
         bucket_bytes = int(overlap.bucket_mib * 2**20)
-        gradients = GradientReducer(list(model.parameters()), dp_group, comm, bucket_bytes, overlap=overlap.grad_reduce)
-    return ParallelModel(model, gradients, degrees, mesh, dp_group, world.rank)
+        gradients = GradientReducer(parameters, dp_group, comm, bucket_bytes, overlap=overlap.grad_reduce)
+    elif isinstance(model, FSDPModule):
+        gradients = ShardedGradients(model, list(parameters.values()))
+    return ParallelModel(model, parameters, gradients, degrees, dp_group, world.rank)

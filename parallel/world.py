@@ -17,6 +17,8 @@ class Launch:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int
+    """Ranks on this machine."""
     launched: bool
     """True under torchrun, false for a plain `python -m train`."""
 
@@ -28,25 +30,28 @@ class Launch:
             rank=int(environment.get("RANK", 0)),
             world_size=int(environment.get("WORLD_SIZE", 1)),
             local_rank=int(environment.get("LOCAL_RANK", 0)),
+            local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
             launched="RANK" in environment,
         )
 
 
-def choose_device(wanted: str, local_rank: int) -> torch.device:
+def choose_device(wanted: str, launch: Launch) -> torch.device:
     """`wanted` is auto, cpu or cuda; auto is this rank's GPU where there is one.
 
     Raises:
-        ConfigError: if a GPU is asked for and this rank has none.
+        ConfigError: on all of a machine's ranks, if one of them has no GPU and was to have one.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     gpus = torch.cuda.device_count()
-    if local_rank >= gpus:
+    if gpus == 0:
+        raise ConfigError("train.device=cuda on a machine without a GPU: set train.device=cpu, or auto")
+    if launch.local_world_size > gpus:
         raise ConfigError(
-            f"{local_rank + 1} or more ranks on a machine with {gpus} GPUs: start {gpus} ranks there, "
+            f"{launch.local_world_size} ranks on a machine with {gpus} GPU{'s' * (gpus > 1)}: start {gpus} there, "
             "or set train.device=cpu"
         )
-    return torch.device("cuda", local_rank)
+    return torch.device("cuda", launch.local_rank)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,12 @@ What can be refused is refused before a process group exists, so that no rank is
 """
 
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from conf.command_line import CommandLine
@@ -15,23 +18,48 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
-from parallel.parallelize import parallelize
+from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import Launch, World, choose_device
 from train.checkpoint import CheckpointStore, check_steps_left, find_weights, load_weights
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
-from train.data.source import Corpus
+from train.data.source import Corpus, check_same_corpus
 from train.failure import fail, refuse
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
+from train.metrics.summary import Attempt
 from train.metrics.throughput import ModelWork, Throughput
 from train.optimizer import build_optimizer
 from train.report import Report, finished_summary
-from train.run_folder import check_same_job, describe_environment, named_folder, new_folder, write_config
+from train.run_folder import (
+    check_same_job,
+    describe_environment,
+    device_name,
+    named_folder,
+    new_folder,
+    write_config,
+)
+from train.step import OptimizerStep
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that one rank alone found nothing wrong with."""
+
+    config: JobConfig
+    plain: dict[str, Any]
+    """The same as plain values."""
+    device: torch.device
+    corpus: Corpus
+    folder: Path | None
+    """None: to be named by the start of the run."""
+    init_from: Path | None
+    """Checkpoint to take weights from."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed."""
+    started = time.monotonic()
     launch = Launch.from_environment()
     try:
         line = CommandLine.parse(sys.argv[1:] if arguments is None else arguments, program="python -m train")
@@ -40,20 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
             if launch.rank == 0:
                 print(composed.yaml, end="")
             return
-        job, plain = composed.config, yaml.safe_load(composed.yaml)
-        validate(job, launch.world_size)
-        device = choose_device(job.train.device.value, launch.local_rank)
-        corpus = open_corpus(job.data, job.model.vocab_size, job.train.seed)
-        folder = named_folder(job.run)
-        if folder:
-            check_same_job(folder, plain, corpus.fingerprint)
-            check_steps_left(folder / "checkpoints", job.train.steps)
-        init_from = find_weights(job.model.init_from, job.model) if job.model.init_from else None
+        job = _accept(composed.config, yaml.safe_load(composed.yaml), launch)
     except ConfigError as error:
         refuse(error, launch)
     try:
-        world = World.join(launch, device)
-        _train(job, plain, world, corpus, folder, init_from)
+        world = World.join(launch, job.device)
+        _train(job, world, started)
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
@@ -61,61 +81,61 @@ def main(arguments: list[str] | None = None) -> None:
         fail(error, launch)
 
 
-def _train(
-    job: JobConfig, plain: dict[str, Any], world: World, corpus: Corpus, folder: Path | None, init_from: Path | None
-) -> None:
+def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted:
+    """Look at everything that can be looked at without the other ranks.
+
+    Raises:
+        ConfigError: one line that says what to change.
+    """
+    validate(config, launch.world_size)
+    device = choose_device(config.train.device.value, launch)
+    corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
+    folder = named_folder(config.run)
+    if folder:
+        check_same_job(folder, plain, corpus.fingerprint)
+        check_steps_left(folder / "checkpoints", config.train.steps)
+    init_from = find_weights(config.model.init_from, config.model) if config.model.init_from else None
+    return Accepted(config, plain, device, corpus, folder, init_from)
+
+
+def _train(job: Accepted, world: World, started: float) -> None:
     """Build what the configuration names, and let it run."""
-    comm = Communicator()
-    folder = comm.broadcast_object(folder or new_folder(job.run, job.model.name, job.strategy.name))
-    parallel = parallelize(job.model, job.strategy, job.overlap, job.precision, world, comm, job.train.seed)
-    optimizer = build_optimizer(parallel.model, job.optim)
+    config, comm = job.config, Communicator()
+    check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
+    folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
+    parallel = parallelize(
+        config.model, config.strategy, config.overlap, config.precision, world, comm, config.train.seed
+    )
+    optimizer = build_optimizer(list(parallel.parameters.values()), config.optim)
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)
-    progress = store.resume(parallel.model, optimizer)
-    if progress.step == job.train.steps and (finished := finished_summary(folder, progress.step)):
+    progress = store.resume(parallel, optimizer)
+    if progress.step == config.train.steps and (finished := finished_summary(folder, progress.step)):
         # Started again with nothing left to do. Its record stays as it is: no attempt is added, no wall time replaced.
         if world.rank == 0:
             finished.print()
         return
-    peak = peak_flops(world.device, job.precision.compute.torch)
-    environment = describe_environment(world.size, world.device, peak, corpus.fingerprint)
-    if world.rank == 0:
-        write_config(folder, plain, environment)
-    if init_from and progress.step == 0:
-        load_weights(parallel.model, init_from)
+    if job.init_from and progress.step == 0:
+        load_weights(parallel.model, job.init_from)
 
-    length = job.data.sequence_length
-    work = ModelWork(
-        flops_per_token(job.model, length), flops_per_token(job.model, length, causal=False), peak.tflops, world.size
-    )
-    loader = BatchLoader(
-        source=corpus.train,
-        seed=job.train.seed,
-        global_batch_size=job.train.global_batch_size,
-        micro_batch_size=job.train.micro_batch(parallel.degrees.dp),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.degrees.dp,
-        start_step=progress.step,
-        prefetch=job.overlap.data,
-        device=world.device,
-    )
-    report = None
-    if world.rank == 0:
-        report = Report(folder, job.logging, plain | {"environment": environment}, job.train.steps)
-        report.begin(progress.step, count_parameters(job.model), peak, world.size, environment["device"])
+    attempt = _describe_attempt(config, world, progress.step)
+    report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
+    loader = _open_loader(job, parallel, world, progress.step)
     trainer = Trainer(
-        train=job.train,
-        optim=job.optim,
-        checkpoint=job.checkpoint,
+        train=config.train,
+        optim=config.optim,
+        checkpoint=config.checkpoint,
         parallel=parallel,
-        optimizer=optimizer,
+        step=OptimizerStep(parallel, optimizer, comm, config.train.global_batch_size, config.optim.clip_norm),
         loader=loader,
-        heldout=corpus.heldout,
+        heldout=job.corpus.heldout,
         store=store,
-        throughput=Throughput(work),
+        throughput=Throughput(_work(config, attempt)),
         report=report,
         comm=comm,
         device=world.device,
     )
+    if world.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
     try:
         with loader:
             trainer.run(progress)
@@ -125,6 +145,41 @@ def _train(
         raise
     if report:
         report.end()
+
+
+def _describe_attempt(config: JobConfig, world: World, resumed_after_step: int) -> Attempt:
+    parameters = count_parameters(config.model)
+    peak = peak_flops(world.device, config.precision.compute.torch)
+    name = device_name(world.device)
+    return Attempt(resumed_after_step, world.size, name, peak, parameters.total, parameters.active)
+
+
+def _work(config: JobConfig, attempt: Attempt) -> ModelWork:
+    length = config.data.sequence_length
+    causal, square = (flops_per_token(config.model, length, causal=causal) for causal in (True, False))
+    return ModelWork(causal, square, attempt.peak.tflops, attempt.world_size)
+
+
+def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float) -> Report:
+    environment = describe_environment(attempt, job.corpus.fingerprint)
+    write_config(folder, job.plain, environment)
+    described = job.plain | {"environment": environment}
+    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started)
+
+
+def _open_loader(job: Accepted, parallel: ParallelModel, world: World, start_step: int) -> BatchLoader:
+    train = job.config.train
+    return BatchLoader(
+        source=job.corpus.train,
+        seed=train.seed,
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch(parallel.degrees.dp),
+        dp_rank=parallel.dp_rank,
+        dp_size=parallel.degrees.dp,
+        start_step=start_step,
+        prefetch=job.config.overlap.data,
+        device=world.device,
+    )
 
 
 if __name__ == "__main__":

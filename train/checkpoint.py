@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 from models.config import ConfigError, ModelConfig
 from models.transformer import Transformer
 from parallel.comm import Communicator
+from parallel.parallelize import ParallelModel
 from train.logical_state import model_state, optimizer_state
 
 FORMAT = 1
@@ -45,39 +47,48 @@ class CheckpointStore:
     def __init__(self, folder: Path, comm: Communicator, rank: int) -> None:
         self._folder, self._comm, self._rank = folder, comm, rank
 
-    def save(self, model: Transformer, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
+    def save(self, parallel: ParallelModel, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
         """Save, then drop all but the newest `keep` (0 keeps all). Called by all ranks together."""
         final = self._folder / f"step-{progress.step:08d}"
-        temporary = final.with_name(final.name + ".tmp")
+        temporary = _temporary(final)
         if self._rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._comm.barrier()
-        state = model_state(model) | optimizer_state(model, optimizer)
+        state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
         dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
         if self._rank == 0:
             record = {"format": FORMAT} | asdict(progress)
             _write_synced(temporary / PROGRESS_FILE, json.dumps(record))
-            shutil.rmtree(final, ignore_errors=True)
+            _sync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)  # an incomplete one of this name, or the rename would fail
             temporary.rename(final)
             _sync_folder(self._folder)
             if keep:
-                for old in committed(self._folder)[:-keep]:
-                    shutil.rmtree(old)
+                self._drop(committed(self._folder)[:-keep])
         self._comm.barrier()
         return final
 
-    def resume(self, model: Transformer, optimizer: Optimizer) -> Progress:
+    def resume(self, parallel: ParallelModel, optimizer: Optimizer) -> Progress:
         """Load the newest checkpoint, or do nothing: a new job. Called by all ranks together."""
+        if self._rank == 0:
+            self._drop(self._folder.glob("step-*.tmp"))
         # Rank 0 looks and tells: on a network file system ranks may not see the same folder at the same moment.
         newest = self._comm.broadcast_object(newest_checkpoint(self._folder) if self._rank == 0 else None)
         if newest is None:
             return Progress(step=0, tokens=0)
         progress = read_progress(newest)
-        dcp.load(model_state(model) | optimizer_state(model, optimizer), storage_reader=dcp.FileSystemReader(newest))
-        for state in optimizer.state.values():
-            state["step"].fill_(progress.step)
+        state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
+        dcp.load(state, storage_reader=dcp.FileSystemReader(newest))
+        for moments in optimizer.state.values():
+            moments["step"].fill_(progress.step)
         return progress
+
+    def _drop(self, checkpoints: Iterable[Path]) -> None:
+        """Delete folders, by a name first that no reader looks at: a kill half-way leaves nothing that looks whole."""
+        for path in list(checkpoints):
+            doomed = path if path.suffix == ".tmp" else path.rename(_temporary(path))
+            shutil.rmtree(doomed, ignore_errors=True)  # what a network file system holds on to goes at the next resume
 
 
 def load_weights(model: Transformer, checkpoint: Path) -> None:
@@ -147,6 +158,10 @@ def read_progress(checkpoint: Path) -> Progress:
     if record.pop("format") > FORMAT:
         raise ConfigError(f"{checkpoint} has a newer format than this program reads ({FORMAT}): update switchyard")
     return Progress(**record)
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(final.name + ".tmp")
 
 
 def _write_synced(path: Path, text: str) -> None:

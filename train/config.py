@@ -76,8 +76,8 @@ class TrainConfig:
         micro = self.micro_batch_size or share
         if share % micro:
             raise ConfigError(
-                f"train.micro_batch_size={micro} does not divide the {share} sequences that each of {dp} "
-                f"data-parallel ranks has of train.global_batch_size={self.global_batch_size}: "
+                f"train.micro_batch_size={micro} does not divide the {share} sequences of a rank "
+                f"(train.global_batch_size={self.global_batch_size} ÷ {dp} data-parallel ranks): "
                 f"set it to a divisor of {share}, or null"
             )
         return micro
@@ -138,8 +138,8 @@ class OptimConfig:
         for name in ("decay_fraction", "min_lr_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optim.{name}={getattr(self, name)}: set it in [0, 1]")
-        if self.eps <= 0:
-            raise ConfigError(f"optim.eps={self.eps}: set it above 0")
+        if self.eps < 1e-30:  # in float32 much less is 0, and 0/0 the step of a weight without gradient
+            raise ConfigError(f"optim.eps={self.eps}: set it to at least 1e-30, as 1e-8")
         if self.weight_decay < 0:
             raise ConfigError(f"optim.weight_decay={self.weight_decay}: set it to 0 or more")
         if self.clip_norm is not None and self.clip_norm <= 0:

@@ -1,6 +1,7 @@
 """Loss on held-out text."""
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from models.loss import cross_entropy_sum
 from parallel.comm import CommKind, Communicator
@@ -31,4 +32,8 @@ def evaluate(
         loss_sum += cross_entropy_sum(parallel.model(tokens_BS[:, :-1]), targets_BS)
         n_tokens += targets_BS.numel() * dp
     parallel.model.train()
+    for module in parallel.model.modules():
+        if isinstance(module, FSDPModule):
+            # No backward comes that would do it, and parameters left gathered would be memory held for nothing.
+            module.reshard()
     return comm.all_reduce(loss_sum, parallel.dp_group, CommKind.control).item() / n_tokens

@@ -5,10 +5,13 @@ time. Two things would spoil that. A refused configuration fails on all ranks at
 rank that dies takes its peers' collectives down within milliseconds: a peer must wait to be killed, not report that.
 """
 
+import json
 import os
 import sys
 import time
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -18,18 +21,21 @@ from parallel.world import Launch, is_peer_failure
 
 REFUSED = 2
 FAILED = 1
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""The variable in which torchrun says where it looks for a rank's last words."""
 GRACE_S = 20.0
 """How long a rank that should not speak waits for torchrun to end it; it does within a second or two."""
 
 
 def refuse(error: ConfigError, launch: Launch) -> NoReturn:
     """Exit with code 2 and the error's one line: printed by rank 0, recorded once per machine for torchrun."""
-    if launch.rank == 0:
-        print(f"switchyard: {error}", file=sys.stderr, flush=True)
-    if launch.local_rank == 0:
-        _record(error)
-    else:
+    line = f"switchyard: {error}"
+    if launch.local_rank != 0:
         time.sleep(GRACE_S)
+        # Still here, so nobody else was refused: the others wait for this rank, and it must speak after all.
+    if launch.rank == 0 or launch.local_rank != 0:
+        print(line, file=sys.stderr, flush=True)
+    _record_line(line)
     # No clean-up: a process group that lacks a peer does not end by itself.
     _exit_at_once(REFUSED)
 
@@ -40,14 +46,17 @@ def fail(error: BaseException, launch: Launch) -> NoReturn:
         time.sleep(GRACE_S)
     trace = "".join(traceback.format_exception(error))
     print(f"switchyard: rank {launch.rank} failed\n{trace}", file=sys.stderr, flush=True)
-    _record(error)
+    if ERROR_FILE in os.environ:
+        get_error_handler().record_exception(error)
     _exit_at_once(FAILED)
 
 
-def _record(error: BaseException) -> None:
-    """Leave the message where torchrun looks for it, if it runs us."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        get_error_handler().record_exception(error)
+def _record_line(line: str) -> None:
+    """Leave `line` for torchrun's summary, which prints the call stack of a record: for a refusal there is none."""
+    if ERROR_FILE in os.environ:
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        with suppress(OSError):  # a full disk is no reason for a traceback
+            Path(os.environ[ERROR_FILE]).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}))
 
 
 def _exit_at_once(code: int) -> NoReturn:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.experts import RoutedExperts
+from parallel.parallelize import ParallelModel
 from parallel.torch_internals import shard_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -28,12 +29,12 @@ def model_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def optimizer_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict[str, Tensor]:
     """AdamW's moments, as `optimizer.exp_avg.*` and `optimizer.exp_avg_sq.*`."""
     state = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parallel.parameters.items():
         for moment in MOMENTS:
-            for logical_name, part in _take_apart(model, name, optimizer.state[parameter][moment]):
+            for logical_name, part in _take_apart(parallel.model, name, optimizer.state[parameter][moment]):
                 state[f"optimizer.{moment}.{logical_name}"] = part
     return state
 

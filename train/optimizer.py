@@ -1,6 +1,7 @@
 """AdamW (Loshchilov and Hutter 2019) and its learning rate."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -9,9 +10,8 @@ from torch.optim import AdamW, Optimizer
 from train.config import OptimConfig, Schedule
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
-    """AdamW over `model`'s parameters, its moments allocated at once: a resume fills them before the first step."""
-    parameters = list(model.parameters())
+def build_optimizer(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> AdamW:
+    """AdamW over `parameters`, its moments allocated at once: a resume fills them before the first step."""
     # Every weight matrix decays, norms' vectors do not. A DTensor's dim() is that of the whole, so layouts agree.
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},

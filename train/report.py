@@ -6,13 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from models.flops import ParameterCount
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
 from train.metrics.jsonl import read_jsonl
-from train.metrics.peak import Peak
 from train.metrics.recorder import Recorder
-from train.metrics.summary import RunSummary, summarise
+from train.metrics.summary import Attempt, RunSummary, summarise
 
 SUMMARY_FILE = "summary.json"
 
@@ -20,19 +18,23 @@ SUMMARY_FILE = "summary.json"
 class Report:
     """Rank 0's voice, over one attempt at a job."""
 
-    def __init__(self, folder: Path, logging: LoggingConfig, config: Mapping[str, Any], total_steps: int) -> None:
-        self._folder = folder
-        self._started = time.monotonic()
+    def __init__(
+        self,
+        folder: Path,
+        logging: LoggingConfig,
+        config: Mapping[str, Any],
+        total_steps: int,
+        attempt: Attempt,
+        started: float,
+    ) -> None:
+        """Say what is about to run. `config` goes to wandb; `started` is the attempt's start by time.monotonic()."""
+        self._folder, self._attempt, self._started = folder, attempt, started
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
-
-    def begin(self, first_step: int, parameters: ParameterCount, peak: Peak, world_size: int, device: str) -> None:
-        """Say what is about to run."""
-        self._parameters, self._peak, self._world_size, self._device = parameters, peak, world_size, device
-        millions = f"{parameters.total / 1e6:,.1f} M parameters, {parameters.active / 1e6:,.1f} M active"
-        self._line.note(f"{self._folder}: {millions}, {world_size} × {device}")
-        if first_step:
-            self._line.note(f"resuming after step {first_step}")
+        millions = f"{attempt.parameters / 1e6:,.1f} M parameters, {attempt.parameters_active / 1e6:,.1f} M active"
+        self._line.note(f"{folder}: {millions}, {attempt.world_size} × {attempt.device}")
+        if attempt.resumed_after_step:
+            self._line.note(f"resuming after step {attempt.resumed_after_step}")
 
     def log(self, row: Mapping[str, float]) -> None:
         """Record and show one row."""
@@ -43,16 +45,8 @@ class Report:
         """Write summary.json, over all attempts' rows, and print its table."""
         self._line.close()
         self._recorder.close()
-        summary = summarise(
-            read_jsonl(self._folder / "metrics.jsonl"),
-            run_dir=self._folder,
-            peak=self._peak,
-            world_size=self._world_size,
-            device=self._device,
-            parameters=self._parameters.total,
-            parameters_active=self._parameters.active,
-            wall_s=time.monotonic() - self._started,
-        )
+        rows = read_jsonl(self._folder / "metrics.jsonl")
+        summary = summarise(rows, self._folder, self._attempt, wall_s=time.monotonic() - self._started)
         summary.write(self._folder / SUMMARY_FILE)
         summary.print()
 

@@ -13,7 +13,7 @@ import yaml
 
 from models.config import ConfigError
 from train.config import RunConfig
-from train.metrics.peak import Peak
+from train.metrics.summary import Attempt
 
 # What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
 IDENTITY = ("model", "data", "optim", "precision", "train.seed", "train.global_batch_size")
@@ -70,22 +70,28 @@ def write_config(folder: Path, config: dict[str, Any], environment: dict[str, An
     temporary.replace(folder / "config.yaml")
 
 
-def describe_environment(world_size: int, device: torch.device, peak: Peak, corpus_fingerprint: str) -> dict[str, Any]:
+def describe_environment(attempt: Attempt, corpus_fingerprint: str) -> dict[str, Any]:
     """Versions, source, topology, the peak that MFU divides by, and the corpus, as plain values."""
     packages = ("switchyard", "torch", "accelerate", "deepspeed", "hydra-core", "wandb")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in packages},
         "git_commit": _git_commit(),
         "hostname": platform.node(),
-        "world_size": world_size,
+        "resumed_after_step": attempt.resumed_after_step,
+        "world_size": attempt.world_size,
         "ranks_per_node": int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        "device": f"{device.type}: {name}",
-        "peak_tflops": peak.tflops,
-        "peak_source": peak.source,
+        "device": attempt.device,
+        "peak_tflops": attempt.peak.tflops,
+        "peak_source": attempt.peak.source,
         "corpus_sha256": corpus_fingerprint,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device: its kind and its maker's name for it."""
+    maker = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return f"{device.type}: {maker or platform.machine()}"
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from parallel.world import World
 from train.config import OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.synthetic import open_synthetic
+from train.evaluate import evaluate
 from train.logical_state import model_state
-from train.loop import Trainer
 from train.optimizer import build_optimizer
+from train.step import OptimizerStep, StepResult
 
 GQA = AttentionConfig(kind=AttentionKind.gqa, n_heads=4, n_kv_heads=2, head_dim=8)
 MLA = AttentionConfig(
@@ -39,6 +40,7 @@ MODEL_MLA_SOFTMAX = replace(
 )
 FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
 FP32 = PrecisionConfig("fp32", Dtype.float32, Dtype.float32, Dtype.float32)
+BF16 = PrecisionConfig("bf16", Dtype.float32, Dtype.bfloat16, Dtype.float32)
 SINGLE = StrategyConfig("single", Reduction.none, 1, 1)
 DDP = StrategyConfig("ddp", Reduction.all_reduce, -1, 1)
 FSDP = StrategyConfig("fsdp", Reduction.shard, 1, -1)
@@ -63,6 +65,7 @@ class Outcome:
     """What came of it, of this rank: arrays by logical name."""
 
     losses: list[float]
+    evals: list[float]
     grad_norms: list[float]
     first_gradients: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
@@ -76,9 +79,9 @@ def run_layout(layout: Layout) -> Outcome:
     world, comm = World(rank, size, torch.device("cpu")), Communicator()
     parallel = parallelize(layout.model, layout.strategy, layout.overlap, layout.precision, world, comm, seed=1)
     train = TrainConfig(global_batch_size=layout.global_batch_size, micro_batch_size=layout.micro_batch_size)
-    optim = OptimConfig(lr=1e-2, warmup_steps=1)
+    corpus = open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
     loader = BatchLoader(
-        source=open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1).train,
+        source=corpus.train,
         seed=1,
         global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch(parallel.degrees.dp),
@@ -88,25 +91,21 @@ def run_layout(layout: Layout) -> Outcome:
         prefetch=0,
         device=world.device,
     )
-    trainer = Trainer(
-        train=train,
-        optim=optim,
-        checkpoint=None,  # type: ignore[arg-type]
-        parallel=parallel,
-        optimizer=build_optimizer(parallel.model, optim),
-        loader=loader,
-        heldout=None,  # type: ignore[arg-type]
-        store=None,  # type: ignore[arg-type]
-        throughput=None,  # type: ignore[arg-type]
-        report=None,
-        comm=comm,
-        device=world.device,
-    )
-    results = [trainer.step(next(loader), rate=1e-2)]
-    first_gradients = {name: whole(p.grad) for name, p in parallel.model.named_parameters() if p.grad is not None}
-    results += [trainer.step(next(loader), rate=1e-2) for _ in range(layout.steps - 1)]
+    optimizer = build_optimizer(list(parallel.parameters.values()), OptimConfig())
+    step = OptimizerStep(parallel, optimizer, comm, train.global_batch_size, clip_norm=1.0)
+    micro_batch = train.eval_micro_batch(parallel.degrees.dp)
+    results: list[StepResult] = []
+    evals: list[float] = []
+    for index in range(layout.steps):
+        results.append(step(next(loader), rate=1e-2))
+        if index == 0:
+            first_gradients = {name: whole(p.grad) for name, p in parallel.parameters.items() if p.grad is not None}
+        # Between steps, where a gathered parameter that stays gathered would spoil the next one.
+        if index % 2 == 0:
+            evals.append(evaluate(parallel, corpus.heldout, train.eval_sequences, micro_batch, comm, world.device))
     return Outcome(
         losses=[result.loss.item() for result in results],
+        evals=evals,
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=whole_state(parallel),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ class RunRecord:
             for name, entry in reader.read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        dcp.load(state, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings(action="ignore"):  # "torch.distributed is uninitialized": so it is
+            dcp.load(state, storage_reader=reader, no_dist=True)
         return state
 
 

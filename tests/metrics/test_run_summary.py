@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from train.metrics.peak import Peak
-from train.metrics.summary import RunSummary, summarise
+from train.metrics.summary import Attempt, RunSummary, summarise
 
 
 def _row(step: int, seconds: float = 0.5, **more: float) -> dict[str, Any]:
@@ -19,17 +19,11 @@ def _row(step: int, seconds: float = 0.5, **more: float) -> dict[str, Any]:
     return row | {"perf/step_time_s": seconds, "perf/tokens_per_sec": 1000 / seconds} | more
 
 
-def _summary(rows: list[dict[str, Any]]) -> RunSummary:
-    return summarise(
-        rows,
-        run_dir=Path("runs/a"),
-        peak=Peak(989.0, "data sheet NVIDIA H200"),
-        world_size=4,
-        device="NVIDIA H200",
-        parameters=4_890_000_000,
-        parameters_active=813_000_000,
-        wall_s=12.5,
-    )
+ATTEMPT = Attempt(0, 4, "NVIDIA H200", Peak(989.0, "data sheet NVIDIA H200"), 4_890_000_000, 813_000_000)
+
+
+def _summary(rows: list[dict[str, Any]], attempt: Attempt = ATTEMPT) -> RunSummary:
+    return summarise(rows, Path("runs/a"), attempt, wall_s=12.5)
 
 
 def test_medians_leave_the_warm_up_out() -> None:
@@ -52,6 +46,13 @@ def test_a_rollback_takes_back_the_steps_after_it() -> None:
     rows = [_row(step) for step in range(1, 81)] + [_row(step, 0.25) for step in range(41, 51)]
     summary = _summary(rows)
     assert (summary.steps, summary.tokens) == (50, 50_000)
+
+
+def test_speed_is_the_last_attempts_and_losses_are_the_jobs() -> None:
+    rows = [_row(step, 9.0) for step in range(1, 21)] + [_row(step, 1.0) for step in range(21, 25)]
+    summary = _summary(rows, replace(ATTEMPT, resumed_after_step=20))
+    assert (summary.step_time_s, summary.loss_first) == (1.0, rows[0]["train/loss"])
+    assert _summary(rows[:20], replace(ATTEMPT, resumed_after_step=20)).step_time_s == 9.0
 
 
 def test_what_was_not_logged_is_none() -> None:

@@ -77,9 +77,18 @@ def test_equals_the_dense_computation(kind: str, slots: tuple, backend: str, dty
 
 def test_auto_backend() -> None:
     auto = ExpertBackend.auto
-    assert choose_backend(auto, torch.zeros(1, dtype=torch.float64)) is ExpertBackend.loop
-    assert choose_backend(auto, torch.zeros(1, dtype=torch.float32)) is ExpertBackend.grouped_mm
-    assert choose_backend(ExpertBackend.loop, torch.zeros(1)) is ExpertBackend.loop
+    rows_ND = torch.zeros(3, 32)
+    assert choose_backend(auto, rows_ND.double(), 16) is ExpertBackend.loop
+    assert choose_backend(auto, rows_ND, 16) is ExpertBackend.grouped_mm
+    assert choose_backend(ExpertBackend.loop, rows_ND, 16) is ExpertBackend.loop
+    assert choose_backend(auto, rows_ND, 30) is ExpertBackend.loop  # 120 bytes: grouped_mm wants multiples of 16
+    assert choose_backend(auto, rows_ND.bfloat16(), 36) is ExpertBackend.loop
+
+
+def test_any_width_runs() -> None:
+    moe = MoEConfig(n_routed=E, expert_dim=30)
+    module = RoutedExperts(moe, 33, 1, tuple(range(E)), ExpertBackend.auto)
+    assert module(torch.zeros(4, 33), torch.tensor([1, 1, 2, 4, 4], dtype=torch.int32)).shape == (4, 33)
 
 
 @pytest.mark.parametrize("score", list(ScoreFunction))
@@ -109,6 +118,13 @@ def test_bias_moves_the_choice_and_not_the_weights() -> None:
     chosen = router(torch.ones(T, D, dtype=torch.float64))
     assert (chosen.experts_TK == 3).all()
     torch.testing.assert_close(chosen.weights_TK, torch.full((T, 1), 0.5, dtype=torch.float64))
+
+
+def test_a_token_that_no_expert_wants_gets_no_nan() -> None:
+    router = Router(MoEConfig(n_routed=E, top_k=K), D)
+    router.gate.weight.data.fill_(-100.0)
+    router.reset_buffers()
+    assert router(torch.ones(T, D)).weights_TK.eq(0).all()
 
 
 def test_bias_rises_for_idle_experts_and_falls_for_busy_ones() -> None:

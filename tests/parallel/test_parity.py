@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from harness.collective_counter import CollectiveCounter
 from harness.layout_run import (
+    BF16,
     DDP,
     FP32,
     FSDP,
@@ -60,6 +62,7 @@ def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, refer
     outcomes = pool.run(world_size, run_layout, layout)
     for outcome in outcomes:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(outcome.evals, reference.evals, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-12)
         assert outcome.first_gradients.keys() == reference.first_gradients.keys()
         for key, gradient in reference.first_gradients.items():
@@ -86,6 +89,18 @@ def test_two_ranks_equal_one_in_float32(strategy, pool: WorkerPool) -> None:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+def test_bfloat16_rounds_in_the_same_places_in_every_layout(strategy, pool: WorkerPool) -> None:
+    """float32 masters are rounded at use in one process and before the gather in FSDP2: the first loss is the same."""
+    exact = pool.run(1, run_layout, Layout(precision=FP32, micro_batch_size=4))[0]
+    rounded = pool.run(1, run_layout, Layout(precision=BF16, micro_batch_size=4))[0]
+    assert rounded.losses != exact.losses
+    np.testing.assert_allclose(rounded.losses, exact.losses, rtol=0, atol=5e-2)
+    outcome = pool.run(2, run_layout, Layout(strategy, precision=BF16))[0]
+    assert outcome.losses[0] == pytest.approx(rounded.losses[0], abs=1e-7)
+    np.testing.assert_allclose(outcome.losses, rounded.losses, rtol=0, atol=2e-2)
+
+
 def test_ddp_issues_one_all_reduce_per_bucket_and_step(pool: WorkerPool) -> None:
     """Four micro-batches of accumulation must not multiply communication."""
     layout = Layout(DDP, OverlapConfig(bucket_mib=1e-6), micro_batch_size=1, steps=2)
@@ -94,4 +109,19 @@ def test_ddp_issues_one_all_reduce_per_bucket_and_step(pool: WorkerPool) -> None
     assert outcome.calls[CommKind.dp, "all_reduce"] == 2 * n_parameters
     one_bucket = pool.run(2, run_layout, replace(layout, overlap=OverlapConfig(bucket_mib=100)))[0]
     assert one_bucket.calls[CommKind.dp, "all_reduce"] == 2
-    assert one_bucket.calls[CommKind.control, "all_reduce"] == 2
+    assert one_bucket.calls[CommKind.control, "all_reduce"] == 2 + len(one_bucket.evals)
+
+
+def test_hsdp_sums_over_replicas_once_per_step(pool: WorkerPool) -> None:
+    """Counted where FSDP2 calls: accumulation adds reduce-scatters, not all-reduces over the replicas."""
+    at_once, accumulated = (
+        pool.run(4, count_fsdp_all_reduces, Layout(HSDP, micro_batch_size=micro))[0] for micro in (None, 1)
+    )
+    assert at_once == accumulated > 0
+
+
+def count_fsdp_all_reduces(layout: Layout) -> int:
+    with CollectiveCounter() as counter:
+        outcome = run_layout(layout)
+    ours = sum(n for (_, name), n in outcome.calls.items() if name == "all_reduce")
+    return counter.calls["allreduce_"] - ours

@@ -67,6 +67,7 @@ def test_layout_equals_one_process(
     reference = references[model]
     for outcome in outcomes:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(outcome.evals, reference.evals, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-11)
     weights = merged(outcomes)
     assert weights.keys() == reference.weights.keys()

@@ -32,7 +32,7 @@ def test_every_step_has_a_rate(schedule: Schedule) -> None:
 
 def test_matrices_decay_and_vectors_do_not_and_state_exists_before_the_first_step() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.5, warmup_steps=0))
+    optimizer = build_optimizer(list(model.parameters()), OptimConfig(lr=0.1, weight_decay=0.5, warmup_steps=0))
     assert len(optimizer.state) == 4
     before = [p.detach().clone() for p in model.parameters()]
     for parameter in model.parameters():

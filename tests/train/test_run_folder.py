@@ -3,14 +3,21 @@
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import torch
+import yaml
 from harness.run_record import RunRecord
 from harness.torchrun import REPOSITORY
 from metrics.wandb_file import read_wandb_file, wandb_files
 
+from conf.compose import compose
+from conf.schema import JobConfig
+from train.config import RunConfig
 from train.data.stdlib import open_stdlib
+from train.run_folder import new_folder
 
 Job = Callable[[str], RunRecord]
 
@@ -23,6 +30,11 @@ def test_a_run_is_named_by_its_name_or_its_start(trained: Job, launch_folder: Pa
     assert ddp.name.split("-")[2:4] == ["tiny", "ddp"]
     assert fsdp.name.split("-")[2:4] == ["tiny", "fsdp"]
     assert set(runs.iterdir()) == {named, ddp, fsdp}
+
+
+def test_two_runs_of_one_second_get_two_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", iter((101, 102)).__next__)
+    assert new_folder(RunConfig(), "tiny", "ddp") != new_folder(RunConfig(), "tiny", "ddp")
 
 
 def test_nothing_lies_outside_the_folder(trained: Job, launch_folder: Path) -> None:
@@ -46,7 +58,10 @@ def test_the_folder_holds_what_its_description_says(trained: Job) -> None:
 
 def test_config_yaml_says_what_ran_and_on_what(trained: Job, words_of: Callable[[str], tuple[str, ...]]) -> None:
     record = trained("ddp fp32")
-    environment = record.config.pop("environment")
+    config = record.config
+    environment = config.pop("environment")
+    assert config == yaml.safe_load(compose([*words_of("ddp fp32"), f"run.dir={record.folder}"]).yaml)
+    assert set(config) == {part.name for part in fields(JobConfig)}
     assert environment["world_size"] == environment["ranks_per_node"] == 2
     assert environment["packages"]["torch"] == torch.__version__
     assert environment["corpus_sha256"] == open_stdlib(128).fingerprint

@@ -38,7 +38,7 @@ def plain(*words: str) -> dict:
         ("data=synthetic", "data.name"),
         ("data.sequence_length=64", "data.sequence_length"),
         ("optim.lr=0.1", "optim.lr"),
-        ("precision=bf16", "precision.compute"),
+        ("precision=bf16", "precision.name"),
     ],
 )
 def test_another_job_is_refused(folder: Path, word: str, key: str) -> None:

@@ -1,5 +1,6 @@
 """What a corpus is to the rest of the program: two sources of samples and a fingerprint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,3 +39,17 @@ class Corpus:
 
     fingerprint: str
     """SHA-256, in hex, of what was read: equal on two ranks, or before and after a resume, iff the text is."""
+
+
+def check_same_corpus(fingerprints: Sequence[str]) -> None:
+    """Refuse ranks that read different text, as machines with different Python versions do.
+
+    Raises:
+        DataError: naming the first rank that differs from rank 0.
+    """
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise DataError(
+                f"rank {rank} reads another corpus than rank 0 (sha256 {fingerprint[:12]} and {fingerprints[0][:12]}): "
+                "give every machine the same Python version, or choose data.source=synthetic"
+            )

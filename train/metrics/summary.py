@@ -16,8 +16,31 @@ from train.metrics.peak import Peak
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """What one start of a job runs on: a later one may have other ranks, or another device."""
+
+    resumed_after_step: int
+    """Steps that earlier attempts left done; 0 for the first."""
+
+    world_size: int
+    """Ranks."""
+
+    device: str
+    """Name of rank 0's device."""
+
+    peak: Peak
+    """What MFU is a fraction of."""
+
+    parameters: int
+    """Parameters of the model, in all."""
+
+    parameters_active: int
+    """Parameters that one token uses."""
+
+
+@dataclass(frozen=True)
 class RunSummary:
-    """One run in numbers; the medians leave the warm-up out (see `summarise`)."""
+    """One run in numbers: what was learnt is the job's, speed and memory are the last attempt's (see `summarise`)."""
 
     run_dir: str
     """The run's folder."""
@@ -52,7 +75,7 @@ class RunSummary:
     mfu_palm: Optional[float]
     """The same with attention counted in full, as PaLM does."""
 
-    peak_tflops: Optional[float]
+    peak_tflops: float
     """TFLOP/s of one device that MFU is a fraction of."""
 
     peak_source: str
@@ -114,8 +137,7 @@ class RunSummary:
         yield "step time", f"{self.step_time_s * 1e3:,.1f} ms (interquartile range {self.step_time_iqr_s * 1e3:,.1f})"
         if self.mfu is not None:
             yield "MFU", f"{self.mfu:.1%}" + (f" ({self.mfu_palm:.1%} as PaLM counts)" if self.mfu_palm else "")
-        if self.peak_tflops is not None:
-            yield "peak", f"{self.peak_tflops:,.4g} TFLOP/s a device, {self.peak_source}"
+        yield "peak", f"{self.peak_tflops:,.4g} TFLOP/s a device, {self.peak_source}"
         if self.peak_memory_gib is not None:
             yield "peak memory", f"{self.peak_memory_gib:.2f} GiB"
         yield "parameters", f"{self.parameters:,} ({self.parameters_active:,} active)"
@@ -126,21 +148,13 @@ class RunSummary:
 
 
 def summarise(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    run_dir: Path,
-    peak: Optional[Peak],
-    world_size: int,
-    device: str,
-    parameters: int,
-    parameters_active: int,
-    wall_s: Optional[float],
+    rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: Optional[float]
 ) -> RunSummary:
     """A run's summary from its rows of metrics, as `read_jsonl` returns them.
 
     A row of a smaller step than the last one's takes back every step after it (a rollback), and rows of one step count
-    as one. The medians leave out the first min(10, n // 5) of n steps: compilation, and caches that fill. The losses
-    leave out nothing.
+    as one. The medians are over the attempt's own steps, less the first min(10, n // 5) of n: compilation, and caches
+    that fill. The losses leave out nothing.
 
     Raises ValueError if no row holds a loss or, after the warm-up, a speed; KeyError for a loss without `train/tokens`.
     """
@@ -153,7 +167,9 @@ def summarise(
     trained = [row for row in by_step.values() if "train/loss" in row]
     if not trained:
         raise ValueError("no step was logged: there is nothing to summarise")
-    steady = trained[min(10, len(trained) // 5) :]
+    # An attempt that has logged nothing yet is shown with its predecessors' speed.
+    own = [row for row in trained if row["train/step"] > attempt.resumed_after_step] or trained
+    steady = own[min(10, len(own) // 5) :]
     step_times = _column(steady, "perf/step_time_s")
     evals = _column(list(by_step.values()), "eval/loss")
     return RunSummary(
@@ -168,13 +184,13 @@ def summarise(
         step_time_iqr_s=_interquartile_range(step_times),
         mfu=_median_or_none(steady, "perf/mfu"),
         mfu_palm=_median_or_none(steady, "perf/mfu_palm"),
-        peak_tflops=peak.tflops if peak else None,
-        peak_source=peak.source if peak else "none",
-        peak_memory_gib=max(_column(trained, "mem/peak_gib"), default=None),
-        world_size=world_size,
-        device=device,
-        parameters=parameters,
-        parameters_active=parameters_active,
+        peak_tflops=attempt.peak.tflops,
+        peak_source=attempt.peak.source,
+        peak_memory_gib=max(_column(own, "mem/peak_gib"), default=None),
+        world_size=attempt.world_size,
+        device=attempt.device,
+        parameters=attempt.parameters,
+        parameters_active=attempt.parameters_active,
         wall_s=wall_s,
     )
 

@@ -45,8 +45,10 @@ class Throughput:
     def paused(self) -> Iterator[None]:
         """Leave this time out of the window."""
         start = self._clock()
-        yield
-        self._left_out += self._clock() - start
+        try:
+            yield
+        finally:
+            self._left_out += self._clock() - start
 
     def end_window(self) -> dict[str, float]:
         """perf/* of the window that ends now; the next one begins."""

@@ -1,0 +1,316 @@
+"""Every way to type a job wrong that we could think of, and the one line that answers it."""
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import compose
+from conf.keys import Keys
+from conf.schema import JobConfig, validate
+from models.config import ConfigError
+
+KEYS = Keys.of(JobConfig)
+FLOATS = [key for key in KEYS.types if float in KEYS.kinds(key)]
+COUNTS = [key for key in KEYS.types if int in KEYS.kinds(key)]
+TEXTS = [key for key in KEYS.types if str in KEYS.kinds(key)]
+ENUMS = [key for key in KEYS.types if KEYS.kinds(key)[0] not in (int, float, bool, str)]
+BOOLS = [key for key in KEYS.types if KEYS.types[key] is bool]
+
+# Words that are no job whatever the world, a word a line, and what the refusal says.
+FORM = {
+    "": "'' is not of the form key=value: write, say, train.steps=20",
+    "=": "'=' is not of the form",
+    "=3": "'=3' is not of the form",
+    "tiny": "'tiny' is not of the form",
+    "%%%": "'%%%' is not of the form",
+    "{}[]": "is not of the form",
+    "train.steps": "train.steps has no value: write train.steps=VALUE",
+    "train.steps = 3": "leave no space around the =, as in train.steps=3",
+    "model": "model has no value: write model=VALUE",
+    "train.steps=3\n4": r"'train.steps=3\n4' holds a character that cannot be printed",
+    "run.name=a\x00b": "cannot be printed",
+    "train.steps=5\u00a0": r"'train.steps=5\xa0' holds a character that cannot be printed",
+}
+OPTIONS = {
+    "model=tinny": "model=tinny: no such model; did you mean tiny? choose from moe_5b, small, tiny, tiny_mla",
+    "model=huge": "model=huge: no such model; choose from",
+    "model=tiny.yaml": "did you mean tiny?",
+    "model=../model/tiny": "model=../model/tiny: no such model",
+    "model=": "model=: no such model; choose from",
+    "model=null": "model=null: no such model",
+    "model=3": "model=3: no such model",
+    "model=[tiny]": "choose one of moe_5b, small, tiny, tiny_mla",
+    "model={dim: 3}": "model={dim: 3}: choose one of moe_5b, small, tiny, tiny_mla; a key below it is set by model.KEY",
+    "model=${foo}": "model=${foo}: no such model",
+    "strategy=zero9": "strategy=zero9: no such strategy; choose from ddp, fsdp, single",
+    "precision=fp16": "precision=fp16: no such precision; did you mean fp64?",
+    "model=tiny,small": "model=tiny,small: one job takes one value",
+    "model=glob(*)": "one job takes one value",
+    "model@foo=tiny": "an option has one place: write model=tiny",
+    "modle=tiny": "unknown key 'modle'; did you mean model?",
+}
+UNKNOWN = {
+    "train.stepz=3": "unknown key 'train.stepz'; did you mean train.steps?",
+    "steps=3": "unknown key 'steps'; did you mean train.steps?",
+    "train.lr=3": "unknown key 'train.lr'; did you mean optim.lr?",
+    "modle.dim=3": "unknown key 'modle.dim'; did you mean model.dim?",
+    "model.dim.x=3": "unknown key 'model.dim.x'; did you mean model.dim?",
+    "model.atention.n_heads=3": "did you mean model.attention.n_heads?",
+    "tràin.steps=3": "unknown key 'tràin.steps'; did you mean train.steps?",
+    "train/steps=3": "did you mean train.steps?",
+    "train.foo=3": "unknown key 'train.foo'; train has steps, global_batch_size, ",
+    "foo=3": "unknown key 'foo'; --cfg job prints them all",
+    "+foo=3": "unknown key 'foo'",
+    "+train.foo=3": "unknown key 'train.foo'",
+    "++train.foo=3": "unknown key 'train.foo'",
+    "++model.attention.foo=1": "unknown key 'model.attention.foo'",
+    "+train.steps=3": "+train.steps=3: train.steps is there already; leave out the +",
+    "++train.steps=3": "leave out the +",
+    "+model=tiny": "+model=tiny: model is there already; leave out the +",
+    "~train.steps": "~train.steps: a key cannot be taken away; set its value instead",
+    "~train.steps=3": "a key cannot be taken away",
+    "~model": "~model: a key cannot be taken away",
+    "hydra.run.dir=x": "hydra.run.dir=x: Hydra composes and does no more: leave its keys out",
+    "hydra/launcher=basic": "Hydra composes and does no more",
+    "+hydra.verbose=true": "Hydra composes and does no more",
+    "hydra.searchpath=[file:///x]": "Hydra composes and does no more",
+    "defaults=[]": "unknown key 'defaults'",
+    "nproc=2": "nproc=2: the number of ranks is the launcher's: switchyard train nproc=N",
+}
+VALUES = {
+    "train.steps=abc": "train.steps=abc: set it to a whole number",
+    "train.steps=": "train.steps=: set it to a whole number",
+    "train.steps=1.5": "train.steps=1.5: set it to a whole number",
+    "train.steps=1e3": "train.steps=1e3: set it to a whole number",
+    "train.steps=0x10": "train.steps=0x10: set it to a whole number",
+    "train.steps=true": "train.steps=true: set it to a whole number",
+    "train.steps=null": "train.steps=null: set it to a whole number",
+    "train.steps=???": "train.steps=???: set it to a whole number",
+    "train.steps=[1]": "train.steps=[1]: set it to a whole number",
+    "train.steps={a:1}": "train.steps={a:1}: set it to a whole number",
+    "train.steps={a": "train.steps={a: set it to a whole number",
+    "train.steps=３": "train.steps=３: set it to a whole number",
+    "train.steps=" + "9" * 5000: "set it to a whole number",
+    "train.steps=" + "[" * 5000: "set it to a whole number",
+    "train.steps=5,6": "train.steps=5,6: one job takes one value; start a job for each",
+    "train.steps=range(1,3)": "one job takes one value",
+    "train.micro_batch_size=2.0": "train.micro_batch_size=2.0: set it to a whole number or null",
+    "optim.lr=abc": "optim.lr=abc: set it to a number",
+    "optim.lr=null": "optim.lr=null: set it to a number",
+    "optim.lr=true": "optim.lr=true: set it to a number",
+    "optim.clip_norm=off": "optim.clip_norm=off: set it to a number or null",
+    "overlap.grad_reduce=maybe": "overlap.grad_reduce=maybe: set it to true or false",
+    "overlap.grad_reduce=2": "overlap.grad_reduce=2: set it to true or false",
+    "overlap.grad_reduce=null": "overlap.grad_reduce=null: set it to true or false",
+    "train.device=gpu": "train.device=gpu: set it to auto, cpu or cuda",
+    "train.device=null": "train.device=null: set it to auto, cpu or cuda",
+    "optim.schedule=linear": "optim.schedule=linear: set it to cosine, wsd or constant",
+    "logging.wandb=on": "logging.wandb=on: set it to online, offline or disabled",
+    "model.name=null": "model.name=null: set it to a text",
+    "model.name=[1]": "model.name=[1]: set it to a text",
+    "model.attention=3": "model.attention is a group of keys; set one of them: model.attention.kind, ",
+    "model.attention=null": "model.attention is a group of keys",
+    "train=5": "train=5: train is a group of keys; set one of them: train.steps, train.global_batch_size, ",
+    "train={steps: 3}": "train is a group of keys",
+    "run=x": "run is a group of keys; set one of them: run.name, run.root, run.dir",
+    "data.sequence_length=${foo.bar}": "there is no key foo.bar; set it to a whole number",
+    "data.sequence_length=${model.name}": "what it refers to cannot be one; set it to a whole number",
+    "data.sequence_length=${model.attention}": "what it refers to cannot be one; set it to a whole number",
+    "train.steps=${train.steps}": "what it refers to cannot be one; set it to a whole number",
+    "train.steps=${oc.env:NO_SUCH_VARIABLE}": "what it refers to cannot be one",
+    "train.steps=${nothing:3}": "what it refers to cannot be one",
+    "run.name=${": "run.name=${: set it to a text or null",
+}
+
+
+@pytest.mark.parametrize(("word", "said"), [*FORM.items(), *OPTIONS.items(), *UNKNOWN.items(), *VALUES.items()])
+def test_a_word(word: str, said: str) -> None:
+    assert said in refusal(word)
+
+
+# Jobs that cannot run: words, ranks, refusal.
+COMBINATIONS = [
+    # the network
+    ("model.dim=0", 1, "model.dim=0: set it to at least 1"),
+    ("model.norm_eps=0", 1, "model.norm_eps=0.0: set it to at least 1e-30, as 1e-6"),
+    ("model.n_dense_layers=5", 1, "model.n_dense_layers=5: set it between 0 and model.n_layers=4"),
+    ("model.attention.n_heads=3", 1, "model.attention.n_heads=3 is not divisible by model.attention.n_kv_heads=2: set"),
+    ("model.attention.head_dim=31", 1, "model.attention.head_dim=31 is odd and RoPE turns pairs: set it even"),
+    ("model=tiny_mla model.attention.qk_rope_dim=7", 1, "model.attention.qk_rope_dim=7 is odd"),
+    ("model.attention.q_lora_rank=-1", 1, "model.attention.q_lora_rank=-1: set it to 0 (no compression) or more"),
+    ("model.attention.rope_theta=0", 1, "model.attention.rope_theta=0.0: set it above 0"),
+    ("model.moe.top_k=9", 1, "model.moe.top_k=9 exceeds model.moe.n_routed=8: set model.moe.top_k to at most 8"),
+    ("model.moe.top_k=0", 1, "model.moe.top_k=0: set it to at least 1"),
+    ("model.moe.route_scale=0", 1, "model.moe.route_scale=0.0: set it above 0"),
+    ("model.expert_backend=grouped_mm precision=fp64", 1, "grouped_mm has no float64: set it to auto or loop"),
+    (
+        "model.expert_backend=grouped_mm model.dim=66",
+        1,
+        "model.dim=66: grouped_mm takes multiples of 4 in float32; set it to 68, or",
+    ),
+    (
+        "model.expert_backend=grouped_mm model.moe.expert_dim=12 precision=bf16",
+        1,
+        "grouped_mm takes multiples of 8 in bfloat16; set it to 16",
+    ),
+    # the data
+    ("data.sequence_length=512", 1, "longer than model.max_sequence_length=256: set data.sequence_length to at most"),
+    ("data.sequence_length=0", 1, "data.sequence_length=0: set it to at least 1"),
+    ("model.vocab_size=255", 1, "data=stdlib is bytes; set it to 256 or more, or choose data=synthetic"),
+    # the batch
+    ("train.global_batch_size=10", 4, "10 is not divisible by 4 data-parallel ranks: set it to a multiple of 4, as 12"),
+    ("train.global_batch_size=1", 2, "set it to a multiple of 2, as 2"),
+    ("train.micro_batch_size=3", 2, "does not divide the 8 sequences of a rank (train.global_batch_size=16 ÷ 2 "),
+    ("train.micro_batch_size=32", 2, "train.micro_batch_size=32 does not divide the 8 sequences of a rank"),
+    ("train.micro_batch_size=0", 1, "train.micro_batch_size=0: set it to at least 1, or null"),
+    ("train.eval_sequences=3", 2, "train.eval_sequences=3 is not divisible by 2 data-parallel ranks: set it"),
+    ("train.log_every=0", 1, "train.log_every=0: set it to at least 1"),
+    ("train.steps=0", 1, "train.steps=0: set it to at least 1"),
+    # the world
+    ("strategy=single", 2, "strategy=single is 1 rank, and 2 were started: choose strategy=ddp or strategy=fsdp, or"),
+    ("strategy=fsdp strategy.dp_shard=3", 2, "strategy.dp_shard=3 makes the degrees span 3 ranks, and 2 were started"),
+    ("strategy=fsdp strategy.dp_shard=1", 2, "strategy.dp_shard=1 makes the degrees span 1 rank, and 2 were started"),
+    ("strategy=fsdp strategy.dp_shard=2", 1, "and 1 was started: set it to -1 (the rest of the world), or start 2"),
+    ("strategy.dp_replicate=1", 2, "strategy.dp_replicate=1 makes the degrees span 1 rank"),
+    ("strategy=fsdp strategy.dp_shard=0", 2, "strategy.dp_shard=0: set it to at least 1, or -1"),
+    ("strategy=fsdp strategy.dp_shard=-2", 2, "strategy.dp_shard=-2: set it to at least 1, or -1"),
+    ("strategy=fsdp strategy.dp_replicate=-1", 2, "strategy.dp_replicate and strategy.dp_shard are both -1"),
+    ("strategy=fsdp strategy.dp_replicate=2", 3, "strategy.dp_replicate=2 takes a multiple of 2 ranks, and 3 were"),
+    ("strategy=ddp strategy.dp_shard=2", 2, "strategy.dp_shard=2: strategy.reduction=all_reduce has no such ranks"),
+    ("strategy=single strategy.dp_replicate=2", 2, "strategy.reduction=none has no such ranks; set it to 1"),
+    ("strategy.reduction=none", 2, "strategy.dp_replicate=-1: strategy.reduction=none has no such ranks"),
+    ("strategy=fsdp overlap=none", 2, "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set"),
+    ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
+    ("overlap.bucket_mib=0", 2, "overlap.bucket_mib=0.0: set it above 0"),
+    # dtypes
+    ("precision.parameters=bfloat16", 1, "AdamW's small steps round away; set it to float32"),
+    ("precision.compute=float64", 1, "precision.compute=float64 is wider than precision.parameters=float32: set it to"),
+    (
+        "strategy=fsdp precision.reduce=float64",
+        2,
+        "precision.reduce=float64 is wider than precision.parameters=float32",
+    ),
+    ("strategy=ddp precision.reduce=bfloat16", 2, "only sharding (strategy=fsdp) reduces in a dtype of its own; set"),
+    # the optimizer
+    ("optim.beta1=1", 1, "optim.beta1=1.0: set it in [0, 1)"),
+    ("optim.min_lr_ratio=1.1", 1, "optim.min_lr_ratio=1.1: set it in [0, 1]"),
+    ("optim.eps=0", 1, "optim.eps=0.0: set it to at least 1e-30, as 1e-8"),
+    ("optim.clip_norm=0", 1, "optim.clip_norm=0.0: set it above 0, or null for no clipping"),
+    ("optim.lr=1e300", 1, "optim.lr=1e+300: set it to a finite number"),
+    # the run folder
+    ("run.name=a/b", 1, "run.name=a/b: it names a folder and is no path; set it to a name without /; run.dir takes a"),
+    ("run.name=..", 1, "run.name=..: it names a folder and is no path"),
+    ("run.name=.", 1, "run.name=.: it names a folder and is no path"),
+    ("run.name=" + "é" * 60, 1, "it names a folder; set it to 100 bytes at most"),
+    ("run.name=a run.dir=b", 1, "run.name=a and run.dir=b both name the run folder: set one of them to null"),
+    ("model.name=../x", 1, "model.name=../x: it names a folder and is no path"),
+    ("strategy.name=a/b", 1, "strategy.name=a/b: it names a folder"),
+]
+
+
+@pytest.mark.parametrize(("words", "ranks", "said"), COMBINATIONS)
+def test_a_combination(words: str, ranks: int, said: str) -> None:
+    if "strategy" not in words and ranks == 1:
+        words += " strategy=single"
+    assert said in refusal(*words.split(), ranks=ranks)
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_every_number_has_a_range(key: str, value: float) -> None:
+    assert refusal_of(with_value(key, value)).startswith(f"{key}={value}: set it ")
+
+
+@pytest.mark.parametrize("key", COUNTS)
+def test_every_count_has_a_range(key: str) -> None:
+    assert refusal_of(with_value(key, -2)).startswith(f"{key}=-2: set it ")
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_no_text_is_empty(key: str) -> None:
+    assert refusal_of(with_value(key, " ")).startswith(f"{key} is empty: set it to a text")
+
+
+@pytest.mark.parametrize("key", [*ENUMS, *BOOLS])
+def test_a_choice_names_its_members(key: str) -> None:
+    assert re.search(rf"^{key}=sideways: set it to \w+(, \w+)* or \w+$", refusal(f"{key}=sideways"))
+
+
+# Files in --config-dir: text, and what the refusal says.
+FILES = {
+    "dim: abc": "model.dim=abc in model/mine.yaml: set it to a whole number",
+    "dim:": "model.dim in model/mine.yaml: set it to a whole number",
+    "dim: {a: 1}": "model.dim={'a': 1} in model/mine.yaml: set it to a whole number",
+    "dim: ${nope.x}": "model.dim: there is no key nope.x; set it to a whole number",
+    "dimm: 3": "unknown key 'model.dimm' in model/mine.yaml; did you mean model.dim?",
+    "# @package _global_\nfoo: 3": "unknown key 'foo' in model/mine.yaml",
+    "# @package _global_\nmodel: {dimm: 3}": "unknown key 'model.dimm' in model/mine.yaml; did you mean model.dim?",
+    "attention: 3": "model/mine.yaml: a single value stands where a group of keys belongs",
+    "- 1": "model/mine.yaml: a single value stands where a group of keys belongs",
+    "defaults: [nothere]": "model/mine.yaml: Could not load 'model/nothere'",
+    "name: [1": "model/mine.yaml, line 1: expected ',' or ']'",
+    "name: x\n\tdim: 3": "model/mine.yaml, line 2: found character '\\t'",
+    "dim: 3\ndim: 4": "model/mine.yaml, line 2: found duplicate key dim",
+    "x: !!python/object/apply:os.getcwd []": "model/mine.yaml, line 1: could not determine a constructor",
+    "a: &a [*a]": "holds itself: break the loop",
+    "name: \udcff": "is not UTF-8",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), FILES.items())
+def test_a_file_of_the_users(text: str, said: str, tmp_path: Path) -> None:
+    write_option(tmp_path, "model", "mine", text)
+    assert said in refusal("model=mine", extra_dir=tmp_path)
+
+
+def test_a_file_of_the_users_cannot_hide_behind_one_of_ours(tmp_path: Path) -> None:
+    write_option(tmp_path, "model", "tiny", "dim: 64")
+    assert "model/tiny.yaml: model=tiny is there already; give your file another name" in refusal(extra_dir=tmp_path)
+
+
+def test_a_folder_without_options(tmp_path: Path) -> None:
+    write_option(tmp_path, "nogroup", "x", "a: 1")
+    assert f"--config-dir {tmp_path}: name a folder that holds" in refusal(extra_dir=tmp_path)
+    write_option(tmp_path, "model", "mine", "dim: 64")
+    assert "unknown key 'nogroup'" in refusal("nogroup=x", extra_dir=tmp_path)
+
+
+def refusal(*words: str, ranks: int = 1, extra_dir: Path | None = None) -> str:
+    """What a job of these words and ranks is refused with: one line, in the user's terms."""
+    with pytest.raises(ConfigError) as refused:
+        validate(compose(words, extra_dir).config, ranks)
+    message = str(refused.value)
+    assert "\n" not in message
+    assert not re.search("full_key|object_type|override|merge|OmegaConf|[Vv]alidation|[Ss]tructured|Error", message), (
+        message
+    )
+    return message
+
+
+def refusal_of(config: JobConfig) -> str:
+    """The same for a configuration of one rank."""
+    with pytest.raises(ConfigError) as refused:
+        validate(config, 1)
+    return str(refused.value)
+
+
+def with_value(key: str, value: Any) -> JobConfig:
+    """The default job on one rank, but for one key."""
+    config = JobConfig()
+    *path, name = key.split(".")
+    node: Any = config
+    for part in path:
+        node = getattr(node, part)
+    assert is_dataclass(node)
+    assert name in [field.name for field in fields(node)]
+    setattr(node, name, value)
+    return config
+
+
+def write_option(folder: Path, group: str, option: str, text: str) -> None:
+    """`text` as `group=option` of a user's."""
+    (folder / group).mkdir(exist_ok=True)
+    (folder / group / f"{option}.yaml").write_bytes(text.encode(errors="surrogateescape"))
