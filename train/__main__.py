@@ -5,6 +5,7 @@ What can be refused is refused before a process group exists, so that no rank is
 
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,15 +137,10 @@ def _train(job: Accepted, world: World, started: float) -> None:
     )
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
-    try:
-        with loader:
-            trainer.run(progress)
-    except BaseException:
-        if report:
-            report.abandon()
-        raise
+    with loader, report or nullcontext():
+        trainer.run(progress)
     if report:
-        report.end()
+        report.summarise()
 
 
 def _describe_attempt(config: JobConfig, world: World, resumed_after_step: int) -> Attempt:

@@ -4,7 +4,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
@@ -41,19 +42,22 @@ class Report:
         self._recorder.log(row)
         self._line.update(row)
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the terminal back, and end the wandb run with the code that the process is about to have."""
+        self._line.__exit__(kind, error, trace)
+        self._recorder.__exit__(kind, error, trace)
+
+    def summarise(self) -> None:
         """Write summary.json, over all attempts' rows, and print its table."""
-        self._line.close()
-        self._recorder.close()
         rows = read_jsonl(self._folder / "metrics.jsonl")
         summary = summarise(rows, self._folder, self._attempt, wall_s=time.monotonic() - self._started)
         summary.write(self._folder / SUMMARY_FILE)
         summary.print()
-
-    def abandon(self) -> None:
-        """Give the terminal back and end the wandb run as failed."""
-        self._line.close()
-        self._recorder.close(exit_code=1)
 
 
 def finished_summary(folder: Path, steps: int) -> RunSummary | None:

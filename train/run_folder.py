@@ -21,10 +21,21 @@ NOT_IDENTITY = ("model.init_from", "model.expert_backend")
 
 
 def named_folder(run: RunConfig) -> Path | None:
-    """The folder that `run.dir` or `run.name` names, absolute; None if the run is to be named by its start."""
-    if run.dir is not None:
-        return Path(run.dir).expanduser().resolve()
-    return (Path(run.root).expanduser() / run.name).resolve() if run.name is not None else None
+    """The folder that `run.dir` or `run.name` names, absolute; None if the run is to be named by its start.
+
+    Raises:
+        ConfigError: if nothing can be written there or, for a run that its start will name, in `run.root`.
+    """
+    key = "dir" if run.dir is not None else "name" if run.name is not None else "root"
+    typed = getattr(run, key)
+    try:
+        folder = Path(run.root if key == "name" else "", typed).expanduser().resolve()
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links, no such ~user
+        raise ConfigError(f"run.{key}={typed}: {error}; name another folder") from error
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise ConfigError(f"run.{key}={typed}: {nearest} is not a folder that can be written to; name another")
+    return None if key == "root" else folder
 
 
 def new_folder(run: RunConfig, model_name: str, strategy_name: str) -> Path:

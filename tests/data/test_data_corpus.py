@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from train.data.config import DataConfig, DataSource
 from train.data.corpus import open_corpus
-from train.data.source import DataError
+from train.data.source import DataError, check_same_corpus
 
 
 def test_config_composes_and_checks_types() -> None:
@@ -38,3 +38,9 @@ def test_small_vocabulary_is_refused_for_bytes() -> None:
 def test_empty_samples_are_refused(source: DataSource) -> None:
     with pytest.raises(DataError, match=r"set data\.sequence_length to at least 1"):
         open_corpus(DataConfig(source=source, sequence_length=0), vocab_size=256, seed=0)
+
+
+def test_ranks_that_read_different_text_are_refused() -> None:
+    check_same_corpus(["a" * 64, "a" * 64])
+    with pytest.raises(DataError, match=r"rank 1 reads another corpus than rank 0 \(sha256 b{12} and a{12}\)"):
+        check_same_corpus(["a" * 64, "b" * 64])

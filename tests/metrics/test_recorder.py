@@ -54,7 +54,7 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_wandb_offline_holds_the_same_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hooks = sys.exit, sys.excepthook
-    recorder = Recorder(tmp_path, LoggingConfig(), {"train": {"steps": 50}}, group="layouts")
+    recorder = Recorder(tmp_path, LoggingConfig(wandb_group="layouts"), {"train": {"steps": 50}})
     assert (sys.exit, sys.excepthook) == hooks
     for row in [*ROWS, {"train/step": 51, "train/loss": math.nan, "a": math.inf, "b": -math.inf}]:
         recorder.log(row)

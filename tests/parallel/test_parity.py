@@ -12,13 +12,15 @@ from harness.layout_run import (
     FSDP,
     HSDP,
     MODEL_MLA_SOFTMAX,
+    SINGLE,
     Layout,
     Outcome,
     merged,
     run_layout,
 )
-from harness.worker_pool import WorkerPool
+from harness.worker_pool import WorkerFailure, WorkerPool
 
+from models.feed_forward import FeedForward
 from parallel.comm import CommKind
 from parallel.config import OverlapConfig
 
@@ -99,6 +101,21 @@ def test_bfloat16_rounds_in_the_same_places_in_every_layout(strategy, pool: Work
     outcome = pool.run(2, run_layout, Layout(strategy, precision=BF16))[0]
     assert outcome.losses[0] == pytest.approx(rounded.losses[0], abs=1e-7)
     np.testing.assert_allclose(outcome.losses, rounded.losses, rtol=0, atol=2e-2)
+
+
+def lose_a_gradient(layout: Layout) -> None:
+    """The shared experts' output is cut from the graph, as a hook that does not fire would."""
+    with pytest.MonkeyPatch.context() as patch:
+        forward = FeedForward.forward
+        patch.setattr(FeedForward, "forward", lambda self, x: forward(self, x).detach())
+        run_layout(layout)
+
+
+@pytest.mark.parametrize("strategy", [SINGLE, DDP, FSDP], ids=["single", "ddp", "fsdp"])
+def test_a_lost_gradient_stops_the_run(strategy, pool: WorkerPool) -> None:
+    """Zeros that nobody computed would train on, silently wrong."""
+    with pytest.raises(WorkerFailure, match=r"no gradient for .*experts\.shared\.down\.weight"):
+        pool.run(1 if strategy is SINGLE else 2, lose_a_gradient, Layout(strategy))
 
 
 def test_ddp_issues_one_all_reduce_per_bucket_and_step(pool: WorkerPool) -> None:

@@ -94,6 +94,13 @@ def test_only_finished_checkpoints_count_and_old_ones_go(pool: WorkerPool, tmp_p
     assert newest_checkpoint(tmp_path / "absent") is None
 
 
+def test_a_resume_clears_what_was_never_finished(pool: WorkerPool, tmp_path: Path) -> None:
+    pool.run(1, save, SINGLE, tmp_path)
+    (tmp_path / "step-00000003.tmp").mkdir()
+    pool.run(1, resume, SINGLE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+
+
 def fail_to_save(folder: Path) -> None:
     parallel, optimizer, comm = build(SINGLE, seed=0)
     with pytest.MonkeyPatch.context() as patch:

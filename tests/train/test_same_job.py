@@ -11,6 +11,7 @@ from harness.torchrun import alone
 
 from conf.compose import compose
 from models.config import ConfigError
+from train.report import finished_summary
 from train.run_folder import check_same_job, write_config
 
 Job = Callable[[str], RunRecord]
@@ -106,6 +107,15 @@ def test_a_finished_run_prints_its_table_again_and_touches_nothing(
     assert f"{summary['wall_s']:,.1f} s" in done.stdout
     assert done.stdout.endswith(f"switchyard show {finished.folder}\n")
     assert files(finished.folder) == before
+
+
+def test_a_summary_counts_only_for_the_step_it_is_of(finished: RunRecord) -> None:
+    """A job that went on and died after its last checkpoint still has the summary of its earlier end."""
+    summary = finished_summary(finished.folder, 20)
+    assert summary is not None
+    assert summary.run_dir == str(finished.folder)  # and not where it was copied from
+    assert finished_summary(finished.folder, 22) is None
+    assert finished_summary(finished.folder.parent, 20) is None
 
 
 def test_a_finished_run_goes_on_to_more_steps(finished: RunRecord, words_of: Callable[[str], tuple[str, ...]]) -> None:

@@ -26,6 +26,9 @@ class LoggingConfig:
     wandb_entity: Optional[str] = None
     """User or team that owns the project; null: wandb's own default."""
 
+    wandb_group: Optional[str] = None
+    """Experiment that the run is one of, as the layouts of one comparison; null: none."""
+
     wandb_init_timeout_s: float = 20.0
     """Seconds to wait for the server at the start before going offline."""
 

@@ -4,7 +4,6 @@ import statistics
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Optional
 
 from rich.console import Console
 from rich.live import Live
@@ -18,13 +17,13 @@ class ProgressLine:
     standard output; a context manager, or call `close`.
     """
 
-    def __init__(self, total_steps: int, console: Optional[Console] = None) -> None:
+    def __init__(self, total_steps: int, console: Console | None = None) -> None:
         self._total_steps = total_steps
         # rich takes FORCE_COLOR for a terminal, and CI sets that over a pipe: ask the stream itself.
         self._console = console or _standard_output()
         self._latest: dict[str, float] = {}
         self._step_times: deque[float] = deque(maxlen=20)
-        self._live: Optional[Live] = None
+        self._live: Live | None = None
         if self._console.is_interactive:
             # Prints of other code go above the line too, if it is standard output that we draw on.
             redirect = console is None
@@ -59,7 +58,7 @@ class ProgressLine:
         return self
 
     def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 

@@ -5,9 +5,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
-Row = dict[str, Union[float, int, str]]
+Row = dict[str, float | int | str]
 """One row as it is stored: numbers, and the three names that strict JSON needs for the numbers it lacks."""
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -3,7 +3,6 @@
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 
@@ -51,7 +50,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> Peak:
     return _measured(device, dtype)
 
 
-def datasheet_tflops(name: str, dtype: torch.dtype) -> Optional[float]:
+def datasheet_tflops(name: str, dtype: torch.dtype) -> float | None:
     """Dense TFLOP/s of the GPU of exactly this name; None for an unknown one, and unless `dtype` is bf16 or fp16."""
     return _DATASHEET_TFLOPS.get(name) if dtype in (torch.bfloat16, torch.float16) else None
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional
+from typing import Any
 
 from train.metrics.config import LoggingConfig
 from train.metrics.jsonl import JsonlLog, strict_row
@@ -17,11 +17,9 @@ class Recorder:
     process is about to have. Rank 0 only. Raises OSError where the file cannot be written.
     """
 
-    def __init__(
-        self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any], group: Optional[str] = None
-    ) -> None:
+    def __init__(self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any]) -> None:
         self._jsonl = JsonlLog(run_dir / "metrics.jsonl")
-        self._wandb = WandbLog(run_dir, config, run_config, group)
+        self._wandb = WandbLog(run_dir, config, run_config)
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Record one row; it should hold `train/step`, the x axis of everything."""
@@ -38,12 +36,12 @@ class Recorder:
         return self
 
     def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(_exit_code(error))
 
 
-def _exit_code(error: Optional[BaseException]) -> int:
+def _exit_code(error: BaseException | None) -> int:
     """What the interpreter exits with if `error` is never caught."""
     if error is None:
         return 0

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +57,7 @@ class RunSummary:
     loss_last: float
     """Training loss of the last logged step, per token."""
 
-    eval_loss: Optional[float]
+    eval_loss: float | None
     """Last held-out loss, per token; None if there was no evaluation."""
 
     tokens_per_sec: float
@@ -69,10 +69,10 @@ class RunSummary:
     step_time_iqr_s: float
     """Spread of the step times: third quartile less the first, in seconds."""
 
-    mfu: Optional[float]
+    mfu: float | None
     """Median model FLOPs utilisation, causal attention counted at half; None if it was not logged."""
 
-    mfu_palm: Optional[float]
+    mfu_palm: float | None
     """The same with attention counted in full, as PaLM does."""
 
     peak_tflops: float
@@ -81,7 +81,7 @@ class RunSummary:
     peak_source: str
     """Where that number is from."""
 
-    peak_memory_gib: Optional[float]
+    peak_memory_gib: float | None
     """Largest memory in use on rank 0, GiB; None if it was not logged."""
 
     world_size: int
@@ -96,7 +96,7 @@ class RunSummary:
     parameters_active: int
     """Parameters that one token uses."""
 
-    wall_s: Optional[float]
+    wall_s: float | None
     """Seconds from the start of the last attempt to its end; None while it runs, or if it died."""
 
     def write(self, path: Path) -> None:
@@ -120,7 +120,7 @@ class RunSummary:
             table.add_row(name, value)
         return table
 
-    def print(self, console: Optional[Console] = None) -> None:
+    def print(self, console: Console | None = None) -> None:
         """Print the table, and under it the one command that looks at the run."""
         console = console or Console()
         console.print(self.table(), markup=False)
@@ -148,7 +148,7 @@ class RunSummary:
 
 
 def summarise(
-    rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: Optional[float]
+    rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: float | None
 ) -> RunSummary:
     """A run's summary from its rows of metrics, as `read_jsonl` returns them.
 
@@ -199,7 +199,7 @@ def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
 
-def _median_or_none(rows: list[dict[str, Any]], key: str) -> Optional[float]:
+def _median_or_none(rows: list[dict[str, Any]], key: str) -> float | None:
     column = _column(rows, key)
     return statistics.median(column) if column else None
 

@@ -6,7 +6,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from train.metrics.config import LoggingConfig, WandbMode
 from train.metrics.jsonl import Row
@@ -20,16 +20,14 @@ class WandbLog:
     of the run. Rank 0 only.
     """
 
-    def __init__(
-        self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any], group: Optional[str] = None
-    ) -> None:
+    def __init__(self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any]) -> None:
         self._run_dir = run_dir
         self._config = config
         self._run: Any = None
         if config.wandb is WandbMode.disabled:
             return
-        if config.wandb is WandbMode.offline or not self._start(WandbMode.online, run_config, group):
-            self._start(WandbMode.offline, run_config, group)
+        if config.wandb is WandbMode.offline or not self._start(WandbMode.online, run_config):
+            self._start(WandbMode.offline, run_config)
 
     def log(self, row: Row) -> None:
         """Add one row to the run's history, as it is: `train/step` is a metric in it, and every chart's x axis."""
@@ -54,7 +52,7 @@ class WandbLog:
             self._warn(f"did not finish; `wandb sync {self._run_dir / 'wandb'}/*run-*` sends what is left", error)
         self._stop_service(exit_code)
 
-    def _start(self, mode: WandbMode, run_config: Mapping[str, Any], group: Optional[str]) -> bool:
+    def _start(self, mode: WandbMode, run_config: Mapping[str, Any]) -> bool:
         # wandb reports its own errors over connections of its own, and waits 10 s for a dead server at process exit.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         # wandb wraps these two to guess the exit code, which `finish` is told, and prints uncaught errors twice.
@@ -67,7 +65,7 @@ class WandbLog:
                 mode=mode.value,
                 project=self._config.wandb_project,
                 entity=self._config.wandb_entity,
-                group=group,
+                group=self._config.wandb_group,
                 name=self._run_dir.name,
                 id=job_run_id(self._run_dir),
                 resume="allow",
