@@ -37,7 +37,7 @@ def _about_key(cause: OmegaConfBaseException, files: Sequence[str], words: Seque
     if key not in keys.types:
         return keys.unknown(key, where)
     value = cause.value if files else typed_value(key, words)
-    shown = key if value is None else f"{key}={value}"
+    shown = key if value is None else f"{key}={' '.join(str(value).split())}"  # a YAML text may have many lines
     reason = ""
     if isinstance(cause, InterpolationKeyError) and (missing := re.search(r"key '(.+?)' not found", str(cause))):
         reason = f"there is no key {missing[1]}; "

@@ -82,6 +82,8 @@ def _check_values(config: JobConfig) -> None:
             raise ConfigError(f"{key}={value}: set it to a finite number{or_null}")
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{key} is empty: set it to a text{or_null}")
+        if isinstance(value, str) and not value.isprintable():
+            raise ConfigError(f"{key}={value!r} holds a character that cannot be printed: leave it out")
         if key.endswith(".name") and value is not None:
             _check_name(key, value)
 

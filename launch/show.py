@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from conf.compose import read_job
@@ -13,6 +12,7 @@ from models.flops import count_parameters
 from train.metrics.jsonl import read_jsonl
 from train.metrics.peak import Peak
 from train.metrics.summary import Attempt, RunSummary, summarise
+from train.run_folder import read_config
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -33,7 +33,7 @@ def show(words: Sequence[str]) -> int:
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     if not losses:
         raise ConfigError(f"{folder} has logged no step yet: try again in a moment")
-    environment = yaml.safe_load((folder / "config.yaml").read_text())["environment"]
+    environment = read_config(folder / "config.yaml")["environment"]
     finished = folder / "summary.json"
     parameters = count_parameters(read_job(folder / "config.yaml").model)
     attempt = Attempt(

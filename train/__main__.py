@@ -3,6 +3,7 @@
 What can be refused is refused before a process group exists, so that no rank is left waiting for another.
 """
 
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from train.checkpoint import CheckpointStore, check_steps_left, find_weights, lo
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
-from train.failure import fail, refuse
+from train.failure import INTERRUPTED, fail, refuse
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
 from train.metrics.summary import Attempt
@@ -59,7 +60,7 @@ class Accepted:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed."""
+    """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed, 130 when interrupted."""
     started = time.monotonic()
     launch = Launch.from_environment()
     try:
@@ -70,9 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
                 print(composed.yaml, end="")
             return
         job = _accept(composed.config, yaml.safe_load(composed.yaml), launch)
-    except ConfigError as error:
-        refuse(error, launch)
-    try:
         world = World.join(launch, job.device)
         _train(job, world, started)
         world.leave()
@@ -80,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         refuse(error, launch)
     except Exception as error:
         fail(error, launch)
+    except KeyboardInterrupt:  # every rank gets it, and none has anything to say
+        os._exit(INTERRUPTED)
 
 
 def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted:

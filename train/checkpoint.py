@@ -109,7 +109,10 @@ def find_weights(init_from: str, config: ModelConfig) -> Path:
     read_progress(checkpoint)
     with torch.device("meta"):
         wanted = model_state(Transformer(config, torch.float32))
-    stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    try:
+        stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    except OSError as error:
+        raise ConfigError(f"model.init_from={init_from}: {checkpoint} lacks {error.filename}; name another") from error
     for name, tensor in wanted.items():
         entry = stored.get(name)
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
@@ -152,10 +155,15 @@ def read_progress(checkpoint: Path) -> Progress:
     """What `checkpoint` says of itself.
 
     Raises:
-        ConfigError: if it was written by a newer program.
+        ConfigError: if it is damaged, or was written by a newer program.
     """
-    record = json.loads((checkpoint / PROGRESS_FILE).read_text())
-    if record.pop("format") > FORMAT:
+    path = checkpoint / PROGRESS_FILE
+    try:
+        record = json.loads(path.read_text())
+        newer = record.pop("format") > FORMAT
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: move {checkpoint.name} away, and the one before it counts") from error
+    if newer:
         raise ConfigError(f"{checkpoint} has a newer format than this program reads ({FORMAT}): update switchyard")
     return Progress(**record)
 

@@ -21,6 +21,7 @@ from parallel.world import Launch, is_peer_failure
 
 REFUSED = 2
 FAILED = 1
+INTERRUPTED = 130
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """The variable in which torchrun says where it looks for a rank's last words."""
 GRACE_S = 20.0

@@ -59,7 +59,7 @@ def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str
     if not path.exists():
         return
     advice = "set it back to continue that run, or name another run.name"
-    before = yaml.safe_load(path.read_text())
+    before = read_config(path)
     old, new = _identity(before), _identity(config)
     # A preset's name first: it is what was typed, and the values below it differ for its sake.
     for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith(".name"), key)):
@@ -71,6 +71,20 @@ def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str
             f"the corpus is not the one that {folder} was trained on (sha256 {corpus_fingerprint[:12]}, was "
             f"{fingerprint[:12]}; another Python version has another standard library): name another run.name"
         )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml as plain values.
+
+    Raises:
+        ConfigError: if it is not one.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+        config["environment"]["corpus_sha256"]
+    except (OSError, UnicodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path} is not the config.yaml of a run: name another folder") from error
+    return config
 
 
 def write_config(folder: Path, config: dict[str, Any], environment: dict[str, Any]) -> None:

@@ -243,6 +243,8 @@ def test_a_choice_names_its_members(key: str) -> None:
 FILES = {
     "dim: abc": "model.dim=abc in model/mine.yaml: set it to a whole number",
     "dim:": "model.dim in model/mine.yaml: set it to a whole number",
+    'dim: "a\\nb"': "model.dim=a b in model/mine.yaml: set it to a whole number",
+    'name: "a\\nb"': r"model.name='a\nb' holds a character that cannot be printed",
     "dim: {a: 1}": "model.dim={'a': 1} in model/mine.yaml: set it to a whole number",
     "dim: ${nope.x}": "model.dim: there is no key nope.x; set it to a whole number",
     "dimm: 3": "unknown key 'model.dimm' in model/mine.yaml; did you mean model.dim?",

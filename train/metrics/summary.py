@@ -147,9 +147,7 @@ class RunSummary:
         yield "run folder", self.run_dir
 
 
-def summarise(
-    rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: float | None
-) -> RunSummary:
+def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: float | None) -> RunSummary:
     """A run's summary from its rows of metrics, as `read_jsonl` returns them.
 
     A row of a smaller step than the last one's takes back every step after it (a rollback), and rows of one step count
