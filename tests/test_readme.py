@@ -19,7 +19,9 @@ def commands() -> list[str]:
 
 def start(command: str, folder: Path, **variables: str) -> subprocess.Popen:
     """`command` as a user of an activated environment types it."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    # Without what a `make` that started this test would tell a `make` that this test starts: its own ARGS, above all.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
     return subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,

@@ -22,7 +22,7 @@ from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import Launch, World, choose_device
-from train.checkpoint import CheckpointStore, check_steps_left, find_weights, load_weights
+from train.checkpoint import CheckpointStore, check_steps_left, find_weights, load_weights, newest_checkpoint
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
@@ -95,7 +95,8 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
     if folder:
         check_same_job(folder, plain, corpus.fingerprint)
         check_steps_left(folder / "checkpoints", config.train.steps)
-    init_from = find_weights(config.model.init_from, config.model) if config.model.init_from else None
+    starting = not folder or newest_checkpoint(folder / "checkpoints") is None
+    init_from = find_weights(config.model.init_from, config.model) if config.model.init_from and starting else None
     return Accepted(config, plain, device, corpus, folder, init_from)
 
 

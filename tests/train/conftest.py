@@ -10,6 +10,7 @@ from harness.torchrun import alone, torchrun
 
 JOB = (
     "model=tiny",
+    "train.device=cpu",
     "train.steps=20",
     "train.log_every=1",
     "train.eval_every=10",
