@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from models.config import ConfigError
 from models.flops import count_parameters
 from train.metrics.jsonl import read_jsonl
 from train.metrics.peak import Peak
-from train.metrics.summary import Attempt, RunSummary, summarise
+from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, standing_rows, summarise
 from train.run_folder import read_config
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -29,12 +30,11 @@ def show(words: Sequence[str]) -> int:
     for name in ("config.yaml", "metrics.jsonl"):
         if not (folder / name).exists():
             raise ConfigError(f"{folder} has no {name}: name the folder of a run that has logged a step")
-    rows = read_jsonl(folder / "metrics.jsonl")
+    rows = standing_rows(read_jsonl(folder / "metrics.jsonl"))
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     if not losses:
         raise ConfigError(f"{folder} has logged no step yet: try again in a moment")
     environment = read_config(folder / "config.yaml")["environment"]
-    finished = folder / "summary.json"
     parameters = count_parameters(read_job(folder / "config.yaml").model)
     attempt = Attempt(
         resumed_after_step=environment["resumed_after_step"],
@@ -44,7 +44,8 @@ def show(words: Sequence[str]) -> int:
         parameters=parameters.total,
         parameters_active=parameters.active,
     )
-    wall_s = RunSummary.read(finished).wall_s if finished.exists() else None
+    finished = RunSummary.read(folder / SUMMARY_FILE)
+    wall_s = finished.wall_s if finished else None
     summary = summarise(rows, folder, attempt, wall_s)
     console = Console()
     console.print(summary.table(), markup=False)
@@ -53,10 +54,11 @@ def show(words: Sequence[str]) -> int:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """`values` as one line of bars, at most `width` of them, each the mean of its part; "" for no values."""
+    """`values` as one line of bars, at most `width` of them, each the mean of its part, × where that is no number."""
     n_bars = min(max(1, width), len(values))
     edges = [round(i * len(values) / n_bars) for i in range(n_bars + 1)] if values else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means, default=0.0), max(means, default=0.0)
+    finite = [mean for mean in means if isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+    return "".join(BARS[round((mean - low) * scale)] if isfinite(mean) else "×" for mean in means)

@@ -6,7 +6,7 @@ long it runs, but how long compute waits for it. Collectives inside FSDP2 are to
 
 from collections import Counter
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,16 +20,16 @@ class CommKind(Enum):
     """What the communication is for."""
 
     dp = "dp"
-    fsdp = "fsdp"
     control = "control"
     """Numbers for logs and decisions; no tensors of the model."""
 
 
 class Communicator:
-    """Issues and awaits collectives. `calls` counts the issued ones by (kind, name)."""
+    """Issues and awaits collectives; counts what it issued by (kind, name), and what was waited for by kind."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[CommKind, str]] = Counter()
+        self.waits: Counter[CommKind] = Counter()
 
     def start_all_reduce(self, tensor: Tensor, group: ProcessGroup | None, kind: CommKind) -> Work:
         """Begin to sum `tensor` in place over `group` (None: the world). Pass the result to `wait`."""
@@ -40,6 +40,7 @@ class Communicator:
 
     def wait(self, work: Work, kind: CommKind) -> None:
         """Hold the compute stream (on CPU: this thread) until `work` is done."""
+        self.waits[kind] += 1
         work.wait()
 
     def all_reduce(self, tensor: Tensor, group: ProcessGroup | None, kind: CommKind) -> Tensor:
@@ -57,9 +58,9 @@ class Communicator:
     def all_gather_object(self, value: T) -> list[T]:
         """Every rank's `value`, by rank, on every rank."""
         self.calls[CommKind.control, "all_gather_object"] += 1
-        values: list[T | None] = [None] * dist.get_world_size()
+        values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
-        return [v for v in values if v is not None]
+        return values
 
     def barrier(self) -> None:
         """Wait for every rank, on the host: no GPU is drained for it."""

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -111,8 +112,8 @@ def find_weights(init_from: str, config: ModelConfig) -> Path:
         wanted = model_state(Transformer(config, torch.float32))
     try:
         stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    except OSError as error:
-        raise ConfigError(f"model.init_from={init_from}: {checkpoint} lacks {error.filename}; name another") from error
+    except (OSError, EOFError, UnpicklingError, AttributeError, ImportError) as error:
+        raise ConfigError(f"model.init_from={init_from}: {checkpoint} is damaged ({error}); name another") from error
     for name, tensor in wanted.items():
         entry = stored.get(name)
         shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
@@ -160,12 +161,14 @@ def read_progress(checkpoint: Path) -> Progress:
     path = checkpoint / PROGRESS_FILE
     try:
         record = json.loads(path.read_text())
-        newer = record.pop("format") > FORMAT
+        if record["format"] > FORMAT:
+            raise ConfigError(f"{checkpoint} has a newer format than this program reads ({FORMAT}): update switchyard")
+        progress = Progress(step=int(record["step"]), tokens=int(record["tokens"]))
+    except ConfigError:
+        raise
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: move {checkpoint.name} away, and the one before it counts") from error
-    if newer:
-        raise ConfigError(f"{checkpoint} has a newer format than this program reads ({FORMAT}): update switchyard")
-    return Progress(**record)
+    return progress
 
 
 def _temporary(final: Path) -> Path:

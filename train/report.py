@@ -11,9 +11,7 @@ from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
 from train.metrics.jsonl import read_jsonl
 from train.metrics.recorder import Recorder
-from train.metrics.summary import Attempt, RunSummary, summarise
-
-SUMMARY_FILE = "summary.json"
+from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
 
 class Report:
@@ -30,6 +28,7 @@ class Report:
     ) -> None:
         """Say what is about to run. `config` goes to wandb; `started` is the attempt's start by time.monotonic()."""
         self._folder, self._attempt, self._started = folder, attempt, started
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
         millions = f"{attempt.parameters / 1e6:,.1f} M parameters, {attempt.parameters_active / 1e6:,.1f} M active"
@@ -62,7 +61,6 @@ class Report:
 
 def finished_summary(folder: Path, steps: int) -> RunSummary | None:
     """The summary of a run that ended after `steps` steps; None if there is none, or it is of an end before that."""
-    path = folder / SUMMARY_FILE
-    summary = RunSummary.read(path) if path.exists() else None
+    summary = RunSummary.read(folder / SUMMARY_FILE)
     # A copied folder's summary names the place that it came from.
     return replace(summary, run_dir=str(folder)) if summary and summary.steps == steps else None

@@ -39,7 +39,7 @@ def named_folder(run: RunConfig) -> Path | None:
 
 
 def new_folder(run: RunConfig, model_name: str, strategy_name: str) -> Path:
-    """A folder named by time, model and strategy. Rank 0 calls it and tells the others: their clocks differ."""
+    """A folder named by time, model and strategy. Every rank makes one and rank 0's counts: their clocks differ."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return (Path(run.root).expanduser() / f"{stamp}-{model_name}-{strategy_name}-{os.getpid()}").resolve()
 

@@ -71,6 +71,8 @@ class Outcome:
     weights: dict[str, np.ndarray]
     calls: dict[tuple[CommKind, str], int]
     """Collectives of ours over all steps."""
+    waits: dict[CommKind, int]
+    """Those that were waited for, by kind."""
 
 
 def run_layout(layout: Layout) -> Outcome:
@@ -110,6 +112,7 @@ def run_layout(layout: Layout) -> Outcome:
         first_gradients=first_gradients,
         weights=whole_state(parallel),
         calls=dict(comm.calls),
+        waits=dict(comm.waits),
     )
 
 

@@ -1,5 +1,6 @@
 """`switchyard`: its commands, its own words, and its exit codes."""
 
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,8 @@ def test_a_curve_has_a_bar_for_every_part() -> None:
     assert curve([8.0, 6.0, 4.0, 2.0], 2) == "█▁"  # means of two
     assert curve([1.0, 2.0], 0) == "▁"  # a terminal too narrow for any
     assert len(curve([float(i) for i in range(1000)], 80)) == 80
+
+
+def test_a_curve_survives_a_run_that_diverged() -> None:
+    assert curve([3.0, math.nan, 1.0, math.inf], width=10) == "█×▁×"
+    assert curve([math.nan], width=10) == "×"

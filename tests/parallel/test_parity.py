@@ -125,7 +125,7 @@ def test_ddp_issues_one_all_reduce_per_bucket_and_step(pool: WorkerPool) -> None
     n_parameters = len(outcome.first_gradients)
     assert outcome.calls[CommKind.dp, "all_reduce"] == 2 * n_parameters
     one_bucket = pool.run(2, run_layout, replace(layout, overlap=OverlapConfig(bucket_mib=100)))[0]
-    assert one_bucket.calls[CommKind.dp, "all_reduce"] == 2
+    assert one_bucket.calls[CommKind.dp, "all_reduce"] == 2 == one_bucket.waits[CommKind.dp]
     assert one_bucket.calls[CommKind.control, "all_reduce"] == 2 + len(one_bucket.evals)
 
 

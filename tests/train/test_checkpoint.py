@@ -138,12 +138,13 @@ def test_init_from_refuses_what_does_not_fit(pool: WorkerPool, tmp_path: Path) -
         find_weights(str(tmp_path), ModelConfig(**{**vars(MODEL), "dim": 40}))
     progress = tmp_path / "checkpoints" / "step-00000007" / "progress.json"
     metadata = progress.with_name(".metadata").rename(tmp_path / "metadata")
-    with pytest.raises(ConfigError, match=r"lacks .*\.metadata; name another"):
+    with pytest.raises(ConfigError, match=r"is damaged \(.*\.metadata.*\); name another"):
         find_weights(str(tmp_path), MODEL)
     metadata.rename(progress.with_name(".metadata"))
     progress.write_text(json.dumps(json.loads(progress.read_text()) | {"format": 99}))
     with pytest.raises(ConfigError, match="newer format"):
         find_weights(str(tmp_path), MODEL)
-    progress.write_text("{")
-    with pytest.raises(ConfigError, match=r"progress.json is damaged: move step-00000007 away"):
-        find_weights(str(tmp_path), MODEL)
+    for text in ("{", '{"format": 1}', "[]"):
+        progress.write_text(text)
+        with pytest.raises(ConfigError, match=r"progress.json is damaged: move step-00000007 away"):
+            find_weights(str(tmp_path), MODEL)

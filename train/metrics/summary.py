@@ -14,6 +14,8 @@ from rich.table import Table
 from train.metrics.jsonl import plain_value, strict_value
 from train.metrics.peak import Peak
 
+SUMMARY_FILE = "summary.json"
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -107,9 +109,12 @@ class RunSummary:
         os.replace(partial, path)
 
     @classmethod
-    def read(cls, path: Path) -> "RunSummary":
-        """What was written to `path`. Raises OSError."""
-        return cls(**{name: plain_value(value) for name, value in json.loads(path.read_text()).items()})
+    def read(cls, path: Path) -> "RunSummary | None":
+        """What was written to `path`; None if nothing was, or by another version: metrics.jsonl has it all."""
+        try:
+            return cls(**{name: plain_value(value) for name, value in json.loads(path.read_text()).items()})
+        except (OSError, ValueError, AttributeError, TypeError):
+            return None
 
     def table(self) -> Table:
         """Two columns: what, and how much; a number that is not there has no line."""
@@ -150,26 +155,20 @@ class RunSummary:
 def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: float | None) -> RunSummary:
     """A run's summary from its rows of metrics, as `read_jsonl` returns them.
 
-    A row of a smaller step than the last one's takes back every step after it (a rollback), and rows of one step count
-    as one. The medians are over the attempt's own steps, less the first min(10, n // 5) of n: compilation, and caches
+    The medians are over the attempt's own steps, less the first min(10, n // 5) of n: compilation, and caches
     that fill. The losses leave out nothing.
 
     Raises ValueError if no row holds a loss or, after the warm-up, a speed; KeyError for a loss without `train/tokens`.
     """
-    by_step: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        step = int(row["train/step"])
-        while by_step and next(reversed(by_step)) > step:
-            by_step.popitem()
-        by_step.setdefault(step, {}).update(row)
-    trained = [row for row in by_step.values() if "train/loss" in row]
+    standing = standing_rows(rows)
+    trained = [row for row in standing if "train/loss" in row]
     if not trained:
         raise ValueError("no step was logged: there is nothing to summarise")
     # An attempt that has logged nothing yet is shown with its predecessors' speed.
     own = [row for row in trained if row["train/step"] > attempt.resumed_after_step] or trained
     steady = own[min(10, len(own) // 5) :]
     step_times = _column(steady, "perf/step_time_s")
-    evals = _column(list(by_step.values()), "eval/loss")
+    evals = _column(standing, "eval/loss")
     return RunSummary(
         run_dir=str(run_dir),
         steps=trained[-1]["train/step"],
@@ -191,6 +190,18 @@ def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt
         parameters_active=attempt.parameters_active,
         wall_s=wall_s,
     )
+
+
+def standing_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that still count, one a step: a row of a smaller step than the last one's takes back every step after it
+    (a restart from an earlier checkpoint), and rows of one step are merged."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        step = int(row["train/step"])
+        while by_step and next(reversed(by_step)) > step:
+            by_step.popitem()
+        by_step.setdefault(step, {}).update(row)
+    return list(by_step.values())
 
 
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
