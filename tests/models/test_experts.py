@@ -141,3 +141,15 @@ def test_a_placement_holds_every_expert_once(slots: tuple) -> None:
     else:
         with pytest.raises(ValueError, match="divide"):
             ExpertPlacement.contiguous(8, 3)
+
+
+def test_auto_takes_the_loop_under_compile_on_cpu() -> None:
+    """grouped_mm in float32 does not trace there."""
+    module = experts(ExpertBackend.auto, torch.float32, tuple(range(E)))
+    rows_ND = torch.randn(6, D, generator=torch.Generator().manual_seed(4))
+    offsets_E = torch.tensor([1, 1, 3, 6, 6], dtype=torch.int32)
+    compiled = torch.compile(module, backend="aot_eager")
+    torch.testing.assert_close(compiled(rows_ND, offsets_E), module(rows_ND, offsets_E))
+    forced = torch.compile(experts(ExpertBackend.grouped_mm, torch.float32, tuple(range(E))), backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"(?i)bf16|bfloat16"):
+        forced(rows_ND, offsets_E)
