@@ -24,17 +24,19 @@ def complaint(error: BaseException, words: Sequence[str], keys: Keys) -> str:
     if cause is not None and cause.full_key:
         return _about_key(cause, files, words, keys)
     where = f"{files[0]}.yaml: " if files else ""
+    if cause is not None and "with ListConfig" in str(cause):
+        return f"{where}a group of keys stands where a list belongs ({', '.join(keys.items)})"
     if cause is not None:
         return f"{where}a single value stands where a group of keys belongs"
     return where + re.sub(r"^In '.+?': ", "", str(error).partition("\n")[0])
 
 
 def _about_key(cause: OmegaConfBaseException, files: Sequence[str], words: Sequence[str], keys: Keys) -> str:
-    key = cause.full_key or ""
+    key = _full_key(cause, keys)
     where = f" in {files[0]}.yaml" if files else ""
     if key in keys.names:
         return f"{key}{where}: {keys.section(key)}"
-    if key not in keys.types:
+    if keys.type_of(key) is None:
         return keys.unknown(key, where)
     value = cause.value if files else typed_value(key, words)
     shown = key if value is None else f"{key}={' '.join(str(value).split())}"  # a YAML text may have many lines
@@ -44,6 +46,13 @@ def _about_key(cause: OmegaConfBaseException, files: Sequence[str], words: Seque
     elif isinstance(cause, InterpolationResolutionError):
         reason = "what it refers to cannot be one; "
     return f"{shown}{where}: {reason}set it to {keys.expected(key)}"
+
+
+def _full_key(cause: OmegaConfBaseException, keys: Keys) -> str:
+    """OmegaConf checks an item of a list on its own, and names it as if it were all there is."""
+    key = cause.full_key or ""
+    lists = [name for name, kind in keys.items.items() if cause.object_type is kind and not key.startswith(name)]
+    return f"{lists[0]}[].{key}" if lists else key
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

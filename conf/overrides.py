@@ -5,10 +5,13 @@ silently. So keys, options and the form of a value are judged here, and what is 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from conf.keys import Keys
 from conf.options import Options
@@ -44,6 +47,9 @@ def _check(word: str, keys: Keys, options: Options) -> str:
     key = name.lstrip("+~")
     known = key in keys.types or key in keys.names
     _check_foreign_key(word, key, value)
+    for name_of_list in keys.items:
+        if key.startswith((f"{name_of_list}[", f"{name_of_list}.")):
+            raise ConfigError(f"{word}: {name_of_list} is set as a whole: {name_of_list}=[{{KEY: VALUE, …}}, …]")
     if not known and (not equals or not key):
         raise ConfigError(f"{word!r} is not of the form key=value: write, say, train.steps=20")
     if not known:
@@ -88,6 +94,9 @@ def _check_value(key: str, value: str, keys: Keys) -> str:
     word = f"{key}={value}"
     _refuse_sweep(key, value)
     parsed = _parse(word)
+    if key in keys.items:
+        _check_items(key, value, parsed, keys)
+        return word
     if str in keys.kinds(key):
         # As it was typed: Hydra would make 1000.0 of a run's name 1e3, and refuse a path with an accent in it.
         literal = value.lower() == "null" or value.startswith(("'", '"', "[", "{"))
@@ -97,6 +106,42 @@ def _check_value(key: str, value: str, keys: Keys) -> str:
     if parsed is None or no_bool:
         raise ConfigError(f"{word}: set it to {keys.expected(key)}")
     return word
+
+
+def _check_items(key: str, value: str, parsed: Override | None, keys: Keys) -> None:
+    """OmegaConf judges a list's items too, but its messages do not say which item was wrong."""
+    items = parsed.value() if parsed else None
+    if not isinstance(items, list):
+        in_quotes = "; a text goes in quotes if it is more than letters and digits" if value.startswith("[") else ""
+        raise ConfigError(f"{key}={value}: set it to {keys.expected(key)}{in_quotes}")
+    for index, item in enumerate(items):
+        if not isinstance(item, dict):
+            raise ConfigError(f"{key}[{index}]={_as_typed(item)}: set it to {keys.expected(f'{key}[{index}]')}")
+        for name, typed in item.items():
+            inner = f"{key}[{index}].{name}"
+            if keys.type_of(inner) is None:
+                raise ConfigError(keys.unknown(inner))
+            text = typed.text if isinstance(typed, QuotedString) else typed
+            if not _fits(text, name, keys.items[key], is_text=str in keys.kinds(inner)):
+                raise ConfigError(f"{inner}={_as_typed(text)}: set it to {keys.expected(inner)}")
+
+
+def _fits(value: object, name: str, kind: Any, is_text: bool) -> bool:
+    """Whether the field `name` of the dataclass `kind` takes `value`."""
+    if "${" in str(value):  # what it stands for is known only when all is composed
+        return True
+    if is_text and isinstance(value, bool | float):  # it was typed without quotes, and would be spelt in another way
+        return False
+    try:
+        OmegaConf.merge(OmegaConf.structured(kind), {name: value})
+    except OmegaConfBaseException:
+        return False
+    return value != MISSING
+
+
+def _as_typed(value: object) -> str:
+    """A value that Hydra has read, as it stands on a command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _refuse_sweep(key: str, value: str) -> None:

@@ -7,7 +7,7 @@ from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
-from train.data.config import DataConfig, DataSource
+from train.data.config import DataConfig, DataSource, choice
 from train.metrics.config import LoggingConfig
 
 LONGEST_NAME = 100
@@ -59,11 +59,8 @@ def validate(config: JobConfig, world_size: int) -> None:
     _check_sequence(config)
     if config.model.expert_backend is ExpertBackend.grouped_mm:
         _check_grouped_mm(config.model, config.precision.compute)
-    if config.data.source is DataSource.stdlib and config.model.vocab_size < 256:
-        raise ConfigError(
-            f"model.vocab_size={config.model.vocab_size}: data=stdlib is bytes; set it to 256 or more, "
-            "or choose data=synthetic"
-        )
+    config.data.check()
+    _check_bytes(config)
     if config.run.name is not None and config.run.dir is not None:
         raise ConfigError(
             f"run.name={config.run.name} and run.dir={config.run.dir} both name the run folder: set one of them to null"
@@ -76,6 +73,10 @@ def validate(config: JobConfig, world_size: int) -> None:
 def _check_values(config: JobConfig) -> None:
     """What no key can be: a number that is none, an empty text, a name that a folder cannot have."""
     keys = Keys.of(JobConfig)
+    # An interpolation ("${model}" in a YAML file) puts anything in a list's place, and OmegaConf lets it.
+    if not isinstance(config.data.mixture, list):
+        raise ConfigError(f"data.mixture: set it to {keys.expected('data.mixture')}")
+    dataset_names = [f"{key}.name" for key, part in config.data.sources().items() if part.source is DataSource.hf]
     for key, value in values(config):
         or_null = ", or null" if type(None) in keys.kinds(key) else ""
         if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
@@ -84,7 +85,7 @@ def _check_values(config: JobConfig) -> None:
             raise ConfigError(f"{key} is empty: set it to a text{or_null}")
         if isinstance(value, str) and not value.isprintable():
             raise ConfigError(f"{key}={value!r} holds a character that cannot be printed: leave it out")
-        if key.endswith(".name") and value is not None:
+        if key.endswith(".name") and value is not None and key not in dataset_names:
             _check_name(key, value)
 
 
@@ -105,6 +106,17 @@ def _check_grouped_mm(model: ModelConfig, compute: Dtype) -> None:
             raise ConfigError(
                 f"model.{key}={size}: grouped_mm takes multiples of {multiple} in {compute.value}; "
                 f"set it to {size + -size % multiple}, or model.expert_backend=loop"
+            )
+
+
+def _check_bytes(config: JobConfig) -> None:
+    """Bytes are ids up to 255."""
+    for key, part in config.data.sources().items():
+        untokenised = part.source in (DataSource.text, DataSource.hf) and config.data.tokenizer is None
+        if config.model.vocab_size < 256 and (untokenised or part.source is DataSource.stdlib):
+            raise ConfigError(
+                f"model.vocab_size={config.model.vocab_size}: {choice(key, part.source)} is bytes; "
+                f"set it to 256 or more, or {'set data.tokenizer' if untokenised else 'choose data=synthetic'}"
             )
 
 

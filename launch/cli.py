@@ -4,26 +4,38 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
+from launch.export import export
 from launch.local import train
 from launch.show import show
+from launch.tokenize import tokenize
 from models.config import ConfigError
 
 USAGE = """\
 switchyard train [nproc=N] [key=value …]   start N ranks on this machine and train (see switchyard train --help)
+switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
 switchyard show RUN                        what a run did: its table and its loss curve
+switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
+    [--to FOLDER] [--dtype DTYPE]          DTYPE is float32 (exact), or bfloat16 or float16 (half the size)
+    [--shard-size 5GB]                     RUN may be a step-… folder in a run's checkpoints/ too
 
 nproc=N is the number of ranks: by default one per GPU, or 2 on a machine without.
 """
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "show": show}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "tokenize": tokenize,
+    "show": show,
+    "export": export,
+}
 HELP = ("--help", "-h")
+OWN_HELP = {"train", "tokenize"}
+"""Commands that have more to say about themselves than USAGE does."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 2 for what must be typed differently, otherwise the command's own."""
     command, *rest = (sys.argv[1:] if words is None else list(words)) or [""]
-    # `train` has more to say about itself than this does.
-    if command in HELP or (command != "train" and command in COMMANDS and any(word in HELP for word in rest)):
+    if command in HELP or (command in COMMANDS.keys() - OWN_HELP and any(word in HELP for word in rest)):
         print(USAGE, end="")
         return 0
     try:

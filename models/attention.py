@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.config import AttentionKind, ModelConfig
+from models.config import AttentionConfig, AttentionKind, ModelConfig
 from models.layers import Linear, RMSNorm
-from models.rope import RotaryTable, rotary_table, rotate
+from models.rope import rotary_table, rotate
+from models.yarn import score_factor
 
 # Measured on one H200 at S=4096, forward and backward, TFLOP/s: cuDNN 445 (d128) and 404 (192/128, MLA); flash 271 and
 # refuses 192/128. Elsewhere the list falls through to what runs: flash on CPU, math where widths differ there.
@@ -22,24 +23,31 @@ KERNELS_BY_SPEED = [
 ]
 
 
+# Of the norms on MLA's latents, whatever the model's other norms have: DeepSeek's code never sets it.
+LATENT_NORM_EPS = 1e-6
+
+
 class GroupedQueryAttention(nn.Module):
-    """H query heads share G key-value heads (Ainslie et al. 2023), RoPE on the whole head."""
+    """H query heads share G key-value heads (Ainslie et al. 2023)."""
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         a = model.attention
         self.config = a
-        self.query = Linear(model.dim, a.n_heads * a.head_dim)
-        self.key = Linear(model.dim, a.n_kv_heads * a.head_dim)
-        self.value = Linear(model.dim, a.n_kv_heads * a.head_dim)
+        self.query = Linear(model.dim, a.n_heads * a.head_dim, bias=a.bias)
+        self.key = Linear(model.dim, a.n_kv_heads * a.head_dim, bias=a.bias)
+        self.value = Linear(model.dim, a.n_kv_heads * a.head_dim, bias=a.bias)
+        self.query_norm = RMSNorm(a.head_dim, model.norm_eps) if a.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(a.head_dim, model.norm_eps) if a.qk_norm else nn.Identity()
         self.output = Linear(a.n_heads * a.head_dim, model.dim, residual_depth=2 * model.n_layers)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        table = _table(x_BSD, self.config.head_dim, self.config.rope_theta)
-        q_BHSd = rotate(_split_heads(self.query(x_BSD), self.config.head_dim), table)
-        k_BGSd = rotate(_split_heads(self.key(x_BSD), self.config.head_dim), table)
-        v_BGSd = _split_heads(self.value(x_BSD), self.config.head_dim)
-        return self.output(_causal_attention(q_BHSd, k_BGSd, v_BGSd))
+    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+        a = self.config
+        table = rotary_table(x_BSD.shape[1], a, x_BSD.dtype, x_BSD.device)
+        q_BHSd = rotate(self.query_norm(_split_heads(self.query(x_BSD), a.head_dim)), table)
+        k_BGSd = rotate(self.key_norm(_split_heads(self.key(x_BSD), a.head_dim)), table)
+        v_BGSd = _split_heads(self.value(x_BSD), a.head_dim)
+        return self.output(_attend(q_BHSd, k_BGSd, v_BGSd, mask_B1SS, a))
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -51,19 +59,19 @@ class MultiHeadLatentAttention(nn.Module):
         a = model.attention
         self.config = a
         if a.q_lora_rank:
-            self.query_down = Linear(model.dim, a.q_lora_rank)
-            self.query_norm = RMSNorm(a.q_lora_rank, model.norm_eps)
+            self.query_down = Linear(model.dim, a.q_lora_rank, bias=a.bias)
+            self.query_norm = RMSNorm(a.q_lora_rank, LATENT_NORM_EPS)
             self.query_up = Linear(a.q_lora_rank, a.n_heads * a.qk_dim)
         else:
             self.query = Linear(model.dim, a.n_heads * a.qk_dim)
-        self.kv_down = Linear(model.dim, a.kv_lora_rank + a.qk_rope_dim)
-        self.kv_norm = RMSNorm(a.kv_lora_rank, model.norm_eps)
+        self.kv_down = Linear(model.dim, a.kv_lora_rank + a.qk_rope_dim, bias=a.bias)
+        self.kv_norm = RMSNorm(a.kv_lora_rank, LATENT_NORM_EPS)
         self.kv_up = Linear(a.kv_lora_rank, a.n_heads * (a.qk_nope_dim + a.v_dim))
-        self.output = Linear(a.n_heads * a.v_dim, model.dim, residual_depth=2 * model.n_layers)
+        self.output = Linear(a.n_heads * a.v_dim, model.dim, residual_depth=2 * model.n_layers, bias=a.bias)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
         a = self.config
-        table = _table(x_BSD, a.qk_rope_dim, a.rope_theta)
+        table = rotary_table(x_BSD.shape[1], a, x_BSD.dtype, x_BSD.device)
         queries = self.query_up(self.query_norm(self.query_down(x_BSD))) if a.q_lora_rank else self.query(x_BSD)
         q_nope, q_rope = _split_heads(queries, a.qk_dim).split([a.qk_nope_dim, a.qk_rope_dim], dim=-1)
 
@@ -74,17 +82,13 @@ class MultiHeadLatentAttention(nn.Module):
 
         q_BHSd = torch.cat((q_nope, rotate(q_rope, table)), dim=-1)
         k_BHSd = torch.cat((k_nope, k_rope), dim=-1)
-        return self.output(_causal_attention(q_BHSd, k_BHSd, v_BHSd))
+        return self.output(_attend(q_BHSd, k_BHSd, v_BHSd, mask_B1SS, a))
 
 
 def build_attention(model: ModelConfig) -> nn.Module:
-    """The attention that `model.attention.kind` names: [B, S, D] to [B, S, D]."""
+    """The attention that `model.attention.kind` names: [B, S, D] and a mask (None: causal) to [B, S, D]."""
     kinds = {AttentionKind.gqa: GroupedQueryAttention, AttentionKind.mla: MultiHeadLatentAttention}
     return kinds[model.attention.kind](model)
-
-
-def _table(x_BSD: Tensor, width: int, theta: float) -> RotaryTable:
-    return rotary_table(x_BSD.shape[1], width, theta, x_BSD.dtype, x_BSD.device)
 
 
 def _split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -92,9 +96,20 @@ def _split_heads(x: Tensor, head_dim: int) -> Tensor:
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
-def _causal_attention(q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor) -> Tensor:
-    """Attend causally; [B, S, H·d_v] back."""
+def _attend(
+    q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, mask_B1SS: Tensor | None, config: AttentionConfig
+) -> Tensor:
+    """Attend causally, or where the mask is true; [B, S, H·d_v] back."""
     grouped = q_BHSd.shape[1] != k_BGSd.shape[1]
+    scale = config.qk_dim**-0.5 * score_factor(config.yarn)
     with sdpa_kernel(KERNELS_BY_SPEED, set_priority=True):
-        y_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BGSd, v_BGSd, is_causal=True, enable_gqa=grouped)
+        y_BHSd = F.scaled_dot_product_attention(
+            q_BHSd, k_BGSd, v_BGSd, attn_mask=mask_B1SS, is_causal=mask_B1SS is None, scale=scale, enable_gqa=grouped
+        )
     return y_BHSd.transpose(1, 2).flatten(2)
+
+
+def document_mask(documents_BS: Tensor) -> Tensor:
+    """Who may see whom, [B, 1, S, S]: a token those before it in its own document, by the documents' numbers [B, S]."""
+    same_BSS = documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)
+    return same_BSS.tril().unsqueeze(1)

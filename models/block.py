@@ -27,6 +27,7 @@ from models.experts import RoutedExperts
 from models.feed_forward import FeedForward
 from models.layers import RMSNorm
 from models.router import Router, Routing
+from models.surroundings import Surroundings
 
 
 class Attended(NamedTuple):
@@ -48,57 +49,64 @@ class ExpertOutput(NamedTuple):
 class AttentionPart(nn.Module):
     """norm → attention → residual → norm → route."""
 
-    def __init__(self, model: ModelConfig, routed: bool) -> None:
+    def __init__(self, model: ModelConfig, around: Surroundings | None) -> None:
         super().__init__()
         self.norm = RMSNorm(model.dim, model.norm_eps)
         self.mixer = build_attention(model)
         self.expert_norm = RMSNorm(model.dim, model.norm_eps)
-        self.router = Router(model.moe, model.dim) if routed else None
+        self.router = Router(model.moe, model.dim, around.sum_over_data_ranks) if around else None
 
-    def forward(self, x_BSD: Tensor) -> Attended:
-        residual_BSD = x_BSD + self.mixer(self.norm(x_BSD))
+    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Attended:
+        residual_BSD = x_BSD + self.mixer(self.norm(x_BSD), mask_B1SS)
         normed_BSD = self.expert_norm(residual_BSD)
-        routing = self.router(normed_BSD.flatten(0, 1)) if self.router is not None else None
+        routing = self.router(normed_BSD) if self.router is not None else None
         return Attended(residual_BSD, normed_BSD, routing)
 
 
 class DispatchPart(nn.Module):
     """Sends rows to experts, and counts them: here, outside whatever is recomputed, each pair is counted once."""
 
-    counts_E: Tensor
+    chosen_E: Tensor
+    dropped_E: Tensor
 
     def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None) -> None:
         super().__init__()
         self.dispatcher = dispatcher
         if dispatcher is not None:
-            counts_E = torch.zeros(model.moe.n_routed, dtype=torch.int64)
-            self.register_buffer("counts_E", counts_E, persistent=False)
+            for name in ("chosen_E", "dropped_E"):
+                counts_E = torch.zeros(model.moe.n_routed, dtype=torch.int64)
+                self.register_buffer(name, counts_E, persistent=False)
 
     def reset_buffers(self) -> None:
         """Forget the counts; needed after construction on the meta device, and once per step."""
         if self.dispatcher is not None:
-            self.counts_E.zero_()
+            self.chosen_E.zero_()
+            self.dropped_E.zero_()
 
     def forward(self, normed_BSD: Tensor, routing: Routing | None) -> Dispatched | None:
         if self.dispatcher is None or routing is None:
             return None
-        dispatched = self.dispatcher.dispatch(normed_BSD.flatten(0, 1), routing.experts_TK)
+        dispatched = self.dispatcher.dispatch(normed_BSD.flatten(0, 1), routing)
         if self.training:
-            self.counts_E += dispatched.counts_E
+            self.chosen_E += dispatched.counts_E
+            if routing.kept_TK is not None:
+                dropped_N = (~routing.kept_TK).flatten().long()
+                for counts_E in (self.chosen_E, self.dropped_E):
+                    counts_E.scatter_add_(0, routing.experts_TK.flatten(), dropped_N)
         return dispatched
 
 
 class ExpertsPart(nn.Module):
     """Routed experts over the rows, beside shared experts (or a dense feed-forward) over the tokens."""
 
-    def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None, ep_rank: int) -> None:
+    def __init__(self, model: ModelConfig, around: Surroundings | None) -> None:
         super().__init__()
         residual_depth = 2 * model.n_layers
-        shared_dim = model.dense_dim if dispatcher is None else model.moe.n_shared * model.moe.expert_dim
+        shared_dim = model.dense_dim if around is None else model.moe.n_shared * model.moe.expert_dim
         self.shared = FeedForward(model.dim, shared_dim, residual_depth) if shared_dim else None
         self.routed: RoutedExperts | None = None
-        if dispatcher is not None:
-            slots = dispatcher.placement.slots_of_rank[ep_rank]
+        if around is not None:
+            slots = around.dispatcher.placement.slots_of_rank[around.ep_rank]
             self.routed = RoutedExperts(model.moe, model.dim, residual_depth, slots, model.expert_backend)
 
     def forward(self, normed_BSD: Tensor, dispatched: Dispatched | None) -> ExpertOutput:
@@ -126,17 +134,20 @@ class CombinePart(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer; without a `dispatcher` a dense one. `ep_rank` says whose slots of the placement live here."""
+    """One layer: with `around` a mixture of experts, without a dense one."""
 
-    def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None, ep_rank: int = 0) -> None:
+    def __init__(self, model: ModelConfig, around: Surroundings | None) -> None:
         super().__init__()
-        self.attention = AttentionPart(model, routed=dispatcher is not None)
+        dispatcher = around.dispatcher if around else None
+        self.attention = AttentionPart(model, around)
         self.dispatch = DispatchPart(model, dispatcher)
-        self.experts = ExpertsPart(model, dispatcher, ep_rank)
+        self.experts = ExpertsPart(model, around)
         self.combine = CombinePart(dispatcher)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        attended = self.attention(x_BSD)
+    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The residual stream after this layer, and what its router adds to the objective (a sum over tokens)."""
+        attended = self.attention(x_BSD, mask_B1SS)
         dispatched = self.dispatch(attended.normed_BSD, attended.routing)
         output = self.experts(attended.normed_BSD, dispatched)
-        return self.combine(attended, dispatched, output)
+        routing = attended.routing
+        return self.combine(attended, dispatched, output), routing.loss_sum if routing is not None else None

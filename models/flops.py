@@ -3,7 +3,9 @@
 FLOPs per token, forward and backward: 6 x P_active + attention, where P_active are the weights that multiply a token
 (top_k routed and all shared experts, router, dense feed-forward, attention projections, head; not the embedding
 look-up), and attention is 6 x H x (d_qk + d_v) x S per layer without, half of that with the causal discount.
-The first is what PaLM (arXiv 2204.02311, appendix B) calls model FLOPs; DeepSeek and Megatron use the second.
+Without it the figure is what PaLM (arXiv 2204.02311, appendix B) calls model FLOPs; DeepSeek and Megatron discount.
+What is counted is the model as configured: pairs that capacity drops, and attention that stops at documents' ends, are
+not taken off.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     """Count `model`'s parameters (not its balancing-bias buffers) in closed form."""
     moe = model.moe
     n_moe_layers = model.n_layers - model.n_dense_layers
-    attention_matrices, attention_norms = _attention_parameters(model.attention, model.dim)
+    attention_matrices, attention_vectors = _attention_parameters(model.attention, model.dim)
     one_expert = 3 * model.dim * moe.expert_dim
     router = model.dim * moe.n_routed
 
@@ -32,9 +34,9 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     head = model.dim * model.vocab_size
     active = every_layer + n_moe_layers * moe.top_k * one_expert + head
 
-    norms = model.n_layers * (attention_norms + 2 * model.dim) + model.dim
+    vectors = model.n_layers * (attention_vectors + 2 * model.dim) + model.dim
     embedding = model.vocab_size * model.dim
-    total = every_layer + n_moe_layers * moe.n_routed * one_expert + head + embedding + norms
+    total = every_layer + n_moe_layers * moe.n_routed * one_expert + head + embedding + vectors
     return ParameterCount(total=total, active=active)
 
 
@@ -50,12 +52,14 @@ def flops_per_token(model: ModelConfig, sequence_length: int, *, causal: bool = 
 
 
 def _attention_parameters(a: AttentionConfig, dim: int) -> tuple[int, int]:
-    """Weights of one attention's matrices, and of the norms inside it."""
+    """Weights of one attention's matrices, and of the norms and biases inside it, which multiply nothing of note."""
     output = a.n_heads * a.value_dim * dim
     if a.kind is AttentionKind.gqa:
-        return dim * a.head_dim * (a.n_heads + 2 * a.n_kv_heads) + output, 0
+        projected = a.head_dim * (a.n_heads + 2 * a.n_kv_heads)
+        return dim * projected + output, 2 * a.head_dim * a.qk_norm + projected * a.bias
     queries = a.n_heads * a.qk_dim
     query = dim * a.q_lora_rank + a.q_lora_rank * queries if a.q_lora_rank else dim * queries
-    compress = dim * (a.kv_lora_rank + a.qk_rope_dim)
+    compressed = a.kv_lora_rank + a.qk_rope_dim
     expand = a.kv_lora_rank * a.n_heads * (a.qk_nope_dim + a.v_dim)
-    return query + compress + expand + output, a.q_lora_rank + a.kv_lora_rank
+    biases = (a.q_lora_rank + compressed + dim) * a.bias
+    return query + dim * compressed + expand + output, a.q_lora_rank + a.kv_lora_rank + biases

@@ -42,13 +42,13 @@ def whole(parameter: Tensor) -> Shard:
 def initialise(model: nn.Module, seed: int, shard_of: Callable[[Tensor], Shard] = whole) -> None:
     """Fill `model`'s parameters (materialised, of any layout) and reset its buffers.
 
-    Modules that own parameters say by `init_std` how: a number, one per parameter name, or None for ones.
+    Modules that own parameters say by `init_std` how: a deviation for each of their names, or None for ones.
     """
     for path, module in model.named_modules():
         if isinstance(module, Router | DispatchPart):
             module.reset_buffers()
         for name, parameter in module.named_parameters(recurse=False):
-            std = module.init_std[name] if isinstance(module, RoutedExperts) else module.init_std
+            std = None if module.init_std is None else module.init_std[name]
             shard = shard_of(parameter)
             logical_name = f"{path}.{name}"
             if std is None:

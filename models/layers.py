@@ -18,19 +18,20 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ, without bias. `residual_depth` is the number of residual additions that outputs like this one share.
+    """y = x Wᵀ (+ b). `residual_depth` is the number of residual additions that outputs like this one share.
 
     Weights start normal with variance 1 / fan_in, divided by `residual_depth` for projections back into the residual
-    stream, so that the stream's variance does not grow with depth (GPT-2, section 2.3).
+    stream, so that the stream's variance does not grow with depth (GPT-2, section 2.3). A bias starts at 0.
     """
 
-    def __init__(self, in_features: int, out_features: int, residual_depth: int = 1) -> None:
+    def __init__(self, in_features: int, out_features: int, residual_depth: int = 1, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.init_std = (in_features * residual_depth) ** -0.5
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.init_std = {"weight": (in_features * residual_depth) ** -0.5, "bias": 0.0}
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None)
 
 
 class Embedding(nn.Module):
@@ -40,7 +41,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
         self.compute_dtype = compute_dtype
-        self.init_std = 1.0
+        self.init_std = {"weight": 1.0}
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         # FSDP gathers the table in bf16. A byte's row sums thousands of gradients, and in bf16 such a sum stands still:

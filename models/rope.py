@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.config import AttentionConfig
 from models.layers import accumulation_dtype
+from models.yarn import amplitude, stretch
 
 
 class RotaryTable(NamedTuple):
@@ -19,18 +21,21 @@ class RotaryTable(NamedTuple):
 
 
 def rotary_table(
-    sequence_length: int, width: int, theta: float, dtype: torch.dtype, device: torch.device
+    sequence_length: int, config: AttentionConfig, dtype: torch.dtype, device: torch.device
 ) -> RotaryTable:
-    """The table for positions 0 … `sequence_length` - 1. Made anew in each forward: 4096 x 32 angles cost microseconds,
-    and a buffer would have to be kept right through meta construction and casts."""
+    """The table for positions 0 … `sequence_length` - 1, of `config.rope_dim` dimensions. Made anew in each forward:
+    4096 x 32 angles cost microseconds, and a buffer would have to be kept right through meta construction and casts."""
     wide = accumulation_dtype(dtype)
-    frequency_R = theta ** -(torch.arange(0, width, 2, dtype=wide, device=device) / width)
+    exponent_R = torch.arange(0, config.rope_dim, 2, dtype=wide, device=device) / config.rope_dim
+    frequency_R = stretch(config.rope_theta**-exponent_R, config.rope_theta, config.yarn)
     angle_SR = torch.outer(torch.arange(sequence_length, dtype=wide, device=device), frequency_R)
-    return RotaryTable(angle_SR.cos(), angle_SR.sin())
+    return RotaryTable(angle_SR.cos() * amplitude(config.yarn), angle_SR.sin() * amplitude(config.yarn))
 
 
-def rotate(x_BHSR: Tensor, table: RotaryTable) -> Tensor:
-    """Turn every pair of `x_BHSR`; same shape and dtype back."""
-    first, second = x_BHSR.to(table.cos_SR.dtype).chunk(2, dim=-1)
+def rotate(x_BHSd: Tensor, table: RotaryTable) -> Tensor:
+    """Turn every pair among the first R dimensions of `x_BHSd`, leave the others; same shape and dtype back."""
+    half = table.cos_SR.shape[-1]
+    wide = x_BHSd.to(table.cos_SR.dtype)
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
     turned = (first * table.cos_SR - second * table.sin_SR, second * table.cos_SR + first * table.sin_SR)
-    return torch.cat(turned, dim=-1).to(x_BHSR.dtype)
+    return torch.cat((*turned, rest), dim=-1).to(x_BHSd.dtype)

@@ -1,37 +1,48 @@
 """The router: which experts each token takes, with what weights; and the bias that keeps the experts' loads even.
 
-T tokens, D model width, E experts, K experts per token.
+B sequences, S tokens of each, T = B·S, D model width, E experts, G groups, K experts per token.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import MoEConfig, ScoreFunction
+from models.capacity import expert_capacity, within_capacity
+from models.config import GroupScore, MoEConfig, ScoreFunction
 from models.layers import Linear, accumulation_dtype
+from models.router_loss import over_one_rank, router_loss_sum
 
 
 class Routing(NamedTuple):
-    """A batch's choices: logical expert ids, and their weights in at least float32."""
+    """A micro-batch's choices: logical expert ids, and their weights in at least float32."""
 
     experts_TK: Tensor
     weights_TK: Tensor
+    kept_TK: Tensor | None = None
+    """False for the pairs beyond their expert's capacity, which no expert sees; None: all are kept."""
+    loss_sum: Tensor | None = None
+    """What the router adds to the objective, summed over tokens; None outside training, or if it adds nothing."""
 
 
 class Router(nn.Module):
     """Scores every expert, lets `expert_bias_E` shift the *choice* only, and weighs the chosen by their own scores.
 
     The bias follows DeepSeek-V3 (arXiv 2412.19437, section 2.1.2). It is a buffer: no gradient moves it, see
-    `update_expert_bias`.
+    `update_expert_bias`. Choices limited to groups of experts are DeepSeek-V2's (arXiv 2405.04434, section 2.2.2).
+    `sum_over_data_ranks` adds a tensor up over the ranks that see other tokens of the micro-batch.
     """
 
     expert_bias_E: Tensor
 
-    def __init__(self, moe: MoEConfig, dim: int) -> None:
+    def __init__(
+        self, moe: MoEConfig, dim: int, sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank
+    ) -> None:
         super().__init__()
         self.config = moe
+        self.sum_over_data_ranks = sum_over_data_ranks
         self.gate = Linear(dim, moe.n_routed)
         self.register_buffer("expert_bias_E", torch.zeros(moe.n_routed))
 
@@ -39,16 +50,39 @@ class Router(nn.Module):
         """Start unbiased; needed after construction on the meta device."""
         self.expert_bias_E.zero_()
 
-    def forward(self, x_TD: Tensor) -> Routing:
-        wide = accumulation_dtype(x_TD.dtype)
-        logits_TE = F.linear(x_TD.to(wide), self.gate.weight.to(x_TD.dtype).to(wide))
-        scores_TE = logits_TE.softmax(-1) if self.config.score is ScoreFunction.softmax else logits_TE.sigmoid()
-        experts_TK = (scores_TE.detach() + self.expert_bias_E).topk(self.config.top_k, dim=-1).indices
-        weights_TK = scores_TE.gather(-1, experts_TK)
-        if self.config.normalise_weights:
+    def forward(self, x_BSD: Tensor) -> Routing:
+        moe = self.config
+        wide = accumulation_dtype(x_BSD.dtype)
+        logits_BSE = F.linear(x_BSD.to(wide), self.gate.weight.to(x_BSD.dtype).to(wide))
+        scores_BSE = logits_BSE.softmax(-1) if moe.score is ScoreFunction.softmax else logits_BSE.sigmoid()
+        experts_BSK = self._choose(scores_BSE.detach() + self.expert_bias_E)
+        weights_BSK = scores_BSE.gather(-1, experts_BSK)
+        if moe.normalise_weights:
             # Sigmoid scores of a token that no expert wants can all underflow to 0.
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return Routing(experts_TK, weights_TK * self.config.route_scale)
+            weights_BSK = weights_BSK / (weights_BSK.sum(-1, keepdim=True) + 1e-20)
+        kept_BSK = loss_sum = None
+        if moe.capacity_factor is not None:
+            capacity = expert_capacity(moe.capacity_factor, x_BSD.shape[1], moe.top_k, moe.n_routed)
+            kept_BSK = within_capacity(experts_BSK, moe.n_routed, capacity)
+        if self.training and moe.has_router_loss:
+            loss_sum = router_loss_sum(moe, logits_BSE, scores_BSE, experts_BSK, self.sum_over_data_ranks)
+        return Routing(
+            experts_BSK.flatten(0, 1),
+            (weights_BSK * moe.route_scale).flatten(0, 1),
+            kept_BSK.flatten(0, 1) if kept_BSK is not None else None,
+            loss_sum,
+        )
+
+    def _choose(self, preference_BSE: Tensor) -> Tensor:
+        moe = self.config
+        if moe.groups_per_token < moe.n_groups:
+            preference_BSGe = preference_BSE.unflatten(-1, (moe.n_groups, -1))
+            n_best = 2 if moe.group_score is GroupScore.two_best else 1
+            ranks_BSG = preference_BSGe.topk(n_best, dim=-1).values.sum(-1)
+            chosen = ranks_BSG.topk(moe.groups_per_token, dim=-1).indices
+            closed_BSG = torch.ones_like(ranks_BSG, dtype=torch.bool).scatter_(-1, chosen, False)
+            preference_BSE = preference_BSGe.masked_fill(closed_BSG.unsqueeze(-1), float("-inf")).flatten(-2)
+        return preference_BSE.topk(moe.top_k, dim=-1).indices
 
 
 def update_expert_bias(bias_LE: Tensor, counts_LE: Tensor, rate: float) -> Tensor:

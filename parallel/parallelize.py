@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from models.config import ModelConfig
+from models.dispatcher import LocalDispatcher
 from models.initialise import initialise
+from models.placement import ExpertPlacement
+from models.surroundings import Surroundings
 from models.transformer import Transformer
-from parallel.comm import Communicator
+from parallel.comm import CommKind, Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.fully_shard import ShardedGradients, shard_model
 from parallel.gradient_reducer import GradientReducer
@@ -88,7 +91,7 @@ def parallelize(
     assert dp_group is not None
 
     with torch.device("meta"):
-        model = Transformer(model_config, precision.compute.torch)
+        model = Transformer(model_config, precision.compute.torch, _surroundings(model_config, dp_group, comm))
     model.to(precision.parameters.torch)
     if strategy.reduction is Reduction.shard:
         shard_mesh = mesh if degrees.dp_replicate > 1 else mesh["dp_shard"]
@@ -104,3 +107,10 @@ def parallelize(
     elif isinstance(model, FSDPModule):
         gradients = ShardedGradients(model, list(parameters.values()))
     return ParallelModel(model, parameters, gradients, degrees, dp_group, world.rank)
+
+
+def _surroundings(model: ModelConfig, dp_group: ProcessGroup, comm: Communicator) -> Surroundings:
+    def sum_over_data_ranks(counts: Tensor) -> Tensor:
+        return comm.all_reduce(counts.clone(), dp_group, CommKind.control)
+
+    return Surroundings(LocalDispatcher(ExpertPlacement.contiguous(model.moe.n_routed)), 0, sum_over_data_ranks)

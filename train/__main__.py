@@ -22,11 +22,14 @@ from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import Launch, World, choose_device
-from train.checkpoint import CheckpointStore, check_steps_left, find_weights, load_weights, newest_checkpoint
+from train.batch import BatchMaker
+from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint
+from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, fail, refuse
+from train.init_from import Weights, find_weights
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
 from train.metrics.summary import Attempt
@@ -55,8 +58,8 @@ class Accepted:
     corpus: Corpus
     folder: Path | None
     """None: to be named by the start of the run."""
-    init_from: Path | None
-    """Checkpoint to take weights from."""
+    init_from: Weights | None
+    """To start from; None: from the seed."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -117,7 +120,7 @@ def _train(job: Accepted, world: World, started: float) -> None:
             finished.print()
         return
     if job.init_from and progress.step == 0:
-        load_weights(parallel.model, job.init_from)
+        job.init_from.load(parallel.model)
 
     attempt = _describe_attempt(config, world, progress.step)
     report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
@@ -127,7 +130,14 @@ def _train(job: Accepted, world: World, started: float) -> None:
         optim=config.optim,
         checkpoint=config.checkpoint,
         parallel=parallel,
-        step=OptimizerStep(parallel, optimizer, comm, config.train.global_batch_size, config.optim.clip_norm),
+        step=OptimizerStep(
+            parallel,
+            optimizer,
+            comm,
+            _batch_maker(job),
+            config.train.global_batch_size,
+            config.optim.clip_norm,
+        ),
         loader=loader,
         heldout=job.corpus.heldout,
         store=store,
@@ -142,6 +152,12 @@ def _train(job: Accepted, world: World, started: float) -> None:
         trainer.run(progress)
     if report:
         report.summarise()
+
+
+def _batch_maker(job: Accepted) -> BatchMaker:
+    boundaries = job.config.data.boundaries
+    separator = job.corpus.separator if boundaries is not Boundaries.none else None
+    return BatchMaker(separator, split_attention=boundaries is Boundaries.attention)
 
 
 def _describe_attempt(config: JobConfig, world: World, resumed_after_step: int) -> Attempt:
@@ -167,8 +183,7 @@ def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float) 
 def _open_loader(job: Accepted, parallel: ParallelModel, world: World, start_step: int) -> BatchLoader:
     train = job.config.train
     return BatchLoader(
-        source=job.corpus.train,
-        seed=train.seed,
+        stream=job.corpus.train,
         global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch(parallel.degrees.dp),
         dp_rank=parallel.dp_rank,

@@ -15,15 +15,11 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.optim import Optimizer
 
-from models.config import ConfigError, ModelConfig
-from models.transformer import Transformer
+from models.config import ConfigError
 from parallel.comm import Communicator
 from parallel.parallelize import ParallelModel
 from train.logical_state import model_state, optimizer_state
@@ -90,40 +86,6 @@ class CheckpointStore:
         for path in list(checkpoints):
             doomed = path if path.suffix == ".tmp" else path.rename(_temporary(path))
             shutil.rmtree(doomed, ignore_errors=True)  # what a network file system holds on to goes at the next resume
-
-
-def load_weights(model: Transformer, checkpoint: Path) -> None:
-    """Fill `model`'s parameters and buffers from `checkpoint`, of any layout. Called by all ranks together."""
-    dcp.load(model_state(model), storage_reader=dcp.FileSystemReader(checkpoint))
-
-
-def find_weights(init_from: str, config: ModelConfig) -> Path:
-    """The checkpoint that `model.init_from` means, a run folder's newest or a checkpoint folder itself, if it fits.
-
-    Raises:
-        ConfigError: if there is none, or its tensors are not those of `config`.
-    """
-    folder = Path(init_from).expanduser().resolve()
-    checkpoint = folder if (folder / PROGRESS_FILE).exists() else newest_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        raise ConfigError(f"model.init_from={init_from}: no checkpoint there; name a run folder or a step-… folder")
-    read_progress(checkpoint)
-    with torch.device("meta"):
-        wanted = model_state(Transformer(config, torch.float32))
-    try:
-        stored = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    except (OSError, EOFError, UnpicklingError, AttributeError, ImportError) as error:
-        raise ConfigError(f"model.init_from={init_from}: {checkpoint} is damaged ({error}); name another") from error
-    for name, tensor in wanted.items():
-        entry = stored.get(name)
-        shape = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else None
-        if shape != tuple(tensor.shape):
-            there = f"is {list(shape)} there" if shape else "is not there"
-            raise ConfigError(
-                f"model.init_from={init_from}: {name} {there} and {list(tensor.shape)} in this model; "
-                "choose the model that was saved"
-            )
-    return checkpoint
 
 
 def committed(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from parallel.parallelize import ParallelModel
 from train.checkpoint import CheckpointStore, Progress
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
-from train.data.source import TokenSource
+from train.data.source import SampleStream
 from train.evaluate import evaluate
 from train.metrics.throughput import Throughput, peak_memory_gib
 from train.optimizer import learning_rate
@@ -27,7 +27,7 @@ class Trainer:
     parallel: ParallelModel
     step: OptimizerStep
     loader: BatchLoader
-    heldout: TokenSource
+    heldout: SampleStream
     store: CheckpointStore
     throughput: Throughput
     report: Report | None
@@ -72,9 +72,13 @@ class Trainer:
             "train/lr": rate,
         }
         row |= self.throughput.end_window()
-        if result.counts_LE.numel():
-            load_LE = result.counts_LE
+        load_LE = result.counts.chosen_LE
+        if load_LE.numel():
             row["moe/load_max_over_mean"] = (load_LE.amax(-1) / load_LE.mean(-1)).mean().item()
+            if self.parallel.model.config.moe.capacity_factor is not None:
+                row["moe/dropped_fraction"] = (result.counts.dropped_LE.sum() / load_LE.sum()).item()
+            if self.parallel.model.config.moe.has_router_loss:
+                row["train/router_loss"] = result.router_loss.item()
         row["mem/peak_gib"] = peak_memory_gib(self.device)
         return row
 
@@ -82,7 +86,9 @@ class Trainer:
         """Held-out loss, nats per token."""
         micro_batch = self.train.eval_micro_batch(self.parallel.degrees.dp)
         sequences = self.train.eval_sequences
-        return evaluate(self.parallel, self.heldout, sequences, micro_batch, self.comm, self.device)
+        return evaluate(
+            self.parallel, self.heldout, self.step.make_batch, sequences, micro_batch, self.comm, self.device
+        )
 
 
 def _due(step: int, every: int) -> bool:

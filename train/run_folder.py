@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from train.metrics.summary import Attempt
 
 # What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
 IDENTITY = ("model", "data", "optim", "precision", "train.seed", "train.global_batch_size")
-NOT_IDENTITY = ("model.init_from", "model.expert_backend")
+# Where the data lies may change: its fingerprint says whether it is the same.
+NOT_IDENTITY = (
+    "model.init_from",
+    "model.expert_backend",
+    "model.loss_chunk_size",
+    "data.path",
+    "data.mixture[].path",
+    "data.cache_dir",
+)
 
 
 def named_folder(run: RunConfig) -> Path | None:
@@ -126,11 +135,18 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(node, dict):
             for name, value in node.items():
                 walk(value, f"{key}.{name}" if key else name)
-        elif key not in NOT_IDENTITY and any(key == part or key.startswith(part + ".") for part in IDENTITY):
+        elif isinstance(node, list):
+            for index, value in enumerate(node):
+                walk(value, f"{key}[{index}]")
+        elif _is_identity(re.sub(r"\[\d+\]", "[]", key)):
             flat[key] = node
 
     walk(config, "")
     return flat
+
+
+def _is_identity(key: str) -> bool:
+    return key not in NOT_IDENTITY and any(key == part or key.startswith(part + ".") for part in IDENTITY)
 
 
 def _version(package: str) -> str | None:

@@ -10,7 +10,15 @@ from conf.options import Options
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from train.config import Device
+from train.data.config import DataSource
 
+# What an option needs besides: it has no default that would do.
+NEEDED = {
+    "text": ["data.path=a.txt"],
+    "tokens": ["data.path=a.bin"],
+    "hf": ["data.name=owner/dataset"],
+    "mixture": ["data.mixture=[{source: stdlib}, {source: text, path: a.txt, name: files, weight: 2}]"],
+}
 OPTIONS = [(group, option) for group, files in Options.find().files.items() for option in files]
 
 
@@ -22,9 +30,19 @@ def test_the_default_job_runs_on_two_ranks() -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_runs_and_is_called_by_its_file(group: str, option: str) -> None:
-    config = compose([f"{group}={option}"]).config
-    validate(config, 1 if option == "single" else 2)
-    assert getattr(getattr(config, group), "name", option) == option
+    assert getattr(getattr(compose([f"{group}={option}"]).config, group), "name", option) == option
+    needed = NEEDED.get(option, []) if group == "data" else []
+    validate(compose([f"{group}={option}", *needed]).config, 1 if option == "single" else 2)
+
+
+def test_a_list_of_parts_is_typed_prints_and_reads_back(tmp_path: Path) -> None:
+    words = ["data=mixture", "data.mixture=[{source: hf, name: owner/a-b, weight: 3}, {source: text, path: 'é f.txt'}]"]
+    composed = compose(words)
+    first, second = composed.config.data.mixture
+    assert (first.source, first.name, first.weight) == (DataSource.hf, "owner/a-b", 3.0)
+    assert (second.source, second.path, second.weight) == (DataSource.text, "é f.txt", 1.0)
+    (tmp_path / "config.yaml").write_text(composed.yaml)
+    assert read_job(tmp_path / "config.yaml") == composed.config
 
 
 def test_hsdp_is_fsdp_with_a_degree() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from conf.compose import compose
 from conf.keys import Keys
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
+from train.data.config import READERS, Boundaries, DataConfig, DataSource, DocumentUnit, MixturePart, TokenDtype
 
 KEYS = Keys.of(JobConfig)
 FLOATS = [key for key in KEYS.types if float in KEYS.kinds(key)]
 COUNTS = [key for key in KEYS.types if int in KEYS.kinds(key)]
 TEXTS = [key for key in KEYS.types if str in KEYS.kinds(key)]
-ENUMS = [key for key in KEYS.types if KEYS.kinds(key)[0] not in (int, float, bool, str)]
+ENUMS = [key for key in KEYS.types if isinstance(KEYS.types[key], type) and issubclass(KEYS.types[key], Enum)]
 BOOLS = [key for key in KEYS.types if KEYS.types[key] is bool]
 
 # Words that are no job whatever the world, a word a line, and what the refusal says.
@@ -35,15 +37,15 @@ FORM = {
     "train.steps=5\u00a0": r"'train.steps=5\xa0' holds a character that cannot be printed",
 }
 OPTIONS = {
-    "model=tinny": "model=tinny: no such model; did you mean tiny? choose from moe_5b, small, tiny, tiny_mla",
+    "model=tinny": "model=tinny: no such model; did you mean tiny? choose from ",
     "model=huge": "model=huge: no such model; choose from",
     "model=tiny.yaml": "did you mean tiny?",
     "model=../model/tiny": "model=../model/tiny: no such model",
     "model=": "model=: no such model; choose from",
     "model=null": "model=null: no such model",
     "model=3": "model=3: no such model",
-    "model=[tiny]": "choose one of moe_5b, small, tiny, tiny_mla",
-    "model={dim: 3}": "model={dim: 3}: choose one of moe_5b, small, tiny, tiny_mla; a key below it is set by model.KEY",
+    "model=[tiny]": "model=[tiny]: choose one of ",
+    "model={dim: 3}": "small, tiny, tiny_mla; a key below it is set by model.KEY",
     "model=${foo}": "model=${foo}: no such model",
     "strategy=zero9": "strategy=zero9: no such strategy; choose from ddp, fsdp, single",
     "precision=fp16": "precision=fp16: no such precision; did you mean fp64?",
@@ -160,6 +162,38 @@ COMBINATIONS = [
     ("data.sequence_length=512", 1, "longer than model.max_sequence_length=256: set data.sequence_length to at most"),
     ("data.sequence_length=0", 1, "data.sequence_length=0: set it to at least 1"),
     ("model.vocab_size=255", 1, "data=stdlib is bytes; set it to 256 or more, or choose data=synthetic"),
+    ("data=text data.path=a.txt model.vocab_size=255", 1, "data=text is bytes; set it to 256 or more, or set data.tok"),
+    ("data.heldout_fraction=1", 1, "data.heldout_fraction=1.0: set it above 0 and below 1"),
+    ("data=text", 1, "data=text: set data.path to a .txt, .jsonl or .parquet file, a folder or a glob"),
+    ("data=tokens", 1, "data=tokens: set data.path to a .bin or .npy file, or a folder of switchyard tokenize"),
+    ("data=hf", 1, "data=hf: set data.name to a dataset, a name on the hub or a local folder"),
+    ("data.source=hf", 1, "data=hf: set data.name to a dataset"),
+    ("data=mixture", 1, "data=mixture: set data.mixture to its parts, as [{source: text, path: a.txt}, …]"),
+    (
+        "data=hf data.name=a/b data.heldout_split=test data.heldout_fraction=0.1",
+        1,
+        "data.heldout_fraction=0.1: data.heldout_split=test is what is held out; leave one of them out",
+    ),
+    # what the source does not read
+    (
+        "data.path=x",
+        1,
+        "data.path=x: data.source=stdlib reads no path; leave it out, or choose data=text or data=tokens",
+    ),
+    (
+        "data=tokens data.path=x data.document=line",
+        1,
+        "data.document=line: data.source=tokens reads no document; leave",
+    ),
+    ("data.mixture=[{}]", 1, "data.mixture=[…]: data.source=stdlib reads no mixture; leave it out, or choose data=mix"),
+    ("data=mixture data.mixture=[{}] data.path=x", 1, "data.path=x: data.source=mixture reads no path; leave it out"),
+    (
+        "data=mixture data.mixture=[{}] data.tokenizer=x",
+        1,
+        "data.tokenizer=x: data.source=mixture (of stdlib) reads no tokenizer; leave it out, or choose data=text or",
+    ),
+    ("data=synthetic data.cache_dir=x", 1, "data.cache_dir=x: data.source=synthetic reads no cache_dir"),
+    ("data.name=a/b", 1, "data.name=a/b: it names a folder and is no path"),
     # the batch
     ("train.global_batch_size=10", 4, "10 is not divisible by 4 data-parallel ranks: set it to a multiple of 4, as 12"),
     ("train.global_batch_size=1", 2, "set it to a multiple of 2, as 2"),
@@ -216,6 +250,99 @@ def test_a_combination(words: str, ranks: int, said: str) -> None:
     if "strategy" not in words and ranks == 1:
         words += " strategy=single"
     assert said in refusal(*words.split(), ranks=ranks)
+
+
+# What data.mixture is set to, with data=mixture, and what the refusal says.
+PARTS = {
+    "[{}, {weigth: 1}]": "unknown key 'data.mixture[1].weigth'; did you mean data.mixture[1].weight?",
+    "[{colour: 1}]": "unknown key 'data.mixture[0].colour'; data.mixture[0] has source, path, ",
+    "[{}, {weight: x}]": "data.mixture[1].weight=x: set it to a number",
+    "[{weight: null}]": "data.mixture[0].weight=null: set it to a number",
+    "[{weight: true}]": "data.mixture[0].weight=true: set it to a number",
+    "[{weight: ???}]": "data.mixture[0].weight=???: set it to a number",
+    "[{shuffle_buffer: 1.5}]": "data.mixture[0].shuffle_buffer=1.5: set it to a whole number",
+    "[{source: disk}]": "data.mixture[0].source=disk: set it to stdlib, synthetic, text, tokens, hf or mixture",
+    "[{path: [a]}]": "data.mixture[0].path=['a']: set it to a text or null",
+    "[{path: 1e3}]": "data.mixture[0].path=1000.0: set it to a text or null",
+    "[{path: é}]": "a text goes in quotes if it is more than letters and digits",
+    "[{weight: ${nope}}]": "data.mixture[0].weight: there is no key nope; set it to a number",
+    "3": "data.mixture=3: set it to a list, [{KEY: VALUE, …}, …], with the keys source, path, ",
+    "": "data.mixture=: set it to a list",
+    "null": "data.mixture=null: set it to a list",
+    "{weight: 1}": "data.mixture={weight: 1}: set it to a list",
+    "'${model}'": "set it to a list",
+    "[3]": "data.mixture[0]=3: set it to {KEY: VALUE, …}, with the keys source, path, ",
+    "[{}, null]": "data.mixture[1]=null: set it to {KEY: VALUE, …}",
+    "[{weight: 0}]": "data.mixture[0].weight=0.0: set it above 0, or leave the part out",
+    "[{weight: nan}]": "data.mixture[0].weight=nan: set it to a finite number",
+    "[{}, {name: ' '}]": "data.mixture[1].name is empty: set it to a text",
+    "[{name: a/b}]": "data.mixture[0].name=a/b: it names a folder and is no path",
+    "[{shuffle_buffer: -1}]": "data.mixture[0].shuffle_buffer=-1: set it to 0 or more",
+    "[{source: text}]": "data.mixture[0].source=text: set data.mixture[0].path to a .txt",
+    "[{source: hf}]": "data.mixture[0].source=hf: set data.mixture[0].name to a dataset",
+    "[{source: mixture}]": "data.mixture[0].source=mixture: a mixture has no mixture in it",
+    "[{path: x}]": "data.mixture[0].path=x: data.mixture[0].source=stdlib reads no path; leave it out, or choose "
+    "data.mixture[0].source=text or data.mixture[0].source=tokens",
+}
+
+
+@pytest.mark.parametrize(("value", "said"), PARTS.items())
+def test_a_part_of_a_mixture(value: str, said: str) -> None:
+    assert said in refusal("data=mixture", f"data.mixture={value}")
+
+
+@pytest.mark.parametrize("key", ["data.mixture[0].weight", "data.mixture.0.weight"])
+def test_a_mixture_is_set_as_a_whole(key: str) -> None:
+    assert f"{key}=3: data.mixture is set as a whole: data.mixture=[" in refusal(f"{key}=3")
+
+
+# The same in a file of --config-dir, where OmegaConf does not say which part it was.
+PARTS_IN_FILES = {
+    "mixture: [{weigth: 1}]": "unknown key 'data.mixture[].weigth' in data/mine.yaml; did you mean data.mixture[].wei",
+    "mixture: [{weight: x}]": "data.mixture[].weight=x in data/mine.yaml: set it to a number",
+    "mixture: [{source: disk}]": "data.mixture[].source=disk in data/mine.yaml: set it to stdlib, ",
+    "mixture: [3]": "data.mixture[0]=3 in data/mine.yaml: set it to {KEY: VALUE, …}",
+    "mixture: 3": "data.mixture=3 in data/mine.yaml: set it to a list",
+    "mixture: {weight: 1}": "data/mine.yaml: a group of keys stands where a list belongs (data.mixture)",
+    "mixture: ${model}": "data.mixture: set it to a list",
+}
+
+
+@pytest.mark.parametrize(("text", "said"), PARTS_IN_FILES.items())
+def test_a_part_of_a_mixture_in_a_file(text: str, said: str, tmp_path: Path) -> None:
+    write_option(tmp_path, "data", "mine", text)
+    assert said in refusal("data=mine", extra_dir=tmp_path)
+
+
+def test_a_dataset_may_have_a_path_for_a_name() -> None:
+    config = JobConfig(data=DataConfig(source=DataSource.hf, name="owner/dataset" + "x" * 100))
+    validate(config, 1)
+
+
+def test_every_field_of_the_data_has_its_readers() -> None:
+    assert READERS.keys() == {entry.name for schema in (DataConfig, MixturePart) for entry in fields(schema)}
+
+
+@pytest.mark.parametrize("source", DataSource)
+@pytest.mark.parametrize("name", [entry.name for entry in fields(DataConfig)])
+def test_what_a_source_does_not_read_is_refused(source: DataSource, name: str) -> None:
+    other: dict[str, Any] = {
+        "document": DocumentUnit.line,
+        "dtype": TokenDtype.uint8,
+        "boundaries": Boundaries.none,
+        "source": source,
+        "shuffle_buffer": 3,
+        "sequence_length": 3,
+        "heldout_fraction": 0.5,
+        "mixture": [MixturePart()],
+    }
+    config = DataConfig(**{"name": "x", "source": source, name: other.get(name, "x")})
+    if source not in READERS[name]:
+        message = rf"^data\.{name}=\S+: data\.source={source.value} reads no {name}; leave"
+        with pytest.raises(ConfigError, match=message):
+            config.check()
+    elif source in (DataSource.stdlib, DataSource.synthetic, DataSource.hf):  # nothing else is needed
+        config.check()
 
 
 @pytest.mark.parametrize("key", FLOATS)

@@ -3,20 +3,25 @@
 import numpy as np
 import pytest
 
+from train.data.order import EpochShuffle
 from train.data.source import DataError
-from train.data.synthetic import RandomTokens, open_synthetic
+from train.data.synthetic import HELDOUT, TRAIN, RandomTokens, open_synthetic
 
 
 def test_tokens_never_change() -> None:
     """Known values: another numpy or another machine must draw the same."""
+    train, heldout = (RandomTokens(4, vocab_size=100, seed=0, split=split) for split in (TRAIN, HELDOUT))
+    assert train.sample(0).tolist() == [3, 1, 61, 24, 36]
+    assert train.sample(2**40 - 1).tolist() == [37, 41, 99, 44, 89]
+    assert heldout.sample(0).tolist() == [97, 81, 29, 75, 6]
     corpus = open_synthetic(sequence_length=4, vocab_size=100, seed=0)
-    assert corpus.train.sample(0).tolist() == [3, 1, 61, 24, 36]
-    assert corpus.train.sample(2**40 - 1).tolist() == [37, 41, 99, 44, 89]
-    assert corpus.heldout.sample(0).tolist() == [97, 81, 29, 75, 6]
+    np.testing.assert_array_equal(corpus.train[5], train.sample(EpochShuffle(2**40, seed=0)[5]))
+    np.testing.assert_array_equal(corpus.heldout[5], heldout.sample(5))
+    assert (corpus.separator, corpus.tokenizer) == (None, None)
 
 
 def test_sample_depends_on_its_index_alone() -> None:
-    source = open_synthetic(sequence_length=15, vocab_size=1000, seed=3).train
+    source = RandomTokens(sequence_length=15, vocab_size=1000, seed=3, split=TRAIN)
     forward = [source.sample(i) for i in range(5)]
     backward = [source.sample(i) for i in reversed(range(5))]
     np.testing.assert_array_equal(forward, backward[::-1])
@@ -25,7 +30,7 @@ def test_sample_depends_on_its_index_alone() -> None:
 
 def test_seeds_and_splits_differ() -> None:
     corpora = [open_synthetic(15, 1000, seed) for seed in (0, 1, -1, 2**63)]
-    samples = {tuple(source.sample(7)) for corpus in corpora for source in (corpus.train, corpus.heldout)}
+    samples = {tuple(stream[7]) for corpus in corpora for stream in (corpus.train, corpus.heldout)}
     assert len(samples) == 8
     assert len({corpus.fingerprint for corpus in corpora}) == 4
 
@@ -48,7 +53,7 @@ def test_ids_reach_the_end_of_a_large_vocabulary() -> None:
 
 
 def test_refuses_what_is_outside() -> None:
-    source = open_synthetic(4, 100, 0).train
+    source = RandomTokens(4, 100, seed=0, split=TRAIN)
     for outside in (-1, len(source)):
         with pytest.raises(IndexError, match=f"sample {outside} of"):
             source.sample(outside)

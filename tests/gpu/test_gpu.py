@@ -39,6 +39,37 @@ def test_one_gpu_equals_the_cpu_in_float64(cpu_losses: list[float], tmp_path: Pa
     assert got == pytest.approx(cpu_losses, abs=1e-9)
 
 
+ALL_OPTIONS = (
+    "model.attention.qk_norm=true",
+    "model.attention.bias=true",
+    "model.attention.rope_fraction=0.5",
+    "model.moe.n_groups=4",
+    "model.moe.groups_per_token=2",
+    "model.moe.capacity_factor=0.9",
+    "model.moe.sequence_loss_weight=0.01",
+    "model.moe.batch_loss_weight=0.01",
+    "model.moe.z_loss_weight=0.001",
+    "model.loss_chunk_size=500",
+    "data.boundaries=attention",
+)
+
+
+def test_every_option_on_gpus_equals_the_cpu_in_float64(tmp_path: Path) -> None:
+    on_cpu = losses(1, tmp_path / "cpu", "strategy=single", "precision=fp64", "train.device=cpu", *ALL_OPTIONS)
+    nproc = min(2, torch.cuda.device_count())
+    strategy = "fsdp" if nproc == 2 else "single"
+    got = losses(nproc, tmp_path / "gpu", f"strategy={strategy}", "precision=fp64", *ALL_OPTIONS)
+    assert got == pytest.approx(on_cpu, abs=1e-9)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_mla"])
+def test_documents_in_bf16_stay_near_float32(model: str, tmp_path: Path) -> None:
+    words = ("strategy=single", f"model={model}", "data.boundaries=attention")
+    exact = losses(1, tmp_path / "fp32", *words, "precision=fp32")
+    rough = losses(1, tmp_path / "bf16", *words, "precision=bf16")
+    assert rough == pytest.approx(exact, abs=5e-2)
+
+
 @TWO
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("overlap", ["default", "max"])

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 import train.__main__
-import train.step
+from models.head import Head
 
 STEP = 5
 
@@ -18,14 +18,14 @@ def main() -> None:
     """One micro-batch a step: the loss is taken once in each."""
     rank, *words = sys.argv[1:]
     if os.environ["RANK"] == rank:
-        steps, loss = count(1), train.step.cross_entropy_sum
+        steps, loss = count(1), Head.forward
 
         def loss_or_failure(*args: Any) -> Any:
             if next(steps) == STEP:
                 raise RuntimeError(f"boom on rank {rank}")
             return loss(*args)
 
-        train.step.cross_entropy_sum = loss_or_failure
+        Head.forward = loss_or_failure  # type: ignore[method-assign]
     train.__main__.main(words)
 
 

@@ -13,6 +13,7 @@ from parallel.comm import CommKind, Communicator
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import World
+from train.batch import BatchMaker
 from train.config import OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.synthetic import open_synthetic
@@ -38,6 +39,22 @@ MODEL = ModelConfig(
 MODEL_MLA_SOFTMAX = replace(
     MODEL, attention=MLA, moe=replace(MODEL.moe, score=ScoreFunction.softmax, normalise_weights=False, n_shared=2)
 )
+MODEL_ALL_OPTIONS = replace(
+    MODEL,
+    vocab_size=16,
+    loss_chunk_size=7,
+    attention=replace(GQA, rope_fraction=0.5, qk_norm=True, bias=True),
+    moe=replace(
+        MODEL.moe,
+        n_groups=3,
+        groups_per_token=2,
+        capacity_factor=0.9,
+        sequence_loss_weight=0.02,
+        batch_loss_weight=0.03,
+        z_loss_weight=0.01,
+    ),
+)
+DOCUMENTS = BatchMaker(separator=3, split_attention=True)
 FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
 FP32 = PrecisionConfig("fp32", Dtype.float32, Dtype.float32, Dtype.float32)
 BF16 = PrecisionConfig("bf16", Dtype.float32, Dtype.bfloat16, Dtype.float32)
@@ -58,6 +75,7 @@ class Layout:
     global_batch_size: int = 8
     micro_batch_size: int | None = None
     steps: int = 3
+    batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
 
 
 @dataclass
@@ -66,6 +84,9 @@ class Outcome:
 
     losses: list[float]
     evals: list[float]
+    router_losses: list[float]
+    dropped: list[float]
+    """Pairs beyond an expert's capacity, of all ranks and layers, by step."""
     grad_norms: list[float]
     first_gradients: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
@@ -83,8 +104,7 @@ def run_layout(layout: Layout) -> Outcome:
     train = TrainConfig(global_batch_size=layout.global_batch_size, micro_batch_size=layout.micro_batch_size)
     corpus = open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
     loader = BatchLoader(
-        source=corpus.train,
-        seed=1,
+        stream=corpus.train,
         global_batch_size=train.global_batch_size,
         micro_batch_size=train.micro_batch(parallel.degrees.dp),
         dp_rank=parallel.dp_rank,
@@ -94,7 +114,7 @@ def run_layout(layout: Layout) -> Outcome:
         device=world.device,
     )
     optimizer = build_optimizer(list(parallel.parameters.values()), OptimConfig())
-    step = OptimizerStep(parallel, optimizer, comm, train.global_batch_size, clip_norm=1.0)
+    step = OptimizerStep(parallel, optimizer, comm, layout.batching, train.global_batch_size, clip_norm=1.0)
     micro_batch = train.eval_micro_batch(parallel.degrees.dp)
     results: list[StepResult] = []
     evals: list[float] = []
@@ -104,10 +124,15 @@ def run_layout(layout: Layout) -> Outcome:
             first_gradients = {name: whole(p.grad) for name, p in parallel.parameters.items() if p.grad is not None}
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
         if index % 2 == 0:
-            evals.append(evaluate(parallel, corpus.heldout, train.eval_sequences, micro_batch, comm, world.device))
+            sequences = train.eval_sequences
+            evals.append(
+                evaluate(parallel, corpus.heldout, layout.batching, sequences, micro_batch, comm, world.device)
+            )
     return Outcome(
         losses=[result.loss.item() for result in results],
         evals=evals,
+        router_losses=[result.router_loss.item() for result in results],
+        dropped=[result.counts.dropped_LE.sum().item() for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=whole_state(parallel),

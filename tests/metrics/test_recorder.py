@@ -1,35 +1,22 @@
-"""metrics.jsonl holds exactly what wandb gets, and losing wandb never stops training."""
+"""metrics.jsonl holds exactly what wandb gets, and losing wandb never stops training; here without a server."""
 
 import json
-import logging
 import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wandb_file import read_wandb_file, read_wandb_history, wandb_files
-from wandb_server import FakeWandbServer
+from wandb_file import read_wandb_file, wandb_files
 
-from train.metrics.config import LoggingConfig, WandbMode
+from train.metrics.config import LoggingConfig
 from train.metrics.recorder import Recorder
 from train.metrics.wandb_log import job_run_id
 
 ROWS = [{"train/step": step, "train/loss": 5.0 / step, "time/exposed_comm/dp_s": step * 1e-3} for step in range(1, 51)]
-CLOSED_PORT = "http://127.0.0.1:9"  # discard: nothing listens there
-
-
-@pytest.fixture(autouse=True)
-def _no_wandb_of_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No key, server or setting of the person who runs the tests."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
 
 
 def _stored(run_dir: Path) -> list[dict[str, object]]:
@@ -37,22 +24,7 @@ def _stored(run_dir: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def _online(monkeypatch: pytest.MonkeyPatch, url: str) -> LoggingConfig:
-    monkeypatch.setenv("WANDB_BASE_URL", url)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    return LoggingConfig(wandb=WandbMode.online, wandb_init_timeout_s=3.0, wandb_finish_timeout_s=2.0)
-
-
-def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What we said; wandb's own log goes to its files."""
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.levelno >= logging.WARNING and record.name.startswith("train.")
-    ]
-
-
-def test_wandb_offline_holds_the_same_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_wandb_offline_holds_the_same_rows(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
     hooks = sys.exit, sys.excepthook
     recorder = Recorder(tmp_path, LoggingConfig(wandb_group="layouts"), {"train": {"steps": 50}})
     assert (sys.exit, sys.excepthook) == hooks
@@ -71,7 +43,7 @@ def test_wandb_offline_holds_the_same_rows(tmp_path: Path, caplog: pytest.LogCap
     assert (run.run_id, run.group, run.config) == (job_run_id(tmp_path), "layouts", {"train": {"steps": 50}})
     assert run.metrics == {"train/step": "", "*": "train/step"}
     assert run.summary["train/loss"] == 1.0
-    assert _warnings(caplog) == []
+    assert warned() == []
 
 
 def test_the_next_attempt_resumes_the_run(tmp_path: Path) -> None:
@@ -96,75 +68,17 @@ def test_the_context_manager_knows_the_exit_code(tmp_path: Path, error: BaseExce
     assert read_wandb_file(path).exit_code == exit_code
 
 
-def test_no_server_goes_on_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = _online(monkeypatch, CLOSED_PORT)
-    start = time.monotonic()
-    with Recorder(tmp_path, config, {}) as recorder:
-        for row in ROWS:
-            recorder.log(row)
-    assert time.monotonic() - start < config.wandb_init_timeout_s + 7.0  # and no finish timeout: it is offline by then
-    (path,) = wandb_files(tmp_path)
-    assert read_wandb_history(path) == _stored(tmp_path) == ROWS
-    (warning,) = _warnings(caplog)
-    assert "wandb goes on offline" in warning
-
-
-def test_no_api_key_goes_on_offline(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Recorder(tmp_path, LoggingConfig(wandb=WandbMode.online), {}) as recorder:
-        for row in ROWS:
-            recorder.log(row)
-    (path,) = wandb_files(tmp_path)
-    assert read_wandb_history(path) == _stored(tmp_path) == ROWS
-    (warning,) = _warnings(caplog)
-    assert "No API key" in warning
-
-
-def test_online_sends_the_same_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with FakeWandbServer() as server, Recorder(tmp_path, _online(monkeypatch, server.url), {}) as recorder:
-        for row in ROWS:
-            recorder.log(row)
-        recorder.close()
-        sent = [{key: value for key, value in row.items() if not key.startswith("_")} for row in server.rows]
-    assert sent == _stored(tmp_path) == ROWS
-    assert _warnings(caplog) == []
-
-
-def test_a_server_that_dies_costs_only_the_finish_timeout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with FakeWandbServer() as server:
-        config = _online(monkeypatch, server.url)
-        recorder = Recorder(tmp_path, config, {})
-        recorder.log(ROWS[0])
-        server.die()
-        for row in ROWS[1:]:
-            recorder.log(row)
-        start = time.monotonic()
-        recorder.close()
-    assert time.monotonic() - start < config.wandb_finish_timeout_s + 4.0
-    (path,) = wandb_files(tmp_path, "run")
-    assert read_wandb_history(path) == _stored(tmp_path) == ROWS
-    (warning,) = _warnings(caplog)
-    assert "wandb sync" in warning
-
-
-def test_wandb_dying_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_wandb_dying_costs_one_warning(tmp_path: Path, warned: Callable[[], list[str]]) -> None:
     with Recorder(tmp_path, LoggingConfig(), {}) as recorder:
         recorder.log(ROWS[0])
         _kill_children_named("wandb-core")
         deadline = time.monotonic() + 10
-        while (
-            not _warnings(caplog) and time.monotonic() < deadline
-        ):  # wandb notices the broken connection a little later
+        while not warned() and time.monotonic() < deadline:  # wandb notices the broken connection a little later
             recorder.log(ROWS[1])
         for row in ROWS[2:]:
             recorder.log(row)
     assert _stored(tmp_path)[-48:] == ROWS[2:]
-    (warning,) = _warnings(caplog)
+    (warning,) = warned()
     assert "wandb is off" in warning
 
 

@@ -2,23 +2,13 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from harness.dense_experts import D, E, K, T, dense, experts
 
 from models.config import ExpertBackend, MoEConfig, ScoreFunction
 from models.dispatcher import LocalDispatcher
 from models.experts import RoutedExperts, choose_backend
 from models.placement import ExpertPlacement
 from models.router import Router, Routing, update_expert_bias
-
-T, D, F_, E, K = 23, 16, 8, 5, 3
-
-
-def experts(backend: ExpertBackend, dtype: torch.dtype, slots: tuple[int, ...]) -> RoutedExperts:
-    module = RoutedExperts(MoEConfig(n_routed=E, expert_dim=F_), D, 1, slots, backend).to(dtype)
-    generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
-    return module
 
 
 def routing(kind: str) -> Routing:
@@ -28,18 +18,6 @@ def routing(kind: str) -> Routing:
     else:
         experts_TK = torch.stack([torch.randperm(E, generator=generator)[:K] for _ in range(T)])
     return Routing(experts_TK, torch.rand(T, K, generator=generator, dtype=torch.float64))
-
-
-def dense(x_TD: torch.Tensor, module: RoutedExperts, route: Routing) -> torch.Tensor:
-    """Every expert over every token, then the chosen ones' weighted sum."""
-    slot_of = {e: slot for slot, e in enumerate(module.expert_of_slot)}
-    y_TD = torch.zeros_like(x_TD)
-    for t in range(T):
-        for k in range(K):
-            slot = slot_of[int(route.experts_TK[t, k])]
-            gate, up, down = module.gate_EFD[slot], module.up_EFD[slot], module.down_EDF[slot]
-            y_TD[t] += route.weights_TK[t, k] * (down @ (F.silu(gate @ x_TD[t]) * (up @ x_TD[t])))
-    return y_TD
 
 
 @pytest.mark.parametrize("kind", ["spread", "one_expert"])
@@ -56,7 +34,7 @@ def test_equals_the_dense_computation(kind: str, slots: tuple, backend: str, dty
     weights_TK = route.weights_TK.clone().requires_grad_()
     route = Routing(route.experts_TK, weights_TK)
 
-    dispatched = dispatcher.dispatch(x_TD, route.experts_TK)
+    dispatched = dispatcher.dispatch(x_TD, route)
     y_TD = dispatcher.combine(module(dispatched.rows_ND, dispatched.offsets_E), dispatched, route)
     assert torch.equal(dispatched.counts_E, torch.bincount(route.experts_TK.flatten(), minlength=E))
 
@@ -101,7 +79,7 @@ def test_router(score: ScoreFunction, normalise: bool) -> None:
     x_TD = torch.randn(T, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     logits_TE = x_TD @ router.gate.weight.T
     scores_TE = logits_TE.softmax(-1) if score is ScoreFunction.softmax else 1 / (1 + (-logits_TE).exp())
-    chosen = router(x_TD)
+    chosen = router(x_TD.unsqueeze(0))
     for t in range(T):
         best = sorted(range(E), key=lambda e: -scores_TE[t, e].item())[:K]
         assert chosen.experts_TK[t].tolist() == best
@@ -115,7 +93,7 @@ def test_bias_moves_the_choice_and_not_the_weights() -> None:
     router.gate.weight.data.zero_()
     router.reset_buffers()
     router.expert_bias_E[3] = 1.0
-    chosen = router(torch.ones(T, D, dtype=torch.float64))
+    chosen = router(torch.ones(1, T, D, dtype=torch.float64))
     assert (chosen.experts_TK == 3).all()
     torch.testing.assert_close(chosen.weights_TK, torch.full((T, 1), 0.5, dtype=torch.float64))
 
@@ -124,7 +102,7 @@ def test_a_token_that_no_expert_wants_gets_no_nan() -> None:
     router = Router(MoEConfig(n_routed=E, top_k=K), D)
     router.gate.weight.data.fill_(-100.0)
     router.reset_buffers()
-    assert router(torch.ones(T, D)).weights_TK.eq(0).all()
+    assert router(torch.ones(1, T, D)).weights_TK.eq(0).all()
 
 
 def test_bias_rises_for_idle_experts_and_falls_for_busy_ones() -> None:

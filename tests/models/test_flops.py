@@ -9,13 +9,18 @@ import models.attention
 from models.config import AttentionConfig, AttentionKind, ExpertBackend, ModelConfig, MoEConfig
 from models.flops import count_parameters, flops_per_token
 from models.initialise import initialise
-from models.loss import cross_entropy_sum
 from models.transformer import Transformer
 
 MODELS = {
     "gqa": ModelConfig(dim=48, attention=AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=16)),
     "mla": ModelConfig(dim=48, attention=AttentionConfig(kind=AttentionKind.mla, v_dim=24)),
     "mla_q_lora": ModelConfig(dim=48, attention=AttentionConfig(kind=AttentionKind.mla, q_lora_rank=20)),
+    "gqa_options": ModelConfig(
+        dim=48, attention=AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=16, qk_norm=True, bias=True)
+    ),
+    "mla_bias": ModelConfig(
+        dim=48, attention=AttentionConfig(kind=AttentionKind.mla, q_lora_rank=20, bias=True), loss_chunk_size=10
+    ),
     "all_dense": ModelConfig(n_layers=2, n_dense_layers=2),
     "no_shared": ModelConfig(n_dense_layers=0, moe=MoEConfig(n_routed=5, top_k=3, n_shared=0)),
 }
@@ -41,7 +46,7 @@ def test_flops_are_what_the_counter_counts(name: str, monkeypatch: pytest.Monkey
     initialise(built, seed=0)
     tokens_BS = torch.randint(0, model.vocab_size, (2, 33))
     with FlopCounterMode(display=False) as counter:
-        cross_entropy_sum(built(tokens_BS[:, :-1]), tokens_BS[:, 1:]).backward()
+        built(tokens_BS[:, :-1], tokens_BS[:, 1:]).cross_entropy_sum.backward()
     counted = counter.get_total_flops() / (2 * 32)
     # The router's and the combine's weighting are the only products that the closed form leaves out or rounds away:
     # combine multiplies K rows of width D per token, 6·K·D FLOPs per MoE layer.

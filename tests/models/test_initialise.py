@@ -7,17 +7,17 @@ import torch
 from models.config import ModelConfig
 from models.dispatcher import LocalDispatcher
 from models.initialise import Shard, initialise, truncated_normal
-from models.loss import cross_entropy_sum
 from models.placement import ExpertPlacement
+from models.surroundings import Surroundings
 from models.transformer import Transformer
 
 MODEL = ModelConfig(dim=32, n_layers=2, vocab_size=64)
 
 
 def build(seed: int = 0, expert_order: list[int] | None = None) -> Transformer:
-    dispatcher = LocalDispatcher(ExpertPlacement.on_one_rank(expert_order)) if expert_order else None
+    placement = ExpertPlacement.on_one_rank(expert_order or range(MODEL.moe.n_routed))
     with torch.device("meta"):
-        model = Transformer(MODEL, torch.float64, dispatcher)
+        model = Transformer(MODEL, torch.float64, Surroundings(LocalDispatcher(placement)))
     model.double().to_empty(device="cpu")
     initialise(model, seed)
     return model
@@ -73,11 +73,11 @@ def test_placement_moves_experts_and_changes_nothing() -> None:
     outcomes = []
     for order in (None, [3, 1, 7, 0, 2, 6, 5, 4]):
         model = build(expert_order=order)
-        loss = cross_entropy_sum(model(tokens_BS[:, :-1]), tokens_BS[:, 1:])
+        loss = model(tokens_BS[:, :-1], tokens_BS[:, 1:]).cross_entropy_sum
         loss.backward()
         routed = model.get_submodule("layers.1.experts.routed")
         by_expert = {e: routed.down_EDF.grad[slot] for slot, e in enumerate(routed.expert_of_slot)}
-        outcomes.append((loss, model.embedding.weight.grad, by_expert, model.take_expert_counts()))
+        outcomes.append((loss, model.embedding.weight.grad, by_expert, model.take_expert_counts().chosen_LE))
     (loss, gradient, experts, counts), (loss_2, gradient_2, experts_2, counts_2) = outcomes
     torch.testing.assert_close(loss, loss_2, rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient, gradient_2, rtol=0, atol=1e-14)

@@ -8,9 +8,11 @@ from harness.collective_counter import CollectiveCounter
 from harness.layout_run import (
     BF16,
     DDP,
+    DOCUMENTS,
     FP32,
     FSDP,
     HSDP,
+    MODEL_ALL_OPTIONS,
     MODEL_MLA_SOFTMAX,
     SINGLE,
     Layout,
@@ -23,10 +25,14 @@ from harness.worker_pool import WorkerFailure, WorkerPool
 from models.feed_forward import FeedForward
 from parallel.comm import CommKind
 from parallel.config import OverlapConfig
+from train.batch import BatchMaker
 
 NO_OVERLAP = OverlapConfig(grad_reduce=False)
 MAX_OVERLAP = OverlapConfig(param_prefetch=2, reshard_after_forward=False)
 SMALL_BUCKETS = OverlapConfig(bucket_mib=0.005)
+
+DOCUMENTS_IN_LOSS = BatchMaker(DOCUMENTS.separator, split_attention=False)
+LOSS_WEIGHTS = ("sequence_loss_weight", "batch_loss_weight", "z_loss_weight")
 
 CASES = {
     "ddp": (2, Layout(DDP)),
@@ -41,6 +47,13 @@ CASES = {
     "fsdp_mla_softmax": (2, Layout(FSDP, model=MODEL_MLA_SOFTMAX)),
     "fsdp_1": (1, Layout(FSDP)),
     "hsdp": (4, Layout(HSDP)),
+    "ddp_all_options": (2, Layout(DDP, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
+    "ddp_4_all_options_accumulation": (
+        4,
+        Layout(DDP, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS, micro_batch_size=1),
+    ),
+    "fsdp_all_options": (2, Layout(FSDP, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
+    "fsdp_documents_in_loss": (2, Layout(FSDP, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS_IN_LOSS)),
 }
 
 
@@ -49,8 +62,16 @@ def references() -> dict[Layout, Outcome]:
     return {}
 
 
-def reference_of(layout: Layout, pool: WorkerPool, known: dict) -> Outcome:
-    single = Layout(precision=layout.precision, model=layout.model)
+def micro_batch_of_all(layout: Layout, world_size: int) -> int | None:
+    return layout.micro_batch_size * world_size if layout.micro_batch_size else None
+
+
+def reference_of(layout: Layout, world_size: int, pool: WorkerPool, known: dict) -> Outcome:
+    # The batch-level balancing loss is one of a micro-batch over all ranks: the same ones, then.
+    micro_batch = micro_batch_of_all(layout, world_size) if layout.model.moe.batch_loss_weight else None
+    single = Layout(
+        precision=layout.precision, model=layout.model, batching=layout.batching, micro_batch_size=micro_batch
+    )
     key = repr(single)
     if key not in known:
         (known[key],) = pool.run(1, run_layout, single)
@@ -60,11 +81,13 @@ def reference_of(layout: Layout, pool: WorkerPool, known: dict) -> Outcome:
 @pytest.mark.parametrize("name", CASES)
 def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, references: dict) -> None:
     world_size, layout = CASES[name]
-    reference = reference_of(layout, pool, references)
+    reference = reference_of(layout, world_size, pool, references)
     outcomes = pool.run(world_size, run_layout, layout)
     for outcome in outcomes:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.evals, reference.evals, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(outcome.router_losses, reference.router_losses, rtol=0, atol=1e-12)
+        assert outcome.dropped == reference.dropped
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-12)
         assert outcome.first_gradients.keys() == reference.first_gradients.keys()
         for key, gradient in reference.first_gradients.items():
@@ -76,11 +99,29 @@ def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, refer
 
 
 def test_the_reference_trains(pool: WorkerPool, references: dict) -> None:
-    reference = reference_of(Layout(), pool, references)
+    reference = reference_of(Layout(), 1, pool, references)
     assert all(np.abs(gradient).max() > 0 for gradient in reference.first_gradients.values())
     bias = reference.weights["model.layers.1.attention.router.expert_bias_E"]
     assert np.abs(bias).max() > 0
     assert len(set(reference.losses)) == len(reference.losses)
+
+
+def test_every_option_of_the_reference_acts(pool: WorkerPool, references: dict) -> None:
+    """Without one of them, the same run comes out otherwise."""
+    layout = Layout(model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)
+    reference = reference_of(layout, 1, pool, references)
+    assert min(reference.dropped) > 0
+    assert min(reference.router_losses) > 0
+    moe, attention = MODEL_ALL_OPTIONS.moe, MODEL_ALL_OPTIONS.attention
+    models = [replace(MODEL_ALL_OPTIONS, moe=replace(moe, **{name: 0.0})) for name in LOSS_WEIGHTS]
+    models += [replace(MODEL_ALL_OPTIONS, moe=replace(moe, capacity_factor=None))]
+    models += [replace(MODEL_ALL_OPTIONS, moe=replace(moe, groups_per_token=3))]
+    models += [replace(MODEL_ALL_OPTIONS, attention=replace(attention, rope_fraction=1.0))]
+    others = [replace(layout, model=model) for model in models]
+    others += [replace(layout, batching=batching) for batching in (DOCUMENTS_IN_LOSS, BatchMaker(None, False))]
+    for other in others:
+        (outcome,) = pool.run(1, run_layout, replace(other, steps=2))
+        assert abs(outcome.losses[1] - reference.losses[1]) > 1e-9, other
 
 
 @pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])

@@ -5,7 +5,18 @@ from itertools import product
 
 import numpy as np
 import pytest
-from harness.layout_run import DDP, FSDP, HSDP, MODEL, MODEL_MLA_SOFTMAX, Layout, merged, run_layout
+from harness.layout_run import (
+    DDP,
+    DOCUMENTS,
+    FSDP,
+    HSDP,
+    MODEL,
+    MODEL_ALL_OPTIONS,
+    MODEL_MLA_SOFTMAX,
+    Layout,
+    merged,
+    run_layout,
+)
 from harness.worker_pool import WorkerPool
 
 from models.config import Balance, ModelConfig
@@ -18,6 +29,8 @@ MODELS = {
     "gqa": MODEL,
     "mla_softmax": MODEL_MLA_SOFTMAX,
     "unbalanced": replace(MODEL, moe=replace(MODEL.moe, balance=Balance.none, n_shared=0)),
+    # But for the batch-level loss, which is one of a micro-batch over all ranks: other micro-batches, another loss.
+    "all_options": replace(MODEL_ALL_OPTIONS, moe=replace(MODEL_ALL_OPTIONS.moe, batch_loss_weight=0.0)),
     "all_dense": replace(MODEL, n_dense_layers=MODEL.n_layers),
     "all_moe_top1": replace(MODEL, n_dense_layers=0, moe=replace(MODEL.moe, top_k=1)),
 }
@@ -44,7 +57,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def references(pool: WorkerPool) -> dict:
     def reference(model: ModelConfig):
-        (outcome,) = pool.run(1, run_layout, Layout(model=model, steps=10))
+        (outcome,) = pool.run(1, run_layout, Layout(model=model, batching=DOCUMENTS, steps=10))
         return outcome
 
     return {name: reference(model) for name, model in MODELS.items()}
@@ -61,12 +74,19 @@ def test_layout_equals_one_process(
     references: dict,
 ) -> None:
     layout = Layout(
-        STRATEGIES[strategy], OVERLAPS[overlap], model=MODELS[model], micro_batch_size=micro_batch_size, steps=10
+        STRATEGIES[strategy],
+        OVERLAPS[overlap],
+        model=MODELS[model],
+        batching=DOCUMENTS,
+        micro_batch_size=micro_batch_size,
+        steps=10,
     )
     outcomes = pool.run(world_size, run_layout, layout)
     reference = references[model]
     for outcome in outcomes:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(outcome.router_losses, reference.router_losses, rtol=0, atol=1e-12)
+        assert outcome.dropped == reference.dropped
         np.testing.assert_allclose(outcome.evals, reference.evals, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-11)
     weights = merged(outcomes)

@@ -1,6 +1,5 @@
 """Checkpoints by logical name: bit-equal in the same layout, whole in another, atomic."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,11 @@ import torch
 from harness.layout_run import DDP, FP64, FSDP, HSDP, MODEL, SINGLE, merged_arrays, whole
 from harness.worker_pool import WorkerFailure, WorkerPool
 
-from models.config import ConfigError, ModelConfig
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig, StrategyConfig
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import World
-from train.checkpoint import CheckpointStore, Progress, committed, find_weights, load_weights, newest_checkpoint
+from train.checkpoint import CheckpointStore, Progress, committed, newest_checkpoint
 from train.config import OptimConfig
 from train.logical_state import model_state, optimizer_state
 from train.optimizer import build_optimizer
@@ -114,37 +112,3 @@ def test_a_save_that_fails_leaves_the_previous_one(pool: WorkerPool, tmp_path: P
     with pytest.raises(WorkerFailure, match="no space left"):
         pool.run(1, fail_to_save, tmp_path)
     assert [path.name for path in committed(tmp_path)] == ["step-00000007"]
-
-
-def weights_after_init_from(folder: Path) -> dict[str, np.ndarray]:
-    parallel, optimizer, _ = build(FSDP, seed=5)
-    load_weights(parallel.model, find_weights(str(folder), MODEL))
-    return arrays(parallel, optimizer)
-
-
-def test_init_from_takes_weights_and_nothing_else(pool: WorkerPool, tmp_path: Path) -> None:
-    (saved,) = pool.run(1, save, SINGLE, tmp_path / "checkpoints")
-    for folder in (tmp_path, tmp_path / "checkpoints" / "step-00000007"):
-        loaded = merged_arrays(pool.run(2, weights_after_init_from, folder))
-        for name, array in loaded.items():
-            np.testing.assert_array_equal(array, saved[name] if name.startswith("model.") else 0.0, err_msg=name)
-
-
-def test_init_from_refuses_what_does_not_fit(pool: WorkerPool, tmp_path: Path) -> None:
-    pool.run(1, save, SINGLE, tmp_path / "checkpoints")
-    with pytest.raises(ConfigError, match=r"no checkpoint there; name a run folder"):
-        find_weights(str(tmp_path / "nowhere"), MODEL)
-    with pytest.raises(ConfigError, match=r"model.embedding.weight is \[64, 32\] there and \[64, 40\] in this model"):
-        find_weights(str(tmp_path), ModelConfig(**{**vars(MODEL), "dim": 40}))
-    progress = tmp_path / "checkpoints" / "step-00000007" / "progress.json"
-    metadata = progress.with_name(".metadata").rename(tmp_path / "metadata")
-    with pytest.raises(ConfigError, match=r"is damaged \(.*\.metadata.*\); name another"):
-        find_weights(str(tmp_path), MODEL)
-    metadata.rename(progress.with_name(".metadata"))
-    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"format": 99}))
-    with pytest.raises(ConfigError, match="newer format"):
-        find_weights(str(tmp_path), MODEL)
-    for text in ("{", '{"format": 1}', "[]"):
-        progress.write_text(text)
-        with pytest.raises(ConfigError, match=r"progress.json is damaged: move step-00000007 away"):
-            find_weights(str(tmp_path), MODEL)

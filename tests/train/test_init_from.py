@@ -1,11 +1,35 @@
-"""`model.init_from=RUN`: another run's weights, in any layout, and nothing else of it."""
+"""`model.init_from=FOLDER`: another run's weights or a published model's, in any layout, and nothing else of it."""
 
+import json
+import struct
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from harness.layout_run import DDP, FP32, FSDP, HSDP, MODEL, SINGLE, merged_arrays, whole_state
 from harness.run_record import RunRecord
 from harness.torchrun import alone
+from harness.worker_pool import WorkerPool
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from models.config import AttentionKind, ConfigError, ModelConfig
+from models.hf import PublishedNames
+from models.hf_config import write_config
+from parallel.comm import Communicator
+from parallel.config import OverlapConfig, StrategyConfig
+from parallel.parallelize import parallelize
+from parallel.world import World
+from tests.models.test_hf_oracle import GLM, V2, V3, attention, published_tensors
+from tests.train.test_checkpoint import arrays, build, save
+from train.init_from import find_weights, wanted_tensors
+
+INDEX = "model.safetensors.index.json"
 
 
 def test_a_run_starts_where_another_ended(
@@ -21,3 +45,219 @@ def test_a_run_starts_where_another_ended(
     assert row["train/step"] == 1
     assert row["train/tokens"] == donor.column("train/tokens")[0]
     assert row["train/loss"] < donor.column("train/loss")[0] - 1  # the same first batch, read by a trained model
+
+
+def state_after_run(folder: Path) -> dict[str, np.ndarray]:
+    parallel, optimizer, _ = build(FSDP, seed=5)
+    find_weights(str(folder), MODEL).load(parallel.model)
+    return arrays(parallel, optimizer)
+
+
+def test_a_runs_weights_and_nothing_else(pool: WorkerPool, tmp_path: Path) -> None:
+    (saved,) = pool.run(1, save, SINGLE, tmp_path / "checkpoints")
+    for folder in (tmp_path, tmp_path / "checkpoints" / "step-00000007"):
+        loaded = merged_arrays(pool.run(2, state_after_run, folder))
+        for name, array in loaded.items():
+            np.testing.assert_array_equal(array, saved[name] if name.startswith("model.") else 0.0, err_msg=name)
+
+
+def test_a_run_that_does_not_fit_is_refused(pool: WorkerPool, tmp_path: Path) -> None:
+    pool.run(1, save, SINGLE, tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match=r"no checkpoint there; name a run folder, a step-… folder or a Hugging Face"):
+        find_weights(str(tmp_path / "nowhere"), MODEL)
+    with pytest.raises(ConfigError, match=r"model.embedding.weight is \[64, 32\] there and \[64, 40\] in this model"):
+        find_weights(str(tmp_path), ModelConfig(**{**vars(MODEL), "dim": 40}))
+    progress = tmp_path / "checkpoints" / "step-00000007" / "progress.json"
+    metadata = progress.with_name(".metadata").rename(tmp_path / "metadata")
+    with pytest.raises(ConfigError, match=r"is damaged \(.*\.metadata.*\); name another"):
+        find_weights(str(tmp_path), MODEL)
+    metadata.rename(progress.with_name(".metadata"))
+    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"format": 99}))
+    with pytest.raises(ConfigError, match="newer format"):
+        find_weights(str(tmp_path), MODEL)
+    for text in ("{", '{"format": 1}', "[]"):
+        progress.write_text(text)
+        with pytest.raises(ConfigError, match=r"progress.json is damaged: move step-00000007 away"):
+            find_weights(str(tmp_path), MODEL)
+
+
+def publish(model: ModelConfig, folder: Path, dtype: torch.dtype, shard_size: str = "50MB", **config: Any) -> None:
+    """A folder as transformers itself writes it, with random weights; no norm is 1 and no bias 0."""
+    torch.manual_seed(0)
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**write_config(model, "float32") | config))
+    with torch.no_grad():
+        for name, tensor in theirs.state_dict().items():
+            if "norm" in name or name.endswith("bias"):
+                tensor += 0.2 * torch.randn(tensor.shape)
+    theirs.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
+
+
+def state_after_published(folder: Path, model: ModelConfig, strategy: StrategyConfig) -> dict[str, np.ndarray]:
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
+    parallel = parallelize(model, strategy, OverlapConfig(), FP32, world, Communicator(), seed=5)
+    for name, buffer in parallel.model.named_buffers():
+        if name.endswith("expert_bias_E"):
+            buffer += 1.0
+    find_weights(str(folder), model).load(parallel.model)
+    return whole_state(parallel)
+
+
+def expected_state(folder: Path, model: ModelConfig, interleaved: bool) -> dict[str, np.ndarray]:
+    """Theirs by our names, from their own reader's tensors, with the rows taken one by one."""
+    stored: dict[str, torch.Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        stored |= load_file(file)
+    a, expected = model.attention, {}
+    names = PublishedNames(model, interleaved=False)
+    with torch.device("meta"):
+        theirs = published_tensors(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)), lambda t: t)
+    assert stored.keys() == theirs.keys()
+    for name in wanted_tensors(model):
+        there = names.find(name.removeprefix("model."))
+        tensor = stored[there.name].float() if there else torch.zeros(model.moe.n_routed)
+        part = name.rpartition(".")[0].rpartition(".")[2]
+        if interleaved and a.kind is AttentionKind.mla and part in ("query", "query_up", "kv_down"):
+            width = a.qk_dim if part != "kv_down" else a.kv_lora_rank + a.qk_rope_dim
+            heads = tensor.unflatten(0, (-1, width))
+            plain, rotary = heads[:, : -a.qk_rope_dim], heads[:, -a.qk_rope_dim :]
+            tensor = torch.cat((plain, rotary[:, 0::2], rotary[:, 1::2]), dim=1).flatten(0, 1)
+        expected[name] = tensor.numpy()
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "shard_size", "changes", "layouts"),
+    [
+        (V3, torch.bfloat16, "20KB", {}, ((SINGLE, 1), (DDP, 2), (FSDP, 2), (FSDP, 4))),
+        (V3, torch.float32, "50MB", {"rope_interleave": False}, ((FSDP, 2),)),
+        (attention(V2, q_lora_rank=0, bias=True), torch.float16, "50MB", {}, ((SINGLE, 1), (FSDP, 3), (HSDP, 4))),
+        (attention(GLM, qk_norm=True, bias=True), torch.float32, "20KB", {}, ((DDP, 2), (FSDP, 2))),
+    ],
+    ids=["v3 bf16 in files", "v3 fp32 halves", "v2 fp16", "glm fp32 in files"],
+)
+def test_every_rank_fills_what_it_holds(
+    model: ModelConfig,
+    dtype: torch.dtype,
+    shard_size: str,
+    changes: dict[str, Any],
+    layouts: tuple[tuple[StrategyConfig, int], ...],
+    pool: WorkerPool,
+    tmp_path: Path,
+) -> None:
+    """Four ranks cut MLA's key projection inside its rotary rows, which are permuted."""
+    publish(model, tmp_path, dtype, shard_size, **changes)
+    assert (tmp_path / INDEX).exists() == (shard_size == "20KB")
+    expected = expected_state(tmp_path, model, interleaved=not changes)
+    for strategy, ranks in layouts:
+        loaded = merged_arrays(pool.run(ranks, state_after_published, tmp_path, model, strategy))
+        assert loaded.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(loaded[name], array, err_msg=f"{strategy.name} {name}")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole folder of several files; tests copy it."""
+    folder = tmp_path_factory.mktemp("published")
+    publish(V3, folder, torch.float32, "100KB")
+    return folder
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path) -> Path:
+    for file in published.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def refusal(folder: Path, model: ModelConfig = V3) -> str:
+    with pytest.raises(ConfigError) as refused:
+        find_weights(str(folder), model)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def rewrite(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_another_model_is_refused_by_key(folder: Path) -> None:
+    assert refusal(folder, attention(V3, rope_theta=5e5)) == (
+        f"model.attention.rope_theta=500000.0, and {folder}/config.json says 10000.0: "
+        "set model.attention.rope_theta=10000.0"
+    )
+    assert refusal(folder, replace(V3, dim=40)).startswith("model.dim=40, and ")
+
+
+def test_layers_of_multi_token_prediction_are_skipped(folder: Path) -> None:
+    file = folder / "extra.safetensors"
+    save_file(
+        {f"model.layers.{V3.n_layers}.eh_proj.weight": torch.ones(2), "x.rotary_emb.inv_freq": torch.ones(1)}, file
+    )
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"] |= {f"model.layers.{V3.n_layers}.eh_proj.weight": file.name, "x.rotary_emb.inv_freq": file.name}
+    (folder / INDEX).write_text(json.dumps(index))
+    find_weights(str(folder), V3)
+    rewrite(file, lambda tensors: tensors.update({"model.layers.0.self_attn.sink": torch.ones(2)}))
+    assert "model.layers.0.self_attn.sink is there, and this model has no place for it" in refusal(folder)
+
+
+def test_a_damaged_folder_is_refused(folder: Path) -> None:
+    config, index = (folder / "config.json").read_text(), (folder / INDEX).read_text()
+    for text, said in (("{", "is damaged"), ("[]", "holds no table of values"), ("\udcff", "is damaged")):
+        (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+        assert f"{folder}/config.json {said}" in refusal(folder)
+    (folder / "config.json").write_text(config)
+    weight_map = json.loads(index)["weight_map"]
+    head = weight_map["lm_head.weight"]
+    for table, said in (
+        ("{", f"{INDEX} is damaged"),
+        ("{}", "has no weight_map"),
+        (
+            json.dumps({"weight_map": weight_map | {"lm_head.weight": "absent.safetensors"}}),
+            "absent.safetensors, which",
+        ),
+        (
+            json.dumps({"weight_map": weight_map | {"lm_head.weight": "../a.safetensors"}}),
+            "names ../a.safetensors, which",
+        ),
+        (json.dumps({"weight_map": weight_map | {"other.weight": head}}), f"says that {head} holds other.weight"),
+    ):
+        (folder / INDEX).write_text(table)
+        assert said in refusal(folder)
+    (folder / INDEX).write_text(index)
+    whole = (folder / head).read_bytes()
+    for n_bytes in (0, 4, 100, len(whole) - 1):
+        (folder / head).write_bytes(whole[:n_bytes])
+        assert f"{folder / head} is damaged" in refusal(folder)
+    (folder / head).write_bytes(struct.pack("<Q", 10**12) + whole[8:])
+    assert f"{folder / head} is damaged" in refusal(folder)
+    (folder / head).write_bytes(whole)
+    find_weights(str(folder), V3)
+    (folder / INDEX).unlink()
+    assert f"no model.safetensors and no {INDEX} there" in refusal(folder)
+
+
+def test_wrong_tensors_are_refused(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    norm = "model.norm.weight"
+    file = folder / index["weight_map"][norm]
+    for tensor, said in (
+        (torch.ones(33), f"{norm} is [33] there and [32] in this model"),
+        (torch.ones(32, dtype=torch.int32), f"{norm} is I32 there; convert it to one of F64, F32, F16, BF16"),
+        (torch.ones(32).to(torch.float8_e4m3fn), f"{norm} is F8_E4M3 there"),
+    ):
+        rewrite(file, lambda tensors, tensor=tensor: tensors.update({norm: tensor}))
+        assert said in refusal(folder)
+    rewrite(file, lambda tensors: tensors.pop(norm))
+    assert f"says that {file.name} holds {norm}, and it does not" in refusal(folder)
+    del index["weight_map"][norm]
+    (folder / INDEX).write_text(json.dumps(index))
+    assert f"{norm} is not there, and this model has it" in refusal(folder)
+
+
+def test_without_safetensors_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    assert refusal(folder).endswith("reading it takes the package safetensors: pip install 'switchyard[hf]'")

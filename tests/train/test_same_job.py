@@ -51,6 +51,16 @@ def test_another_job_is_refused(folder: Path, word: str, key: str) -> None:
     assert "\n" not in message
 
 
+def test_another_mixture_is_refused_by_what_differs_in_it(tmp_path: Path) -> None:
+    parts = "data.mixture=[{{source: text, path: {path}, weight: 2}}, {{source: stdlib, weight: {weight}}}]"
+    write_config(tmp_path, plain("data=mixture", parts.format(path="here", weight=1)), {"corpus_sha256": CORPUS})
+    check_same_job(tmp_path, plain("data=mixture", parts.format(path="moved", weight=1)), CORPUS)
+    with pytest.raises(
+        ConfigError, match=r"^data\.mixture\[1\]\.weight=3\.0, and .* data\.mixture\[1\]\.weight=1\.0: "
+    ):
+        check_same_job(tmp_path, plain("data=mixture", parts.format(path="here", weight=3)), CORPUS)
+
+
 def test_another_corpus_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="the corpus is not the one"):
         check_same_job(folder, plain("model=tiny"), "decaf")
@@ -68,6 +78,8 @@ def test_another_corpus_is_refused(folder: Path) -> None:
         "train.log_every=3",
         "model.expert_backend=loop",
         "model.init_from=runs/donor",
+        "model.loss_chunk_size=9",
+        "data.cache_dir=elsewhere",
     ],
 )
 def test_what_does_not_make_another_job_may_change(folder: Path, word: str) -> None:

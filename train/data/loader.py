@@ -4,7 +4,7 @@ M micro-batches of a step, B sequences of a micro-batch, S tokens of a sample (s
 N samples of a rank, M·B.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.order import EpochShuffle
 from train.data.prefetch import Prefetcher
-from train.data.source import TokenSource
+from train.data.source import SampleStream
 
 
 class BatchLoader:
@@ -28,8 +27,7 @@ class BatchLoader:
     def __init__(
         self,
         *,
-        source: TokenSource,
-        seed: int,
+        stream: SampleStream,
         global_batch_size: int,
         micro_batch_size: int,
         dp_rank: int,
@@ -50,8 +48,7 @@ class BatchLoader:
             )
         if start_step < 0 or prefetch < 0:
             raise ValueError(f"start_step {start_step} and prefetch {prefetch} must not be negative")
-        self.source = source
-        self.order = EpochShuffle(len(source), seed)
+        self.stream = stream
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.dp_rank = dp_rank
@@ -96,24 +93,24 @@ class BatchLoader:
         """The next step's tokens_MBS on the host; called from one thread only."""
         stride = self.dp_size * self.micro_batch_size
         first = self._step * self.global_batch_size + self.dp_rank * self.micro_batch_size
-        positions = [
+        positions = (
             first + m * stride + i
             for m in range(self.global_batch_size // stride)
             for i in range(self.micro_batch_size)
-        ]
-        tokens_NS = _stack(self.source, [self.order[position] for position in positions], self.device)
+        )
+        tokens_NS = _stack(self.stream, positions, self.device)
         self._step += 1  # only now: a read that fails leaves the step to be read again
         return tokens_NS.unflatten(0, (-1, self.micro_batch_size))
 
 
 def heldout_batches(
-    source: TokenSource, count: int, micro_batch_size: int, dp_rank: int, dp_size: int, device: torch.device
+    stream: SampleStream, count: int, micro_batch_size: int, dp_rank: int, dp_size: int, device: torch.device
 ) -> Iterator[Tensor]:
     """This rank's share of the first `count` samples, in order, as int64 tokens_BS [micro_batch_size, S] on the device.
 
     Every rank gets as many batches of the same shape, since a rank that runs one forward fewer leaves the others
-    waiting in FSDP's collectives; indices past the end wrap around. Raises ValueError, at the call, if `count` is not
-    a positive multiple of micro_batch_size × dp_size.
+    waiting in FSDP's collectives. Raises ValueError, at the call, if `count` is not a positive multiple of
+    micro_batch_size × dp_size.
     """
     _check_rank(micro_batch_size, dp_rank, dp_size)
     stride = micro_batch_size * dp_size
@@ -123,8 +120,7 @@ def heldout_batches(
             f"micro_batch_size × data-parallel ranks = {micro_batch_size} × {dp_size}"
         )
     starts = range(dp_rank * micro_batch_size, count, stride)
-    batches = ([(start + i) % len(source) for i in range(micro_batch_size)] for start in starts)
-    return (_to_device(_stack(source, indices, device), device) for indices in batches)
+    return (_to_device(_stack(stream, range(start, start + micro_batch_size), device), device) for start in starts)
 
 
 def _check_rank(micro_batch_size: int, dp_rank: int, dp_size: int) -> None:
@@ -134,9 +130,9 @@ def _check_rank(micro_batch_size: int, dp_rank: int, dp_size: int) -> None:
         raise ValueError(f"data-parallel rank {dp_rank} is not one of {dp_size}")
 
 
-def _stack(source: TokenSource, indices: Sequence[int], device: torch.device) -> Tensor:
+def _stack(stream: SampleStream, positions: Iterable[int], device: torch.device) -> Tensor:
     """Samples as int64 tokens_NS on the host, page-locked if they are to go to a GPU."""
-    tokens_NS = torch.from_numpy(np.stack([source.sample(index) for index in indices]))
+    tokens_NS = torch.from_numpy(np.stack([stream[position] for position in positions]))
     return tokens_NS.pin_memory() if device.type == "cuda" else tokens_NS
 
 

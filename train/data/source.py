@@ -1,4 +1,4 @@
-"""What a corpus is to the rest of the program: two sources of samples and a fingerprint."""
+"""What a corpus is to the rest of the program: two endless streams of samples, and what identifies them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class TokenSource(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Size of the smallest vocabulary that holds every id."""
+        """Size of a vocabulary that holds every id."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -30,19 +30,38 @@ class TokenSource(Protocol):
         """
 
 
+class SampleStream(Protocol):
+    """Samples by position in an endless stream: a pure function of the position, so that any rank may read any of
+    them at any time, and a run that resumes needs to know no more than how far it was."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of a vocabulary that holds every id."""
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """The sample at `position` >= 0 as int64 ids [sequence_length + 1].
+
+        Raises IndexError below 0, and DataError if what is read there is wrong.
+        """
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Two sources that share no text, and what identifies them."""
+    """Two streams that share no text, and what identifies them."""
 
-    train: TokenSource
-    heldout: TokenSource
+    train: SampleStream
+    heldout: SampleStream
 
     fingerprint: str
-    """SHA-256, in hex, of what was read: equal on two ranks, or before and after a resume, iff the text is."""
+    """SHA-256, in hex, of what is read: equal on two ranks, or before and after a resume, iff the text is."""
+    separator: int | None
+    """The id that ends a document; None: where documents end is not known."""
+    tokenizer: str | None
+    """What made ids of text: "bytes", the SHA-256 of a tokenizer.json in hex, or None where that is not known."""
 
 
 def check_same_corpus(fingerprints: Sequence[str]) -> None:
-    """Refuse ranks that read different text, as machines with different Python versions do.
+    """Refuse ranks that read different text, as machines with different Python versions or files do.
 
     Raises:
         DataError: naming the first rank that differs from rank 0.
@@ -51,5 +70,5 @@ def check_same_corpus(fingerprints: Sequence[str]) -> None:
         if fingerprint != fingerprints[0]:
             raise DataError(
                 f"rank {rank} reads another corpus than rank 0 (sha256 {fingerprint[:12]} and {fingerprints[0][:12]}): "
-                "give every machine the same Python version, or choose data.source=synthetic"
+                "give every machine the same files (data=stdlib: the same Python version), or choose data=synthetic"
             )

@@ -2,13 +2,14 @@
 
 import os
 import sysconfig
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from train.data.source import Corpus, DataError
+from train.data.stream import InOrder, ShuffledStream
+from train.data.windows import TokenWindows
 
 SEPARATOR = b"\0"  # the one byte that Python source never holds
 HELDOUT_ONE_IN = 20  # files
@@ -19,34 +20,11 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tes
 SKIPPED_PREFIXES = ("config-", "_sysconfigdata", "sitecustomize", "usercustomize")
 
 
-@dataclass(frozen=True, eq=False)
-class ByteWindows:
-    """A text cut into windows: sample i is bytes [i·S, i·S + S + 1), so every byte but the first is a target once."""
-
-    text: np.ndarray  # uint8 [bytes]
-    sequence_length: int
-
-    @property
-    def vocab_size(self) -> int:
-        """One id per byte value."""
-        return 256
-
-    def __len__(self) -> int:
-        """Number of whole windows; what is left at the end is not used."""
-        return (len(self.text) - 1) // self.sequence_length
-
-    def sample(self, index: int) -> np.ndarray:
-        """Window `index` as int64 [sequence_length + 1]. Raises IndexError outside the text."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        start = index * self.sequence_length
-        return self.text[start : start + self.sequence_length + 1].astype(np.int64)
-
-
-def open_stdlib(sequence_length: int, folder: Path | None = None) -> Corpus:
+def open_stdlib(sequence_length: int, seed: int, folder: Path | None = None) -> Corpus:
     """Train and held-out windows over every `*.py` below `folder` (default: this Python's standard library).
 
     A file is in one split whole, by a hash of its relative path: no text is in both, and adding a file moves no other.
+    `seed` orders the training windows. Ids are bytes, and 0 ends a document.
     Raises DataError if there are no sources, or too few bytes for one sample in either split.
     """
     folder = folder or Path(sysconfig.get_path("stdlib"))
@@ -63,9 +41,11 @@ def open_stdlib(sequence_length: int, folder: Path | None = None) -> Corpus:
         (heldout if is_heldout(path) else train).append(document)
 
     return Corpus(
-        train=_windows(train, sequence_length, "train"),
-        heldout=_windows(heldout, sequence_length, "held-out"),
+        train=ShuffledStream(_windows(train, sequence_length, "train"), seed),
+        heldout=InOrder(_windows(heldout, sequence_length, "held-out")),
         fingerprint=digest.hexdigest(),
+        separator=SEPARATOR[0],
+        tokenizer="bytes",
     )
 
 
@@ -86,11 +66,6 @@ def is_heldout(path: str) -> bool:
     return int.from_bytes(sha256(path.encode()).digest()[:8], "big") % HELDOUT_ONE_IN == 0
 
 
-def _windows(documents: list[bytes], sequence_length: int, split: str) -> ByteWindows:
+def _windows(documents: list[bytes], sequence_length: int, split: str) -> TokenWindows:
     text = np.frombuffer(SEPARATOR.join(documents), dtype=np.uint8)
-    if len(text) < sequence_length + 1:
-        raise DataError(
-            f"the {split} text has {len(text)} bytes, one sample takes {sequence_length + 1}: "
-            "lower data.sequence_length"
-        )
-    return ByteWindows(text, sequence_length)
+    return TokenWindows([text], sequence_length, 256, f"the standard library's {split} text")

@@ -6,6 +6,7 @@ from hashlib import sha256
 import numpy as np
 
 from train.data.source import Corpus, DataError
+from train.data.stream import InOrder, ShuffledStream
 
 SAMPLES = 2**40  # no run reaches the end; a round number so that it is known to be a choice
 TRAIN, HELDOUT = 0, 1
@@ -50,7 +51,9 @@ def open_synthetic(sequence_length: int, vocab_size: int, seed: int) -> Corpus:
         raise DataError(f"synthetic tokens cannot fill a vocabulary of {vocab_size}: set vocab_size to 1 … 2**32")
     parameters = f"synthetic sequence_length={sequence_length} vocab_size={vocab_size} seed={seed}"
     return Corpus(
-        train=RandomTokens(sequence_length, vocab_size, seed, TRAIN),
-        heldout=RandomTokens(sequence_length, vocab_size, seed, HELDOUT),
+        train=ShuffledStream(RandomTokens(sequence_length, vocab_size, seed, TRAIN), seed),
+        heldout=InOrder(RandomTokens(sequence_length, vocab_size, seed, HELDOUT)),
         fingerprint=sha256(parameters.encode()).hexdigest(),
+        separator=None,
+        tokenizer=None,
     )

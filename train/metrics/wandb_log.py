@@ -3,21 +3,23 @@
 import logging
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from train.metrics.config import LoggingConfig, WandbMode
-from train.metrics.jsonl import Row
+from train.metrics.jsonl import Row, read_jsonl, strict_row
 
 
 class WandbLog:
     """One wandb run per job, under one id that every attempt at the job resumes; files land in `<run_dir>/wandb/`.
 
-    Nothing here raises, asks on stdin or waits without bound. No server or no API key: one warning, and the run is
-    recorded offline, to be sent later with `wandb sync`. Any other failure: one warning, and wandb is off for the rest
-    of the run. Rank 0 only.
+    Nothing here raises, asks on stdin or waits without bound for a server. No server or no API key: one warning, and
+    the run is recorded offline, to be sent later with `wandb sync`. Any other failure: one warning, and wandb is off
+    for the rest of the run. An online attempt begins with those rows of earlier ones that the server lacks, so an
+    offline attempt before it needs no `wandb sync`, which would send its rows a second time. Rank 0 only.
     """
 
     def __init__(self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any]) -> None:
@@ -49,7 +51,9 @@ class WandbLog:
         try:
             run.finish(exit_code=exit_code)
         except Exception as error:
-            self._warn(f"did not finish; `wandb sync {self._run_dir / 'wandb'}/*run-*` sends what is left", error)
+            # wandb skips what was begun online unless told not to, and knows not which rows of a file have arrived.
+            sync = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
+            self._warn(f"did not finish; `{sync}` sends all rows of this attempt, also those that had arrived", error)
         self._stop_service(exit_code)
 
     def _start(self, mode: WandbMode, run_config: Mapping[str, Any]) -> bool:
@@ -81,6 +85,8 @@ class WandbLog:
             )
             self._run.define_metric("train/step")
             self._run.define_metric("*", step_metric="train/step")
+            if mode is WandbMode.online:
+                self._send_missed()
         except Exception as error:
             self._run = None
             self._warn("goes on offline" if mode is WandbMode.online else "is off", error)
@@ -88,6 +94,14 @@ class WandbLog:
         finally:
             sys.exit, sys.excepthook = hooks
         return self._run is not None
+
+    def _send_missed(self) -> None:
+        """Log what the server lacks of earlier attempts: wandb sends every 15 s, and SIGKILL loses what it holds."""
+        path = self._run_dir / "metrics.jsonl"
+        earlier = read_jsonl(path) if path.exists() else []
+        # wandb numbers a run's rows where no step= is passed, and what arrives of them is always their beginning.
+        for row in earlier[self._run.starting_step :]:
+            self._run.log(strict_row(row))
 
     def _stop_service(self, exit_code: int) -> None:
         """End wandb's background process, and with it the atexit hook that would wait for it."""
@@ -99,7 +113,8 @@ class WandbLog:
             logging.getLogger(__name__).debug("wandb's service was gone already: %r", error)
 
     def _warn(self, what: str, error: Exception) -> None:
-        logging.getLogger(__name__).warning("wandb %s: %s: %s", what, type(error).__name__, error)
+        line = " ".join(str(error).split())  # wandb's messages go over several
+        logging.getLogger(__name__).warning("wandb %s: %s: %s", what, type(error).__name__, line)
 
 
 def job_run_id(run_dir: Path) -> str:

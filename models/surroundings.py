@@ -1,0 +1,28 @@
+"""What a network needs from outside its device, with a default for one that has nobody around it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.config import MoEConfig
+from models.dispatcher import Dispatcher, LocalDispatcher
+from models.placement import ExpertPlacement
+from models.router_loss import over_one_rank
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Who moves tokens to experts, which of them live here, and how counts are added up over ranks."""
+
+    dispatcher: Dispatcher
+    """Serves all MoE layers."""
+    ep_rank: int = 0
+    """Whose slots of the dispatcher's placement live here."""
+    sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank
+    """Adds a tensor up over the ranks that see other tokens of the same micro-batch."""
+
+    @classmethod
+    def alone(cls, moe: MoEConfig) -> "Surroundings":
+        """All experts here, all tokens here."""
+        return cls(LocalDispatcher(ExpertPlacement.contiguous(moe.n_routed)))

@@ -1,0 +1,95 @@
+"""`model.init_from=FOLDER`: where a new job's weights come from, if not from its seed.
+
+    a run's folder              its newest checkpoint
+    a step-… folder             that checkpoint
+    a folder with config.json   a published model, see train/published_weights.py
+
+All is looked at before there is a process group, in headers alone; then every rank fills what it holds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Protocol
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from models.config import ConfigError, ModelConfig
+from models.transformer import Transformer
+from train.checkpoint import PROGRESS_FILE, newest_checkpoint, read_progress
+from train.logical_state import model_state
+from train.published_weights import CONFIG_FILE, PublishedWeights
+
+
+class Weights(Protocol):
+    """Weights that were found to fit."""
+
+    def load(self, model: Transformer) -> None:
+        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together."""
+
+
+@dataclass(frozen=True)
+class CheckpointWeights:
+    """A checkpoint's weights."""
+
+    checkpoint: Path
+    stored: dict[str, TensorStorageMetadata]
+    """Their logical names, shapes and dtypes."""
+
+    @classmethod
+    def open(cls, checkpoint: Path, config: ModelConfig, asked: str) -> "CheckpointWeights":
+        """Look whether `checkpoint` holds the tensors of `config`. `asked` is what was typed, as messages begin.
+
+        Raises:
+            ConfigError: if it does not.
+        """
+        read_progress(checkpoint)
+        try:
+            metadata = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+        except (OSError, EOFError, UnpicklingError, AttributeError, ImportError) as error:
+            raise ConfigError(f"{asked}: {checkpoint} is damaged ({error}); name another") from error
+        stored = {name: entry for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+        for name, tensor in wanted_tensors(config).items():
+            shape = tuple(stored[name].size) if name in stored else None
+            if shape != tuple(tensor.shape):
+                there = f"is {list(shape)} there" if shape else "is not there"
+                raise ConfigError(
+                    f"{asked}: {name} {there} and {list(tensor.shape)} in this model; choose the model that was saved"
+                )
+        return cls(checkpoint, stored)
+
+    def load(self, model: Transformer) -> None:
+        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together."""
+        dcp.load(model_state(model), storage_reader=dcp.FileSystemReader(self.checkpoint))
+
+
+def find_weights(init_from: str, config: ModelConfig) -> Weights:
+    """What `model.init_from` means, if it fits `config`.
+
+    Raises:
+        ConfigError: if there is nothing, or it does not fit.
+    """
+    asked = f"model.init_from={init_from}"
+    folder = Path(init_from).expanduser().resolve()
+    if (folder / CONFIG_FILE).exists():
+        return PublishedWeights.open(folder, config, wanted_tensors(config), asked)
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is None:
+        raise ConfigError(
+            f"{asked}: no checkpoint there; name a run folder, a step-… folder or a Hugging Face folder "
+            f"(with {CONFIG_FILE})"
+        )
+    return CheckpointWeights.open(checkpoint, config, asked)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `folder` is, or the newest of the run that it is."""
+    return folder if (folder / PROGRESS_FILE).exists() else newest_checkpoint(folder / "checkpoints")
+
+
+def wanted_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """All of a model's tensors by logical name, without storage."""
+    with torch.device("meta"):
+        return model_state(Transformer(config, torch.float32))
