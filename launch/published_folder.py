@@ -12,20 +12,18 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 
 from models.config import ConfigError, ModelConfig
 from models.hf import PublishedNames, PublishedTensor
 from models.hf_config import write_config
+from train.checkpoint import load_tensors
 from train.data.config import DataConfig, DataSource
 from train.data.tokenizer import open_tokenizer
 from train.init_from import CheckpointWeights, wanted_tensors
@@ -184,18 +182,8 @@ def _by_file(pieces: list[Piece], shard_bytes: int) -> dict[str, list[Piece]]:
 
 
 def _load(checkpoint: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fill `state`, tensors by logical name, from `checkpoint`, and give it back.
-
-    Raises:
-        ConfigError: if a file of it is gone or broken.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # "torch.distributed is uninitialized": so it is
-            dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
-    except CheckpointException as error:  # a BaseException, one failure a rank: here is one rank
-        cause, _ = next(iter(error.failures.values()))
-        said = (str(cause) or type(cause).__name__).splitlines()[0]
-        raise ConfigError(f"{checkpoint} is damaged ({said}): name another step-… folder") from error
+    """Fill `state`, tensors by logical name, from `checkpoint`, and give it back."""
+    load_tensors(state, checkpoint, alone=True)
     return state
 
 

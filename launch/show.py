@@ -10,7 +10,7 @@ from rich.console import Console
 from conf.compose import read_job
 from models.config import ConfigError
 from models.flops import count_parameters
-from train.metrics.jsonl import read_jsonl
+from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.peak import Peak
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, standing_rows, summarise
 from train.run_folder import read_config
@@ -27,10 +27,10 @@ def show(words: Sequence[str]) -> int:
     if len(words) != 1:
         raise ConfigError("show takes one run folder: switchyard show runs/NAME")
     folder = Path(words[0]).expanduser().resolve()
-    for name in ("config.yaml", "metrics.jsonl"):
+    for name in ("config.yaml", METRICS_FILE):
         if not (folder / name).exists():
             raise ConfigError(f"{folder} has no {name}: name the folder of a run that has logged a step")
-    rows = standing_rows(read_jsonl(folder / "metrics.jsonl"))
+    rows = standing_rows(read_jsonl(folder / METRICS_FILE))
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     if not losses:
         raise ConfigError(f"{folder} has logged no step yet: try again in a moment")

@@ -12,11 +12,14 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from models.config import ConfigError
@@ -76,7 +79,7 @@ class CheckpointStore:
             return Progress(step=0, tokens=0)
         progress = read_progress(newest)
         state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
-        dcp.load(state, storage_reader=dcp.FileSystemReader(newest))
+        load_tensors(state, newest)
         for moments in optimizer.state.values():
             moments["step"].fill_(progress.step)
         return progress
@@ -86,6 +89,25 @@ class CheckpointStore:
         for path in list(checkpoints):
             doomed = path if path.suffix == ".tmp" else path.rename(_temporary(path))
             shutil.rmtree(doomed, ignore_errors=True)  # what a network file system holds on to goes at the next resume
+
+
+def load_tensors(state: dict[str, Tensor], checkpoint: Path, alone: bool = False) -> None:
+    """Fill `state`, tensors by logical name, from `checkpoint`. Called by all ranks together, or by one `alone`.
+
+    Raises:
+        ConfigError: on every rank, if a file of it is gone or broken on one.
+    """
+    try:
+        with warnings.catch_warnings():
+            if alone:
+                warnings.simplefilter("ignore")  # "torch.distributed is uninitialized": so it is
+            dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=alone)
+    except CheckpointException as error:  # a BaseException, with one failure a rank
+        rank, (cause, _) = next(iter(error.failures.items()))
+        said = (str(cause) or type(cause).__name__).splitlines()[0]
+        raise ConfigError(
+            f"{checkpoint} is damaged (rank {rank}: {said}): move it away, or name another step-… folder"
+        ) from error
 
 
 def committed(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from models.config import ConfigError, ModelConfig
 from models.transformer import Transformer
-from train.checkpoint import PROGRESS_FILE, newest_checkpoint, read_progress
+from train.checkpoint import PROGRESS_FILE, load_tensors, newest_checkpoint, read_progress
 from train.logical_state import model_state
 from train.published_weights import CONFIG_FILE, PublishedWeights
 
@@ -61,8 +61,12 @@ class CheckpointWeights:
         return cls(checkpoint, stored)
 
     def load(self, model: Transformer) -> None:
-        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together."""
-        dcp.load(model_state(model), storage_reader=dcp.FileSystemReader(self.checkpoint))
+        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together.
+
+        Raises:
+            ConfigError: on every rank, if a file of it is gone or broken.
+        """
+        load_tensors(model_state(model), self.checkpoint)
 
 
 def find_weights(init_from: str, config: ModelConfig) -> Weights:

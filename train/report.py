@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
-from train.metrics.jsonl import read_jsonl
+from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.recorder import Recorder
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
@@ -53,7 +53,7 @@ class Report:
 
     def summarise(self) -> None:
         """Write summary.json, over all attempts' rows, and print its table."""
-        rows = read_jsonl(self._folder / "metrics.jsonl")
+        rows = read_jsonl(self._folder / METRICS_FILE)
         summary = summarise(rows, self._folder, self._attempt, wall_s=time.monotonic() - self._started)
         summary.write(self._folder / SUMMARY_FILE)
         summary.print()

@@ -221,6 +221,9 @@ def test_a_failure_in_the_middle_reaches_all_that_wait(data: DataConfig, tmp_pat
     mended.start()
     stream = SpoolStream(Spool(tmp_path / "spool2", "it", 256, mended.start), TRAIN, LENGTH, 0)
     check_is(stream, packed(split([*TEXTS, "mended"], TRAIN)))
+    finished = Progress.read(tmp_path / "spool2")
+    assert finished is not None
+    assert finished.failure is None
     mended.close()
 
 
@@ -250,16 +253,22 @@ def test_a_dataset_too_short_for_a_sample(data: DataConfig) -> None:
         open_hf(data, data, seed=0)
 
 
-def test_the_fingerprint_is_of_files_and_settings_not_of_the_place(data: DataConfig, tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_files_and_settings_not_of_the_place(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = open_hf(data, data, seed=0).fingerprint
     moved = tmp_path / "elsewhere" / "dataset"
     moved.parent.mkdir()
     Path(data.name).rename(moved)
     data.name, data.cache_dir = str(moved), str(tmp_path / "cache2")
     assert open_hf(data, data, seed=5).fingerprint == first  # without a buffer the seed draws nothing
-    path = moved / "train-0.jsonl"
-    path.write_text(path.read_text().replace("document 7:", "document 8:"))
-    assert open_hf(data, data, seed=0).fingerprint != first
+    monkeypatch.setattr("train.data.hf_documents.SAMPLED", 100)
+    seen = {open_hf(data, data, seed=0).fingerprint}
+    for old, new in (("document 0:", "document 1:"), ("document 299:", "document 298:")):  # the first, and the last
+        path = moved / "train-0.jsonl"
+        path.write_text(path.read_text().replace(old, new))
+        seen.add(open_hf(data, data, seed=0).fingerprint)
+    assert len(seen) == 3
 
 
 def test_as_one_of_a_mixture_and_by_the_common_door(data: DataConfig) -> None:

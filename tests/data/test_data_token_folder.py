@@ -217,7 +217,7 @@ def test_other_settings_and_changed_files_are_refused(finished: bool, lines: Pat
         make(tmp_path / "out", made_from)
     else:
         (tmp_path / "out").mkdir()
-        Progress(made_from.settings, 2**27).write(tmp_path / "out")
+        Progress(made_from.settings, 2**27, tokens={TRAIN: 5, HELDOUT: 0}).write(tmp_path / "out")
     with pytest.raises(DataError, match=r"out holds tokens of data.document=line, not paragraph: name another folder"):
         make(tmp_path / "out", plan(lines, document=DocumentUnit.paragraph))
     with pytest.raises(DataError, match=r"out holds tokens of data.heldout_fraction=0.2, not 0.1"):
@@ -235,12 +235,19 @@ def test_too_little_text_to_split_is_refused_and_leaves_room_for_another_try(tmp
     assert folder.documents == 40
 
 
+def test_what_failed_before_its_first_token_may_be_put_right(lines: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"body": "document {i}"}}\n' for i in range(50)))
+    with pytest.raises(DataError, match="no field 'text'"):
+        make(tmp_path / "out", plan(tmp_path / "a.jsonl"))
+    assert make(tmp_path / "out", plan(tmp_path / "a.jsonl", text_field="body"))[0].documents == 50
+
+
 def test_a_folder_of_something_else_is_left_alone(lines: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "train-00001.bin").write_text("mine")
     with pytest.raises(DataError, match=r"to: .*out holds other files \(train-00001.bin\): name a folder that is new"):
         make(tmp_path / "out", plan(lines))
-    assert (tmp_path / "out" / "train-00001.bin").read_text() == "mine"
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {"train-00001.bin": "mine"}
 
 
 def test_where_nothing_can_be_written(lines: Path, tmp_path: Path) -> None:

@@ -60,8 +60,6 @@ def _check_field(names: list[str], kind: str, field: str, where: str) -> None:
     if not names:
         raise DataError(f"{where} holds no records: give it some, or leave it out")
     if field not in names:
-        raise DataError(
-            f"{where}: no field {field!r}; set data.text_field to one of {', '.join(names)}"
-        )
+        raise DataError(f"{where}: no field {field!r}; set data.text_field to one of {', '.join(names)}")
     if kind not in ("string", "large_string", "string_view"):
         raise DataError(f"{where}: field {field!r} is not text but {kind}; set data.text_field to one that is")

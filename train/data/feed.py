@@ -8,7 +8,7 @@ import numpy as np
 
 from train.data.pieces import Documents, Mark, Piece
 from train.data.prefetch import Prefetcher
-from train.data.token_writer import HELDOUT, SPLITS, TRAIN, TokenWriter
+from train.data.token_writer import HELDOUT, SPLITS, TRAIN, TokenWriter, id_dtype
 from train.data.tokenizer import TextTokenizer
 
 BATCH = 2**22
@@ -50,7 +50,7 @@ class Feed:
         self.name, self.documents = name, documents
         self.state = FeedState(**writer.progress.feeds.get(name, {}))
         self._tokenizer, self._route, self._writer, self._batch = tokenizer, route, writer, batch
-        self._separator = np.array([tokenizer.separator])
+        self._separator = np.array([tokenizer.separator], dtype=id_dtype(tokenizer.vocab_size))
         self._pieces = documents.pieces(Mark(self.state.part, self.state.piece))
         self._reader = Prefetcher(self._read, 2)
         self._encoder = Prefetcher(self._encode, 2)

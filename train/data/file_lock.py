@@ -43,9 +43,10 @@ class FileLock:
         self.held = False
 
     def close(self) -> None:
-        """Release it and close the file."""
-        os.close(self._descriptor)
-        self.held = False
+        """Release it and close the file. May be called again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor, self.held = -1, False
 
     def __enter__(self) -> Self:
         """Itself; leaving closes it."""

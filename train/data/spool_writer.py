@@ -21,6 +21,8 @@ from train.data.token_writer import (
 
 AHEAD = 2**24
 """Training tokens that are made before anyone has asked for them."""
+CLOSING_S = 15.0
+"""How long the end of a process waits for the thread, which may be waiting for a network."""
 
 
 class SpoolWriter:
@@ -61,8 +63,11 @@ class SpoolWriter:
         atexit.unregister(self.close)
         self._stop.set()
         if self._thread:
-            self._thread.join()
-        self._lock.close()
+            self._thread.join(CLOSING_S)
+        if not (
+            self._thread and self._thread.is_alive()
+        ):  # else it may write still, and the lock goes with the process
+            self._lock.close()
 
     def _run(self) -> None:
         progress = Progress(self._plan.settings, self._shard_tokens)

@@ -46,6 +46,7 @@ def tokenise(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder, key)
         with FileLock(folder / LOCK_FILE) as lock:
             lock.acquire(f"another process that tokenises into {folder}")
             if not (folder / TOKENS_FILE).exists():
@@ -60,6 +61,14 @@ def tokenise(
     return finished
 
 
+def _refuse_foreign(folder: Path, key: str) -> None:
+    """Refuse a folder that others keep their files in: ours would be among them, and be cut and deleted by name."""
+    names = set(os.listdir(folder))
+    strange = sorted(name for name in names if name != LOCK_FILE and not name.endswith(".tmp"))
+    if strange and not names & {TOKENS_FILE, PROGRESS_FILE}:
+        raise DataError(f"{key}: {folder} holds other files ({strange[0]}): name a folder that is new or empty")
+
+
 def _make(
     folder: Path,
     plan: TextPlan,
@@ -70,9 +79,8 @@ def _make(
     commit_tokens: int,
 ) -> None:
     recorded = Progress.read(folder)
-    if recorded is None:
-        if strange := [name for name in os.listdir(folder) if name != LOCK_FILE and not name.endswith(".tmp")]:
-            raise DataError(f"{key}: {folder} holds other files ({strange[0]}): name a folder that is new or empty")
+    # A folder that has no tokens yet binds to nothing: what was typed may just have been put right.
+    if recorded is None or not any(recorded.tokens.values()):
         recorded = Progress(plan.settings, shard_tokens)
         recorded.write(folder)
     check_settings(folder, recorded.settings, plan.settings)

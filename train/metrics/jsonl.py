@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+METRICS_FILE = "metrics.jsonl"
+"""In the run's folder."""
+
 Row = dict[str, float | int | str]
 """One row as it is stored: numbers, and the three names that strict JSON needs for the numbers it lacks."""
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from train.metrics.config import LoggingConfig
-from train.metrics.jsonl import JsonlLog, strict_row
+from train.metrics.jsonl import METRICS_FILE, JsonlLog, strict_row
 from train.metrics.wandb_log import WandbLog
 
 
@@ -18,7 +18,7 @@ class Recorder:
     """
 
     def __init__(self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any]) -> None:
-        self._jsonl = JsonlLog(run_dir / "metrics.jsonl")
+        self._jsonl = JsonlLog(run_dir / METRICS_FILE)
         self._wandb = WandbLog(run_dir, config, run_config)
 
     def log(self, row: Mapping[str, float | int]) -> None:

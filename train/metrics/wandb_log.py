@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train.metrics.config import LoggingConfig, WandbMode
-from train.metrics.jsonl import Row, read_jsonl, strict_row
+from train.metrics.jsonl import METRICS_FILE, Row, read_jsonl, strict_row
 
 
 class WandbLog:
@@ -97,7 +97,7 @@ class WandbLog:
 
     def _send_missed(self) -> None:
         """Log what the server lacks of earlier attempts: wandb sends every 15 s, and SIGKILL loses what it holds."""
-        path = self._run_dir / "metrics.jsonl"
+        path = self._run_dir / METRICS_FILE
         earlier = read_jsonl(path) if path.exists() else []
         # wandb numbers a run's rows where no step= is passed, and what arrives of them is always their beginning.
         for row in earlier[self._run.starting_step :]:
