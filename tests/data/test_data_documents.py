@@ -47,13 +47,13 @@ def write_parquet(path: Path, texts: list[str], field: str = "text") -> Path:
 @pytest.mark.parametrize(
     ("unit", "expected"),
     [
-        (DocumentUnit.file, ["one\ntwo\n\n\nthree é\n\n"]),
-        (DocumentUnit.paragraph, ["one\ntwo", "three é"]),
-        (DocumentUnit.line, ["one", "two", "three é"]),
+        (DocumentUnit.file, ["\none\ntwo\n\n\n  three é\n \t\nfour\n\n"]),
+        (DocumentUnit.paragraph, ["one\ntwo", "  three é", "four"]),  # a line of spaces is empty to a reader
+        (DocumentUnit.line, ["one", "two", "  three é", "four"]),
     ],
 )
 def test_a_text_file_by_unit(unit: DocumentUnit, expected: list[str], tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree é\n\n")
+    (tmp_path / "a.txt").write_text("\none\ntwo\n\n\n  three é\n \t\nfour\n\n")
     assert read(tmp_path / "a.txt", unit=unit) == expected
 
 
@@ -61,7 +61,7 @@ def test_a_text_file_by_unit(unit: DocumentUnit, expected: list[str], tmp_path: 
     ("write", "name"), [(write_jsonl, "a.jsonl"), (write_jsonl, "a.jsonl.gz"), (write_parquet, "a.parquet")]
 )
 def test_records(write: Callable[[Path, list[str], str], Path], name: str, tmp_path: Path) -> None:
-    texts = [*TEXTS, "", "   "] + [f"document {i}" for i in range(1000)]
+    texts = [*TEXTS, "", "   ", "its last line ends\n"] + [f"document {i}" for i in range(1000)]
     path = write(tmp_path / name, texts, "body")
     assert read(path, "body") == TEXTS + texts[5:]  # blank ones are left out
 

@@ -35,7 +35,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     ("words", "said"),
     [
         ([], "no command given; choose from train, tokenize, show, export (switchyard --help)"),
-        (["trian"], "no command 'trian'; did you mean train? choose from train, tokenize, show, export (switchyard --help)"),
+        (
+            ["trian"],
+            "no command 'trian'; did you mean train? choose from train, tokenize, show, export (switchyard --help)",
+        ),
         (["nproc=2"], "no command 'nproc=2'; choose from train, tokenize, show, export (switchyard --help)"),
         (["train", "nproc=0"], "nproc=0: set it to the number of ranks, at least 1"),
         (["train", "nproc=two"], "nproc=two: set it to the number of ranks, at least 1"),

@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from train.data.source import DataError
 
 KINDS = {".txt": "text", ".jsonl": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
 """What `datasets` calls the reader of a file with this suffix."""
-SAMPLE_BY = {DocumentUnit.paragraph: "paragraph", DocumentUnit.line: "line", DocumentUnit.file: "line"}
-"""How `datasets` is to cut a .txt file. A file that is one document is read by lines too: it may not fit in memory."""
 
 
 class FileDocuments:
@@ -56,19 +55,22 @@ class FileDocuments:
 
     def _documents(self, file: str) -> Iterator[Iterable[str]]:
         """Each document of a file, as chunks of text."""
-        rows = self._rows(file)
-        if file.endswith(".txt") and self.unit is DocumentUnit.file:
-            yield ("".join(lines) for lines in rows)
-            return
-        for documents in rows:
-            for document in documents:
-                yield [document.strip("\n") if file.endswith(".txt") else document]
+        rows = chain.from_iterable(self._rows(file))
+        if not file.endswith(".txt"):
+            yield from ([text] for text in rows)
+        elif self.unit is DocumentUnit.file:
+            yield rows
+        elif self.unit is DocumentUnit.paragraph:
+            yield from ([paragraph] for paragraph in _paragraphs(rows))
+        else:
+            yield from ([line.removesuffix("\n")] for line in rows)
 
     def _rows(self, file: str) -> Iterator[list[str]]:
+        """The records' texts; of a .txt file its lines, with their ends: it may be too large to be read at once."""
         kind = KINDS[_suffix(file) or ""]
         options: dict[str, Any] = {}
         if kind == "text":
-            options = {"sample_by": SAMPLE_BY[self.unit], "keep_linebreaks": True}
+            options = {"sample_by": "line", "keep_linebreaks": True}
         with no_cache() as cache_dir:
             try:
                 # Escaped: to `datasets` a path is a glob.
@@ -83,6 +85,19 @@ class FileDocuments:
                 raise DataError(f"{file} cannot be read: {one_line(error)}") from error
             except Exception as error:  # its readers raise what their parsers do, in any class
                 raise DataError(f"{file} is not {kind}, or is damaged: {one_line(error)}") from error
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """The runs of lines between blank ones. Not as `datasets` cuts them, to which a line with a space is not blank."""
+    paragraph: list[str] = []
+    for line in lines:
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "".join(paragraph).removesuffix("\n")
+            paragraph = []
+    if paragraph:
+        yield "".join(paragraph).removesuffix("\n")
 
 
 def find_files(path: str) -> list[str]:
