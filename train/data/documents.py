@@ -55,11 +55,12 @@ class FileDocuments:
 
     def _documents(self, file: str) -> Iterator[Iterable[str]]:
         """Each document of a file, as chunks of text."""
-        rows = chain.from_iterable(self._rows(file))
+        batches = self._rows(file)
+        rows = chain.from_iterable(batches)
         if not file.endswith(".txt"):
             yield from ([text] for text in rows)
         elif self.unit is DocumentUnit.file:
-            yield rows
+            yield ("".join(lines) for lines in batches)
         elif self.unit is DocumentUnit.paragraph:
             yield from ([paragraph] for paragraph in _paragraphs(rows))
         else:
