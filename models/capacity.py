@@ -8,6 +8,7 @@ B sequences, S tokens, K experts per token, E experts.
 """
 
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from torch import Tensor
 
 def expert_capacity(factor: float, sequence_length: int, top_k: int, n_experts: int) -> int:
     """Pairs that an expert takes of a sequence: `factor` times the even share, rounded up."""
-    return math.ceil(factor * sequence_length * top_k / n_experts)
+    # The factor as it was typed: in floats 1.1 x 100 x 2 / 10 is a little more than 22, and would be rounded up to 23.
+    return math.ceil(Fraction(str(factor)) * sequence_length * top_k / n_experts)
 
 
 def within_capacity(experts_BSK: Tensor, n_experts: int, capacity: int) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.head import IGNORED, Head
 
@@ -62,26 +63,54 @@ def test_bf16_products_and_a_float32_softmax() -> None:
     assert abs((got.double() * wanted).sum() / wanted.square().sum() - 1).item() < 5e-4
 
 
+def test_gradients_of_many_chunks_add_up_in_float32() -> None:
+    """In bf16 a sum of 512 chunks' products would stand still: more than 5 % off."""
+    generator = torch.Generator().manual_seed(2)
+    x_BSD = torch.rand(1, 512, D, generator=generator).bfloat16()
+    targets_BS = torch.randint(0, V, (1, 512), generator=generator)
+    module, wide = head(1, torch.bfloat16), head(4096)
+    wide.weight.data = module.weight.data.double()
+    (got,) = torch.autograd.grad(module(x_BSD, targets_BS), [module.weight])
+    (wanted,) = torch.autograd.grad(wide(x_BSD.double(), targets_BS), [wide.weight])
+    assert ((got.double() - wanted).norm() / wanted.norm()).item() < 1e-2
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
 def test_no_more_than_a_chunk_of_logits_exists() -> None:
-    """The largest tensor that the loss makes, counted at every operation."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                largest = max(largest, result.numel())
-            return result
-
     wide_vocabulary = Head(D, 1000, chunk_size=4)
     wide_vocabulary.weight.data.normal_()
-    x_BSD = torch.randn(1, 64, D, requires_grad=True)
-    with Watch():
-        wide_vocabulary(x_BSD, torch.zeros(1, 64, dtype=torch.int64)).backward()
-    assert largest == 1000 * D  # the weight's gradient; all logits at once would be 64,000
+    x_BSD, targets_BS = torch.randn(1, 64, D, requires_grad=True), torch.zeros(1, 64, dtype=torch.int64)
+    with LargestTensor() as largest:
+        wide_vocabulary(x_BSD, targets_BS).backward()
+    assert largest.elements == 1000 * D  # the weight's gradient; all logits at once would be 64,000
+    with torch.no_grad(), ProductCount() as products:
+        wide_vocabulary(x_BSD, targets_BS)
+    assert products.number == 16  # one a chunk: evaluation pays for no gradient
+
+
+class ProductCount(TorchDispatchMode):
+    """Matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.number += function is torch.ops.aten.mm.default
+        return function(*args, **(kwargs or {}))
 
 
 def test_without_gradients_none_are_made() -> None:

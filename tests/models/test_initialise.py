@@ -1,10 +1,11 @@
 """Same start everywhere: values depend on seed, name, logical expert and index, and on nothing else."""
 
 import math
+from dataclasses import replace
 
 import torch
 
-from models.config import ModelConfig
+from models.config import AttentionConfig, ModelConfig
 from models.dispatcher import LocalDispatcher
 from models.initialise import Shard, initialise, truncated_normal
 from models.placement import ExpertPlacement
@@ -66,6 +67,15 @@ def test_tensors_experts_and_seeds_differ() -> None:
     assert not torch.equal(experts.gate_EFD[0], experts.gate_EFD[1])
     assert not torch.equal(experts.gate_EFD, experts.up_EFD)
     assert not torch.equal(model.head.weight, other.head.weight)
+
+
+def test_biases_start_at_zero_and_norms_at_one() -> None:
+    model = Transformer(replace(MODEL, attention=AttentionConfig(bias=True, qk_norm=True)), torch.float64)
+    initialise(model, seed=0)
+    vectors = {name: p for name, p in model.named_parameters() if p.dim() == 1}
+    assert sum(name.endswith("bias") for name in vectors) == 3 * MODEL.n_layers
+    for name, vector in vectors.items():
+        assert vector.eq(0 if name.endswith("bias") else 1).all(), name
 
 
 def test_placement_moves_experts_and_changes_nothing() -> None:
