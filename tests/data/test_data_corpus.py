@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.small_tokenizer import write_tokenizer
 from omegaconf import OmegaConf
 
 from train.data.config import Boundaries, DataConfig, DataSource, MixturePart
@@ -123,3 +124,15 @@ def test_ranks_that_read_different_text_are_refused() -> None:
     check_same_corpus(["a" * 64, "a" * 64])
     with pytest.raises(DataError, match=r"rank 1 reads another corpus than rank 0 \(sha256 b{12} and a{12}\)"):
         check_same_corpus(["a" * 64, "b" * 64])
+
+
+def test_a_tokenizer_too_large_for_the_model_is_refused_before_it_tokenises(
+    configs: dict[DataSource, DataConfig], tmp_path: Path
+) -> None:
+    config = configs[DataSource.text]
+    config.tokenizer = str(write_tokenizer(tmp_path / "tokenizer.json"))
+    with pytest.raises(
+        DataError, match=r"needs a vocabulary of at least (\d+), .* model.vocab_size to \1$"
+    ):
+        open_corpus(config, 256, seed=0)
+    assert not (tmp_path / "cache").exists()

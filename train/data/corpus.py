@@ -7,6 +7,7 @@ from train.data.source import Corpus, DataError
 from train.data.stdlib import open_stdlib
 from train.data.synthetic import open_synthetic
 from train.data.text import open_text
+from train.data.tokenizer import open_tokenizer
 from train.data.tokens import open_tokens
 
 
@@ -33,6 +34,10 @@ def open_corpus(config: DataConfig, vocab_size: int, seed: int) -> Corpus:
 
 def _open_one(key: str, source: DataConfig | MixturePart, data: DataConfig, vocab_size: int, seed: int) -> Corpus:
     """One body of text; it stands at `key`, and what is common to all parts is in `data`."""
+    chosen = choice(key, source.source)
+    if source.source in (DataSource.text, DataSource.hf):
+        # Before its text is tokenised, which may take long.
+        _check_vocabulary(chosen, open_tokenizer(data.tokenizer, data.end_of_document).vocab_size, vocab_size)
     match source.source:
         case DataSource.stdlib:
             corpus = open_stdlib(data.sequence_length, seed)
@@ -46,15 +51,18 @@ def _open_one(key: str, source: DataConfig | MixturePart, data: DataConfig, voca
             corpus = open_hf(source, data, seed)
         case DataSource.mixture:
             raise DataError(f"{key}.source=mixture: a mixture has no mixture in it")
-    chosen, needed = choice(key, source.source), corpus.train.vocab_size
-    if vocab_size < needed:
-        raise DataError(
-            f"{chosen} needs a vocabulary of at least {needed}, and the model has {vocab_size}: "
-            f"set model.vocab_size to {needed}"
-        )
+    _check_vocabulary(chosen, corpus.train.vocab_size, vocab_size)
     if data.boundaries is Boundaries.attention and corpus.separator is None:
         tell = "" if source.source is DataSource.synthetic else "set data.end_of_document to the id that ends one, or "
         raise DataError(
             f"data.boundaries=attention: where documents end in {chosen} is not known; {tell}set data.boundaries=loss"
         )
     return corpus
+
+
+def _check_vocabulary(chosen: str, needed: int, vocab_size: int) -> None:
+    if vocab_size < needed:
+        raise DataError(
+            f"{chosen} needs a vocabulary of at least {needed}, and the model has {vocab_size}: "
+            f"set model.vocab_size to {needed}"
+        )
