@@ -131,8 +131,6 @@ def test_a_tokenizer_too_large_for_the_model_is_refused_before_it_tokenises(
 ) -> None:
     config = configs[DataSource.text]
     config.tokenizer = str(write_tokenizer(tmp_path / "tokenizer.json"))
-    with pytest.raises(
-        DataError, match=r"needs a vocabulary of at least (\d+), .* model.vocab_size to \1$"
-    ):
+    with pytest.raises(DataError, match=r"needs a vocabulary of at least (\d+), .* model.vocab_size to \1$"):
         open_corpus(config, 256, seed=0)
     assert not (tmp_path / "cache").exists()
