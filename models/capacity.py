@@ -17,7 +17,8 @@ from torch import Tensor
 def expert_capacity(factor: float, sequence_length: int, top_k: int, n_experts: int) -> int:
     """Pairs that an expert takes of a sequence: `factor` times the even share, rounded up."""
     # The factor as it was typed: in floats 1.1 x 100 x 2 / 10 is a little more than 22, and would be rounded up to 23.
-    return math.ceil(Fraction(str(factor)) * sequence_length * top_k / n_experts)
+    # No expert is given more than a token's one pair.
+    return min(sequence_length, math.ceil(Fraction(str(factor)) * sequence_length * top_k / n_experts))
 
 
 def within_capacity(experts_BSK: Tensor, n_experts: int, capacity: int) -> Tensor:

@@ -68,7 +68,7 @@ class Router(nn.Module):
             loss_sum = router_loss_sum(moe, logits_BSE, scores_BSE, experts_BSK, self.sum_over_data_ranks)
         return Routing(
             experts_BSK.flatten(0, 1),
-            (weights_BSK * moe.route_scale).flatten(0, 1),
+            weights_BSK.flatten(0, 1) * moe.route_scale,  # no view at the end: FSDP2 warns of outputs that are
             kept_BSK.flatten(0, 1) if kept_BSK is not None else None,
             loss_sum,
         )

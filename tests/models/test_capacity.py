@@ -19,6 +19,7 @@ def test_capacity_is_a_multiple_of_the_even_share() -> None:
     assert expert_capacity(1.0, sequence_length=8, top_k=2, n_experts=4) == 4
     assert expert_capacity(1.25, sequence_length=9, top_k=2, n_experts=4) == 6
     assert expert_capacity(1.1, sequence_length=100, top_k=2, n_experts=10) == 22
+    assert expert_capacity(1e30, sequence_length=8, top_k=2, n_experts=4) == 8  # and no overflow
     assert expert_capacity(0.01, sequence_length=8, top_k=1, n_experts=64) == 1
 
 
