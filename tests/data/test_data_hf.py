@@ -25,7 +25,7 @@ from train.data.hf_documents import HfDocuments
 from train.data.hf_stream import open_hf
 from train.data.pieces import START
 from train.data.source import DataError
-from train.data.spool import Spool, SpoolStream
+from train.data.spool import Spool, SpoolStream, read_wanted
 from train.data.spool_writer import SpoolWriter
 from train.data.text_plan import plan_text
 from train.data.token_writer import HELDOUT, TRAIN, Progress
@@ -348,3 +348,24 @@ def test_a_hub_that_is_not_there(data: DataConfig, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError, match=r"data.name=nobody/nothing: there is no such folder, and the hub") as refused:
         open_hf(data, data, seed=0)
     assert "\n" not in str(refused.value)
+
+
+def test_two_threads_may_ask_at_once(tmp_path: Path) -> None:
+    """The loader's and an evaluation's: no wish is lost, and neither takes the other's temporary file away."""
+    spool = Spool(tmp_path, "a dataset", 256, lambda: None)
+    failures: list[BaseException] = []
+
+    def ask(split: str) -> None:
+        try:
+            for tokens in range(1, 301):
+                spool.ask(split, tokens, margin=0)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask, args=(split,)) for split in (TRAIN, HELDOUT)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert read_wanted(tmp_path) == {TRAIN: 300, HELDOUT: 300}

@@ -8,6 +8,7 @@ lock                               held by the writer, and let go by the kernel 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class Spool:
         self._shard_tokens = 0
         self._asked = dict.fromkeys(SPLITS, 0)
         self._descriptors: dict[str, int] = {}
+        self._wanting = Lock()  # the loader's thread asks for training text while an evaluation asks for held-out text
 
     def wait(self, split: str, tokens: int) -> tuple[int, bool]:
         """How many tokens `split` has, at least `tokens` unless these are all; and whether they are.
@@ -87,8 +89,10 @@ class Spool:
             os.close(self._descriptors.popitem()[1])
 
     def _want(self, split: str, tokens: int) -> None:
-        wanted = read_wanted(self.folder)
-        if wanted[split] < tokens:
+        with self._wanting:
+            wanted = read_wanted(self.folder)
+            if wanted[split] >= tokens:
+                return
             try:
                 write_json(self.folder / WANTED_FILE, wanted | {split: tokens})
             except OSError as error:
