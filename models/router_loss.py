@@ -25,20 +25,24 @@ def router_loss_sum(
 ) -> Tensor:
     """Σ over tokens of the weighted losses that `moe` asks for, a scalar of the scores' dtype.
 
-    Sequence level: each sequence's own load (DeepSeek-V3, arXiv 2412.19437, section 2.1.2). Batch level: the load of
-    this micro-batch over all data-parallel ranks (Switch Transformer, arXiv 2101.03961, section 2.2), which
-    `sum_over_data_ranks` adds up. z-loss: squared log-sum-exp of the logits (ST-MoE, arXiv 2202.08906, section 3).
+    Sequence level: the load that each sequence's best scores would give (DeepSeek-V3, arXiv 2412.19437, section 2.1.2),
+    without bias and groups: a bias that has evened out the choice would leave the loss nothing to push on. Batch
+    level: the load as it is, `experts_BSK`, of this micro-batch over all data-parallel ranks (Switch Transformer, arXiv
+    2101.03961, section 2.2), which `sum_over_data_ranks` adds up. z-loss: squared log-sum-exp of the logits (ST-MoE,
+    arXiv 2202.08906, section 3).
     """
     total = scores_BSE.new_zeros(())
     if moe.sequence_loss_weight or moe.batch_loss_weight:
         # Sigmoid scores do not add up to 1 over the experts; as shares they do.
         shares_BSE = scores_BSE / (scores_BSE.sum(-1, keepdim=True) + 1e-20)
         shares_BE = shares_BSE.sum(1)
-        counts_BE = choices(experts_BSK, moe.n_routed).to(shares_BE.dtype)
     if moe.sequence_loss_weight:
+        best_BSK = scores_BSE.detach().topk(moe.top_k, dim=-1).indices
+        counts_BE = choices(best_BSK, moe.n_routed).to(shares_BE.dtype)
         total = total + moe.sequence_loss_weight * (_load(counts_BE) * shares_BE).sum()
     if moe.batch_loss_weight:
-        load_E = _load(sum_over_data_ranks(counts_BE.sum(0)))
+        counts_E = choices(experts_BSK, moe.n_routed).sum(0).to(shares_BE.dtype)
+        load_E = _load(sum_over_data_ranks(counts_E))
         total = total + moe.batch_loss_weight * (load_E * shares_BE.sum(0)).sum()
     if moe.z_loss_weight:
         total = total + moe.z_loss_weight * logits_BSE.logsumexp(-1).square().sum()

@@ -36,12 +36,17 @@ def loads(experts_NK: torch.Tensor) -> list[float]:
 
 @pytest.mark.parametrize("score", list(ScoreFunction))
 def test_sequence_loss(score: ScoreFunction) -> None:
-    module, x_BSD = router(score=score, sequence_loss_weight=0.3), samples()
+    """Over the experts of the best scores, which bias and groups keep the tokens from."""
+    module = router(score=score, sequence_loss_weight=0.3, n_groups=4, groups_per_token=2)
+    module.expert_bias_E *= 10
+    x_BSD = samples()
     routing = module(x_BSD)
-    experts_BSK = routing.experts_TK.view(B, S, K)
+    best_BSK = (x_BSD @ module.gate.weight.T).topk(K, dim=-1).indices  # both scorings keep the logits' order
+    chosen, best = routing.experts_TK.sort().values, best_BSK.flatten(0, 1).sort().values
+    assert not torch.equal(chosen, best)
     expected = 0.0
     for b in range(B):
-        pairs = zip(loads(experts_BSK[b]), mean_shares(module, x_BSD[b]), strict=True)
+        pairs = zip(loads(best_BSK[b]), mean_shares(module, x_BSD[b]), strict=True)
         expected += S * 0.3 * sum(f * p for f, p in pairs)  # a mean over the sequence, as a sum over its tokens
     assert routing.loss_sum.item() == pytest.approx(expected, rel=1e-12)
 
