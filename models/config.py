@@ -71,6 +71,10 @@ class YarnConfig:
         for name in ("mscale", "mscale_all_dim"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.attention.yarn.{name}={getattr(self, name)}: set it to 0 or more")
+        idle = [name for name in vars(self) if getattr(self, name) != getattr(YarnConfig, name)]
+        if self.factor == 1 and idle:
+            key = f"model.attention.yarn.{idle[0]}={getattr(self, idle[0])}"
+            raise ConfigError(f"{key}: it acts with model.attention.yarn.factor above 1; set that too, or leave it out")
 
 
 @dataclass
@@ -138,10 +142,13 @@ class AttentionConfig:
                 if getattr(self, name) != off:
                     raise ConfigError(f"model.attention.{name} is for kind=gqa: set it to {str(off).lower()}")
         if self.rope_dim % 2 or self.rope_dim == 0:
-            part = f" with model.attention.rope_fraction={self.rope_fraction} turns {self.rope_dim} dimensions"
+            if gqa and self.rope_fraction < 1:
+                raise ConfigError(
+                    f"model.attention.rope_fraction={self.rope_fraction} turns {self.rope_dim} of "
+                    f"model.attention.head_dim={self.head_dim}, and RoPE turns pairs: set it to an even part of them"
+                )
             key = f"head_dim={self.head_dim}" if gqa else f"qk_rope_dim={self.qk_rope_dim}"
-            odd = part if gqa and self.rope_fraction < 1 else " is odd"
-            raise ConfigError(f"model.attention.{key}{odd} and RoPE turns pairs: set it even")
+            raise ConfigError(f"model.attention.{key} is odd and RoPE turns pairs: set it even")
         if self.q_lora_rank < 0:
             raise ConfigError(f"model.attention.q_lora_rank={self.q_lora_rank}: set it to 0 (no compression) or more")
         if self.rope_theta <= 0:
@@ -210,6 +217,11 @@ class MoEConfig:
         for name in ("bias_update_rate", "sequence_loss_weight", "batch_loss_weight", "z_loss_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.moe.{name}={getattr(self, name)}: set it to 0 or more")
+        if self.balance is not Balance.bias and self.bias_update_rate != MoEConfig.bias_update_rate:
+            raise ConfigError(
+                f"model.moe.bias_update_rate={self.bias_update_rate}: with model.moe.balance={self.balance.value} no "
+                "bias moves; set model.moe.balance=bias, or leave it out"
+            )
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             raise ConfigError(f"model.moe.capacity_factor={self.capacity_factor}: set it above 0, or null to drop none")
 
@@ -284,6 +296,11 @@ class ModelConfig:
         self.attention.check()
         if self.n_dense_layers < self.n_layers:
             self.moe.check()
+        elif self.moe.has_router_loss or self.moe.capacity_factor is not None:
+            raise ConfigError(
+                f"model.n_dense_layers={self.n_dense_layers} leaves no layer with experts, and a capacity or a loss of "
+                "the router is set: leave these out, or set model.n_dense_layers lower"
+            )
 
     def _positive_sizes(self) -> dict[str, int]:
         names = ("vocab_size", "dim", "n_layers", "dense_dim", "max_sequence_length", "loss_chunk_size")

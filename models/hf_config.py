@@ -61,8 +61,9 @@ CANNOT = {
     "mlp_bias": ((None, False), "feed-forwards have no bias here"),
     "hidden_act": ((None, "silu"), "feed-forwards are SwiGLU here"),
     "moe_layer_freq": ((None, 1), "all layers after the dense ones have experts here"),
+    "attention_dropout": ((None, 0), "nothing is dropped at random here"),
     "sliding_window": ((None,), "attention reaches over the whole context here"),
-    "quantization_config": ((None,), "its weights are quantised: convert them to bfloat16 first"),
+    "quantization_config": ((None,), "its weights are quantised: convert them to bfloat16 and remove the key"),
 }
 """Keys of config.json, the values of which this model can do, and why no other."""
 
@@ -146,9 +147,10 @@ def read_config(published: Mapping[str, Any], file: str) -> dict[str, Any]:
 
 def rope_interleaved(published: Mapping[str, Any]) -> bool:
     """Whether the rotary dimensions of the weights lie in neighbouring pairs, as DeepSeek's do, or in two halves."""
-    if published["model_type"] == Architecture.glm4_moe.value:
-        return False
-    return bool(published.get("rope_interleave", True))
+    architecture = Architecture(published["model_type"])
+    if architecture is Architecture.deepseek_v3:
+        return bool(published.get("rope_interleave", True))
+    return architecture is Architecture.deepseek_v2
 
 
 def function_values(model: ModelConfig) -> dict[str, Any]:

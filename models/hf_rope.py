@@ -76,6 +76,9 @@ def _read_yarn(published: Mapping[str, Any], rope: Mapping[str, Any], file: str)
         raise ConfigError(f"{file}: this model cannot do truncate=false (YaRN's range in whole pairs)")
     default = YarnConfig()
     given = {theirs: rope.get(theirs) for theirs in YARN_KEYS.values()}
+    beside = published.get("original_max_position_embeddings")
+    if beside is not None and beside != given["original_max_position_embeddings"]:
+        raise ConfigError(f"{file}: two values of original_max_position_embeddings, and readers differ in which counts")
     if given["original_max_position_embeddings"] is None:
         given["original_max_position_embeddings"] = published.get("max_position_embeddings")
     for theirs in ("beta_fast", "beta_slow"):
@@ -89,14 +92,12 @@ def _read_yarn(published: Mapping[str, Any], rope: Mapping[str, Any], file: str)
     yarn = YarnConfig(original_length=original_length, **numbers)
     if yarn.factor < 1:
         raise ConfigError(f"{file}: this model cannot do factor={yarn.factor} (YaRN makes a context longer)")
-    if yarn.factor == 1:
-        return {"factor": 1.0}
     factor = rope.get("attention_factor")
     if factor is not None and not math.isclose(_float("attention_factor", factor, file), amplitude(yarn), rel_tol=1e-9):
         raise ConfigError(
             f"{file}: this model cannot do attention_factor={factor}; from factor and mscale it is {amplitude(yarn)}"
         )
-    return vars(yarn)
+    return vars(yarn) if yarn.factor != 1 else {"factor": 1.0}
 
 
 def _float(key: str, value: Any, file: str) -> float:

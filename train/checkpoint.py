@@ -48,7 +48,11 @@ class CheckpointStore:
         self._folder, self._comm, self._rank = folder, comm, rank
 
     def save(self, parallel: ParallelModel, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
-        """Save, then drop all but the newest `keep` (0 keeps all). Called by all ranks together."""
+        """Save, then drop all but the newest `keep` (0 keeps all). Called by all ranks together.
+
+        Raises:
+            ConfigError: on every rank, if a file of it cannot be written on one. Those before it are as they were.
+        """
         final = self._folder / f"step-{progress.step:08d}"
         temporary = _temporary(final)
         if self._rank == 0:
@@ -56,7 +60,10 @@ class CheckpointStore:
             temporary.mkdir(parents=True)
         self._comm.barrier()
         state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+        try:
+            dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+        except CheckpointException as error:
+            raise ConfigError(f"{final} cannot be written ({_first_failure(error)}): make room there") from error
         if self._rank == 0:
             record = {"format": FORMAT} | asdict(progress)
             _write_synced(temporary / PROGRESS_FILE, json.dumps(record))
@@ -102,11 +109,9 @@ def load_tensors(state: dict[str, Tensor], checkpoint: Path, alone: bool = False
             if alone:
                 warnings.simplefilter("ignore")  # "torch.distributed is uninitialized": so it is
             dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=alone)
-    except CheckpointException as error:  # a BaseException, with one failure a rank
-        rank, (cause, _) = next(iter(error.failures.items()))
-        said = (str(cause) or type(cause).__name__).splitlines()[0]
+    except CheckpointException as error:
         raise ConfigError(
-            f"{checkpoint} is damaged (rank {rank}: {said}): move it away, or name another step-… folder"
+            f"{checkpoint} is damaged ({_first_failure(error)}): move it away, or name another step-… folder"
         ) from error
 
 
@@ -153,6 +158,12 @@ def read_progress(checkpoint: Path) -> Progress:
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: move {checkpoint.name} away, and the one before it counts") from error
     return progress
+
+
+def _first_failure(error: CheckpointException) -> str:
+    """What torch's report, a BaseException with one failure a rank, says first, as one line."""
+    rank, (cause, _) = next(iter(error.failures.items()))
+    return f"rank {rank}: {(str(cause) or type(cause).__name__).splitlines()[0]}"
 
 
 def _temporary(final: Path) -> Path:

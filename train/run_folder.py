@@ -18,13 +18,14 @@ from train.metrics.summary import Attempt
 
 # What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
 IDENTITY = ("model", "data", "optim", "precision", "train.seed", "train.global_batch_size")
-# Where the data lies may change: its fingerprint says whether it is the same.
+# Where text and tokenizer lie may change: the fingerprint of the tokens says whether they are the same.
 NOT_IDENTITY = (
     "model.init_from",
     "model.expert_backend",
     "model.loss_chunk_size",
     "data.path",
     "data.mixture[].path",
+    "data.tokenizer",
     "data.cache_dir",
 )
 

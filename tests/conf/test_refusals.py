@@ -158,6 +158,62 @@ COMBINATIONS = [
         1,
         "grouped_mm takes multiples of 8 in bfloat16; set it to 16",
     ),
+    # what attention and routing cannot be, or would not read
+    (
+        "model.attention.rope_fraction=0.1",
+        1,
+        "rope_fraction=0.1 turns 3 of model.attention.head_dim=32, and RoPE turns",
+    ),
+    ("model.attention.rope_fraction=1.5", 1, "model.attention.rope_fraction=1.5: set it above 0 and to at most 1"),
+    ("model=tiny_mla model.attention.qk_norm=true", 1, "model.attention.qk_norm is for kind=gqa: set it to false"),
+    ("model=tiny_mla model.attention.rope_fraction=0.5", 1, "model.attention.rope_fraction is for kind=gqa: set it to"),
+    (
+        "model.attention.yarn.mscale=2",
+        1,
+        "model.attention.yarn.mscale=2.0: it acts with model.attention.yarn.factor ab",
+    ),
+    ("model.attention.yarn.factor=0.5", 1, "model.attention.yarn.factor=0.5: set it to 1 (no stretching) or more"),
+    (
+        "model.attention.yarn.factor=4 model.attention.yarn.beta_slow=40",
+        1,
+        "yarn.beta_slow=40.0: set it below model.att",
+    ),
+    (
+        "model.attention.yarn.factor=4 model.attention.rope_theta=1",
+        1,
+        "rope_theta=1.0: YaRN needs more than 1, as 10000",
+    ),
+    (
+        "model.moe.n_groups=3",
+        1,
+        "model.moe.n_groups=3 does not divide model.moe.n_routed=8: set model.moe.n_groups to a",
+    ),
+    (
+        "model.moe.groups_per_token=2",
+        1,
+        "model.moe.groups_per_token=2 exceeds model.moe.n_groups=1: set model.moe.grou",
+    ),
+    (
+        "model.moe.n_groups=4 model.moe.top_k=3",
+        1,
+        "top_k=3 exceeds the 2 experts of model.moe.groups_per_token=1 groups",
+    ),
+    (
+        "model.moe.n_groups=8 model.moe.groups_per_token=2",
+        1,
+        "leaves one expert a group, which has no two best: set mo",
+    ),
+    (
+        "model.moe.balance=none model.moe.bias_update_rate=0.5",
+        1,
+        "with model.moe.balance=none no bias moves; set model",
+    ),
+    (
+        "model.n_dense_layers=4 model.moe.z_loss_weight=0.1",
+        1,
+        "model.n_dense_layers=4 leaves no layer with experts, and",
+    ),
+    ("model.n_dense_layers=4 model.moe.capacity_factor=1", 1, "model.n_dense_layers=4 leaves no layer with experts"),
     # the data
     ("data.sequence_length=512", 1, "longer than model.max_sequence_length=256: set data.sequence_length to at most"),
     ("data.sequence_length=0", 1, "data.sequence_length=0: set it to at least 1"),

@@ -64,7 +64,6 @@ def test_text_that_spells_the_end_is_text(tokenizer_file: Path) -> None:
         (("<s>", "</s>"), None, 1),
         (("<mine>", END), "<mine>", 0),
         (("<mine>", END), "0", 0),
-        (("<mine>", END), "999", 999),
     ],
 )
 def test_the_end_of_a_document(special: tuple[str, ...], wanted: str | None, separator: int, tmp_path: Path) -> None:
@@ -85,6 +84,8 @@ def test_bad_files_and_ends_are_one_line(tokenizer_file: Path, tmp_path: Path) -
         (endless, None, "none of the usual tokens that end a document: set data.end_of_document"),
         (tokenizer_file, "<end>", "data.end_of_document=<end>: .* has no such token"),
         (tokenizer_file, "1000", "data.end_of_document=1000: .* has no such id; its ids end at 999"),
+        (tokenizer_file, "999", "data.end_of_document=999: text that holds '.+' would end its document there; set it"),
+        (tokenizer_file, "a", r"data.end_of_document=\d+: text that holds 'a' would end its document there; set it"),
         (None, "10", "data.end_of_document=10: bytes end a document with 0"),
     ]
     for path, wanted, said in cases:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from train.data import tokens
-from train.data.config import DataConfig, DataSource, DocumentUnit, TokenDtype
+from train.data.config import DataConfig, DataSource, DocumentUnit, MixturePart, TokenDtype
 from train.data.source import Corpus, DataError
 from train.data.stream import InOrder, ShuffledStream
 from train.data.text import open_text
@@ -252,6 +253,13 @@ def test_a_tokenised_folder(tmp_path: Path) -> None:
     assert opened(folder, end_of_document="0").separator == 0
     assert refusal(folder, end_of_document="7").endswith(f"a document in {folder} ends with 0; leave it out")
     assert refusal(folder, heldout_fraction=0.1).endswith("was split when it was tokenised; leave it out")
+    part = MixturePart(DataSource.tokens, str(folder))
+    mixed = DataConfig(DataSource.mixture, sequence_length=9, mixture=[part, MixturePart()])
+    for name, value in (("end_of_document", "7"), ("heldout_fraction", 0.1)):
+        with pytest.raises(DataError, match=f"data.{name}={value}: .*; leave it out"):
+            open_tokens(part, replace(mixed, **{name: value}), 256, seed=0)
+    mixed.mixture[1] = MixturePart(DataSource.text, str(tmp_path / "a.txt"))  # has a use for what is held out
+    open_tokens(part, replace(mixed, heldout_fraction=0.1), 256, seed=0)
     assert refusal(folder, dtype=TokenDtype.uint8).endswith("says itself how it holds ids; leave it out")
     assert f"{folder} (held out) has " in refusal(folder, sequence_length=5000)
 

@@ -206,6 +206,13 @@ def test_the_first_difference_is_named_and_all_are_mended() -> None:
         (V3_671B, {"rope_scaling": {"type": "linear", "factor": 4.0}}, "cannot do rope_type=linear (there are default"),
         (V3_671B, {"rope_scaling": YARN_40 | {"mscale_all_dim": 1.0}}, "mscale_all_dim without mscale"),
         (V3_671B, {"rope_scaling": YARN_40 | {"attention_factor": 1.0}}, "cannot do attention_factor=1.0"),
+        (
+            V3_671B,
+            {"rope_scaling": YARN_40 | {"factor": 1.0, "attention_factor": 1.2}},
+            "cannot do attention_factor=1.2",
+        ),
+        (V3_671B, {"original_max_position_embeddings": 77}, "two values of original_max_position_embeddings"),
+        (V3_671B, {"attention_dropout": 0.1}, "cannot do attention_dropout=0.1"),
         (V3_671B, {"rope_scaling": YARN_40 | {"truncate": False}}, "cannot do truncate=false"),
         (V3_671B, {"rope_scaling": YARN_40 | {"factor": None}}, "factor=None is no number"),
         (V3_671B, {"rope_scaling": YARN_40 | {"factor": 0.5}}, "cannot do factor=0.5 (YaRN makes a context longer)"),
@@ -254,3 +261,8 @@ def test_what_no_architecture_says_is_refused_by_key(model: ModelConfig, said: s
 def test_experts_do_not_matter_without_a_layer_of_them(model: ModelConfig) -> None:
     dense = replace(moe(model, n_shared=0, capacity_factor=1.0, normalise_weights=True), n_dense_layers=3)
     check_same_function(dense, write_config(dense, "float32"), "config.json")
+
+
+def test_deepseek_v2_has_neighbouring_pairs_whatever_its_file_says() -> None:
+    assert rope_interleaved(V2_LITE | {"rope_interleave": None})
+    assert not rope_interleaved(V3_671B | {"rope_interleave": None})

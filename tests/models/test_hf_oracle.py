@@ -98,7 +98,10 @@ CASES = [
     Case("YaRN x4, mscale 0.707, 2 dense layers", replace(attention(V2, yarn=YARN), n_dense_layers=2)),
     Case("theta 500, 1 shared expert", moe(attention(V2, rope_theta=500.0), n_shared=1, route_scale=1.0)),
     Case("whole head turned", GLM),
-    Case("half a head turned, QK-norm, bias", attention(GLM, rope_fraction=0.5, qk_norm=True, bias=True)),
+    Case(
+        "half a head turned, QK-norm, bias, eps 1e-5",
+        replace(attention(GLM, rope_fraction=0.5, qk_norm=True, bias=True), norm_eps=1e-5),
+    ),
     Case("groups 2 of 4, 2 shared experts", moe(GLM, n_groups=4, groups_per_token=2, n_shared=2)),
     Case("one KV head, no dense layers", replace(attention(GLM, n_kv_heads=1), n_dense_layers=0)),
     Case(
@@ -163,9 +166,10 @@ def random_model(config: ModelConfig, seed: int, dtype: torch.dtype) -> Transfor
     """Our model with every tensor random: norms are not 1, biases and the routers' not 0."""
     model = Transformer(config, dtype).to(dtype)
     initialise(model, seed)
+    generator = seeded(seed)  # one for all: tensors of one shape must differ, or exchanging them would go unseen
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=seeded(seed), dtype=torch.float64)
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
             if "norm" in name or name.endswith("bias"):
                 tensor += 0.2 * noise
             elif name.endswith("expert_bias_E") and config.moe.score is ScoreFunction.sigmoid:

@@ -1,12 +1,14 @@
 """A checkpoint whose tensors are broken ends a job by one line, on however many ranks: nothing overwrites it."""
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness.run_record import RunRecord
-from harness.torchrun import torchrun
+from harness.torchrun import REPOSITORY, TorchrunLaunch, torchrun
 
 WORDS = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "logging=off", "strategy=fsdp", "precision=fp64")
 
@@ -29,3 +31,22 @@ def test_two_ranks_say_it_once(purpose: str, trained: Callable[[str], RunRecord]
     assert lines[0].startswith(f"switchyard: {shard.parent} is damaged (rank ")
     assert "checkpoint.py" not in done.stderr  # torchrun prints a stack of its own, none of ours
     assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_checkpoint_that_cannot_be_written_is_one_line_too(nproc: int, tmp_path: Path) -> None:
+    """A limit of 200 KiB a file stands for a full disk; the first checkpoint's files are larger."""
+    folder = tmp_path / "run"
+    strategy = "single" if nproc == 1 else "fsdp"
+    words = " ".join((*WORDS[:-2], f"strategy={strategy}", "train.steps=2", f"run.dir={folder}"))
+    start = f"-m torch.distributed.run --standalone --nproc-per-node {nproc} -m train {words}"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with TorchrunLaunch(
+        ["bash", "-c", f"ulimit -f 200; exec {sys.executable} {start}"], tmp_path, environment
+    ) as launch:
+        done = launch.wait()
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("switchyard: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"switchyard: {folder}/checkpoints/step-00000002 cannot be written (rank ")
+    assert not list((folder / "checkpoints").glob("step-????????"))  # nothing half-written counts as done

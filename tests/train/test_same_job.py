@@ -80,6 +80,7 @@ def test_another_corpus_is_refused(folder: Path) -> None:
         "model.init_from=runs/donor",
         "model.loss_chunk_size=9",
         "data.cache_dir=elsewhere",
+        "data.tokenizer=moved.json",
     ],
 )
 def test_what_does_not_make_another_job_may_change(folder: Path, word: str) -> None:

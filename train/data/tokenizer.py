@@ -85,6 +85,12 @@ class FileTokenizer:
         self.separator = find_end(vocabulary, end_of_document, path)
         self.identity = sha256(content).hexdigest()
         self._tokenizer = tokenizer
+        spelled = tokenizer.decode([self.separator], skip_special_tokens=False)
+        if self.separator in next(iter(self.encode_batch([spelled]))):
+            raise DataError(
+                f"data.end_of_document={self.separator}: text that holds {spelled!r} would end its document there; "
+                f"set it to a token that {path} has as special"
+            )
 
     def encode_batch(self, texts: Sequence[str]) -> Iterable[np.ndarray]:
         """The ids of each text: encoded now, and turned into arrays as they are asked for."""

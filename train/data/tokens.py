@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.config import DataConfig, DataSource, SourceConfig, TokenDtype
+from train.data.config import READERS, DataConfig, SourceConfig, TokenDtype
 from train.data.source import Corpus, DataError
 from train.data.stream import InOrder, ShuffledStream
 from train.data.token_folder import TokenFolder
@@ -33,7 +33,9 @@ def open_tokens(source: SourceConfig, data: DataConfig, vocab_size: int, seed: i
         raise DataError(f"data.path={source.path} cannot be looked at ({error}): name another file") from error
     if is_folder:
         _refuse_dtype(source, path)
-        return folder_corpus(TokenFolder.open(path), str(path), data, seed)
+        folder = TokenFolder.open(path)
+        _refuse_what_is_settled(folder, path, source, data)
+        return folder_corpus(folder, str(path), data, seed)
     ids = _map_file(path, source)
     _check_ids(ids, path, vocab_size)
     n_heldout = round(len(ids) * data.heldout_fraction)
@@ -49,21 +51,25 @@ def folder_corpus(folder: TokenFolder, name: str, data: DataConfig, seed: int) -
     """The tokens of a tokenised folder, called `name` in messages.
 
     Raises:
-        DataError: if a split holds no sample, or `data` says otherwise than the folder what ends a document.
+        DataError: if a split holds no sample.
     """
-    if data.source is DataSource.tokens:
-        if data.end_of_document not in (None, str(folder.separator)):
-            raise DataError(
-                f"data.end_of_document={data.end_of_document}: a document in {name} ends with {folder.separator}; "
-                "leave it out"
-            )
-        if data.heldout_fraction != DataConfig.heldout_fraction:
-            raise DataError(
-                f"data.heldout_fraction={data.heldout_fraction}: {name} was split when it was tokenised; leave it out"
-            )
     train = TokenWindows(folder.train, data.sequence_length, folder.vocab_size, f"{name} (train)")
     heldout = TokenWindows(folder.heldout, data.sequence_length, folder.vocab_size, f"{name} (held out)")
     return Corpus(ShuffledStream(train, seed), InOrder(heldout), folder.fingerprint, folder.separator, folder.tokenizer)
+
+
+def _refuse_what_is_settled(folder: TokenFolder, path: Path, source: SourceConfig, data: DataConfig) -> None:
+    """Refuse what was settled when the folder was made; other parts of a mixture may have a use for it."""
+    end = data.end_of_document
+    if end is not None and end.isdecimal() and int(end) != folder.separator:
+        raise DataError(f"data.end_of_document={end}: a document in {path} ends with {folder.separator}; leave it out")
+    others = [part for part in data.sources().values() if part is not source]
+    if any(READERS["heldout_fraction"] & {part.source} for part in others):
+        return
+    if data.heldout_fraction != DataConfig.heldout_fraction:
+        raise DataError(
+            f"data.heldout_fraction={data.heldout_fraction}: {path} was split when it was tokenised; leave it out"
+        )
 
 
 def _map_file(path: Path, source: SourceConfig) -> np.ndarray:
