@@ -11,7 +11,7 @@ from conf.compose import read_job
 from launch.published_folder import PublishedFolder
 from models.config import ConfigError
 from models.flops import count_parameters
-from train.init_from import CheckpointWeights, find_checkpoint
+from train.init_from import CheckpointWeights, find_checkpoint, typed_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -54,8 +54,8 @@ class ExportOrder:
             raise ConfigError(f"--format {given['--format']}: the format is hf (Hugging Face); write --format hf")
         if given["--dtype"] not in DTYPES:
             raise ConfigError(f"--dtype {given['--dtype']}: choose from {', '.join(DTYPES)}")
-        to = Path(given["--to"]).expanduser().resolve() if given["--to"] else None
-        run = Path(runs[0]).expanduser().resolve()
+        to = typed_folder(given["--to"], f"--to {given['--to']}") if given["--to"] else None
+        run = typed_folder(runs[0], runs[0])
         return cls(run, to, DTYPES[given["--dtype"]], _bytes(given["--shard-size"]))
 
 

@@ -188,9 +188,9 @@ def check_same_function(model: ModelConfig, published: Mapping[str, Any], file: 
     ours, theirs = function_values(model), read_config(published, file)
     wrong = [key for key, value in theirs.items() if ours.get(key, attrgetter(key)(model)) != value]
     if wrong:
-        first, words = wrong[0], " ".join(f"model.{key}={_word(theirs[key])}" for key in wrong)
-        here = _word(attrgetter(first)(model))
-        raise ConfigError(f"model.{first}={here}, and {file} says {_word(theirs[first])}: set {words}")
+        first, words = wrong[0], " ".join(f"model.{key}={word(theirs[key])}" for key in wrong)
+        here = word(attrgetter(first)(model))
+        raise ConfigError(f"model.{first}={here}, and {file} says {word(theirs[first])}: set {words}")
     architecture_of(model)
 
 
@@ -211,7 +211,7 @@ def _refuse_what_we_cannot(published: Mapping[str, Any], architecture: Architect
     for key, (possible, reason) in cannot.items():
         value = published.get(key)
         if value not in possible:
-            shown = "" if isinstance(value, Mapping) else f"={_word(value)}"
+            shown = "" if isinstance(value, Mapping) else f"={word(value)}"
             raise ConfigError(f"{file}: this model cannot do {key}{shown} ({reason})")
     if published.get("first_k_dense_replace") != published.get("num_hidden_layers") and not published.get(
         "n_shared_experts"
@@ -233,7 +233,7 @@ def _read_groups(
     if architecture is Architecture.deepseek_v2:
         method = published.get("topk_method", "greedy")
         if method not in ("greedy", "group_limited_greedy"):
-            raise ConfigError(f"{file}: this model cannot do topk_method={_word(method)}: greedy, group_limited_greedy")
+            raise ConfigError(f"{file}: this model cannot do topk_method={word(method)}: greedy, group_limited_greedy")
         if method == "greedy":
             return {"moe.n_groups": 1, "moe.groups_per_token": 1}
     groups, chosen = (_number(published, key, 1, file) for key in ("n_group", "topk_group"))
@@ -254,7 +254,7 @@ def _number(published: Mapping[str, Any], key: str, like: Any, file: str) -> Any
     return float(value) if isinstance(like, float) else value
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """As on a command line."""
     if isinstance(value, Enum):
         return str(value.value)

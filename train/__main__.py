@@ -15,10 +15,11 @@ import torch
 import yaml
 
 from conf.command_line import CommandLine
-from conf.compose import compose
+from conf.compose import compose, read_job
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
+from models.hf_config import function_values, word
 from parallel.comm import Communicator
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import Launch, World, choose_device
@@ -29,7 +30,7 @@ from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, fail, refuse
-from train.init_from import Weights, find_weights
+from train.init_from import CheckpointWeights, Weights, find_weights
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
 from train.metrics.summary import Attempt
@@ -100,7 +101,26 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
         check_steps_left(folder / "checkpoints", config.train.steps)
     starting = not folder or newest_checkpoint(folder / "checkpoints") is None
     init_from = find_weights(config.model.init_from, config.model) if config.model.init_from and starting else None
+    if isinstance(init_from, CheckpointWeights) and launch.rank == 0:
+        _say_what_is_other(init_from, config)
     return Accepted(config, plain, device, corpus, folder, init_from)
+
+
+def _say_what_is_other(weights: CheckpointWeights, config: JobConfig) -> None:
+    """Shapes fit; but a model that turns, scores or weighs otherwise is another function of the same weights. It may be
+    meant (a longer context by YaRN), so it is said and not refused."""
+    path = weights.checkpoint.parents[1] / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        here, there = function_values(config.model), function_values(read_job(path).model)
+    except ConfigError:  # another version's; its weights fit all the same
+        return
+    other = [f"model.{key}={word(there[key])}" for key in there if here.get(key, there[key]) != there[key]]
+    if other:
+        print(
+            f"switchyard: model.init_from={config.model.init_from} was trained with {' '.join(other)}", file=sys.stderr
+        )
 
 
 def _train(job: Accepted, world: World, started: float) -> None:

@@ -76,7 +76,7 @@ def find_weights(init_from: str, config: ModelConfig) -> Weights:
         ConfigError: if there is nothing, or it does not fit.
     """
     asked = f"model.init_from={init_from}"
-    folder = Path(init_from).expanduser().resolve()
+    folder = typed_folder(init_from, asked)
     if (folder / CONFIG_FILE).exists():
         return PublishedWeights.open(folder, config, wanted_tensors(config), asked)
     checkpoint = find_checkpoint(folder)
@@ -86,6 +86,20 @@ def find_weights(init_from: str, config: ModelConfig) -> Weights:
             f"(with {CONFIG_FILE})"
         )
     return CheckpointWeights.open(checkpoint, config, asked)
+
+
+def typed_folder(typed: str, asked: str) -> Path:
+    """The folder that a user typed, absolute; `asked` begins the message.
+
+    Raises:
+        ConfigError: if it cannot be one: a name too long, no such ~user.
+    """
+    try:
+        folder = Path(typed).expanduser().resolve()
+        folder.exists()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{asked}: {error}; name another folder") from error
+    return folder
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -45,6 +45,13 @@ def test_a_run_starts_where_another_ended(
     assert row["train/step"] == 1
     assert row["train/tokens"] == donor.column("train/tokens")[0]
     assert row["train/loss"] < donor.column("train/loss")[0] - 1  # the same first batch, read by a trained model
+    assert "was trained with" not in done.stderr
+    other = ("model.attention.rope_theta=500", "model.moe.route_scale=2")
+    where = f"run.dir={tmp_path / 'other'}"
+    done = alone(*words_of("single fp64"), *still, *other, f"model.init_from={donor.folder}", where)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "was trained with" in line)
+    assert line.endswith("was trained with model.moe.route_scale=1.0 model.attention.rope_theta=10000.0")
 
 
 def state_after_run(folder: Path) -> dict[str, np.ndarray]:
@@ -59,6 +66,12 @@ def test_a_runs_weights_and_nothing_else(pool: WorkerPool, tmp_path: Path) -> No
         loaded = merged_arrays(pool.run(2, state_after_run, folder))
         for name, array in loaded.items():
             np.testing.assert_array_equal(array, saved[name] if name.startswith("model.") else 0.0, err_msg=name)
+
+
+@pytest.mark.parametrize("typed", ["~nobodyx/run", "a" * 300])
+def test_a_folder_that_cannot_be_is_one_line(typed: str) -> None:
+    with pytest.raises(ConfigError, match=r"^model.init_from=.*; name another folder$"):
+        find_weights(typed, MODEL)
 
 
 def test_a_run_that_does_not_fit_is_refused(pool: WorkerPool, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Several streams in fixed proportions."""
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate, combinations
 
@@ -18,8 +18,9 @@ BLOCK = 4096  # positions; a part's share is exact in each block, so it can be n
 class Mixture:
     """Samples of several streams, shuffled: each block of 4096 positions holds each part in exact proportion.
 
-    A part with a quota of q positions a block gives its own positions [b·q, (b+1)·q) in block b, each once. Which of
-    the block's positions are whose is a permutation, anew each block; so no table, and no state but the position.
+    A part with a quota of q positions a block gives its own positions [b·q, (b+1)·q) in block b, in order: a stream
+    need not be further than what was asked for. Which of the block's positions are whose is a permutation, anew each
+    block, so there is no state but the position; the last few blocks' tables are kept, 40 ms to make.
     """
 
     def __init__(self, streams: Sequence[SampleStream], weights: Sequence[float], seed: int) -> None:
@@ -28,6 +29,7 @@ class Mixture:
         self.quotas = quotas(weights)
         self.ends = list(accumulate(self.quotas))
         self.order = EpochShuffle(BLOCK, seed)
+        self._block = lru_cache(maxsize=4)(self._lay_out)
 
     @property
     def vocab_size(self) -> int:
@@ -41,10 +43,21 @@ class Mixture:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Which stream serves `position` >= 0, and from which of its own positions."""
-        slot = self.order[position]
-        part = bisect_right(self.ends, slot)
-        rank = slot - (self.ends[part] - self.quotas[part])
-        return part, position // BLOCK * self.quotas[part] + rank
+        if position < 0:
+            raise IndexError(f"position {position} is before the first sample")
+        block, place = divmod(position, BLOCK)
+        parts, ranks = self._block(block)
+        part = int(parts[place])
+        return part, block * self.quotas[part] + int(ranks[place])
+
+    def _lay_out(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each place of a block whose it is, and how many of that part's come before it in the block."""
+        slots = [self.order[position] for position in range(block * BLOCK, (block + 1) * BLOCK)]
+        parts = np.searchsorted(self.ends, slots, side="right")
+        ranks = np.empty(BLOCK, dtype=np.int64)
+        for part, quota in enumerate(self.quotas):
+            ranks[parts == part] = np.arange(quota)
+        return parts, ranks
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
