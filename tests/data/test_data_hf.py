@@ -253,6 +253,39 @@ def test_a_dataset_too_short_for_a_sample(data: DataConfig) -> None:
         open_hf(data, data, seed=0)
 
 
+def test_a_split_that_holds_nothing_out_is_refused_at_the_start(data: DataConfig) -> None:
+    """And not by the first evaluation, hours later."""
+    data.heldout_fraction = 1e-9
+    with pytest.raises(DataError, match=r"has 0 tokens in all for heldout, and one sample takes"):
+        open_hf(data, data, seed=0)
+
+
+def test_what_is_waited_for_comes_before_what_is_made_ahead(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split of its own is held out: its first sample must not wait until all training text is there."""
+    data.heldout_split, data.heldout_fraction = "validation", DataConfig.heldout_fraction
+    folder = tmp_path / "spool"
+    writer = SpoolWriter(folder, plan_text(data, data, 0), batch=64)
+    choose, chosen = writer._next, []
+
+    def record(feeds: list, progress: Progress) -> Any:
+        feed = choose(feeds, progress)
+        chosen.append(feed.name if feed else None)
+        return feed
+
+    monkeypatch.setattr(writer, "_next", record)
+    spool = Spool(folder, "these", 256, writer.start)
+    try:
+        spool.wait(HELDOUT, LENGTH + 1)
+        assert chosen[0] == HELDOUT
+        spool.wait(TRAIN, 2 * (LENGTH + 1))
+        assert TRAIN in chosen
+    finally:
+        writer.close()
+        spool.close()
+
+
 def test_the_fingerprint_is_of_files_and_settings_not_of_the_place(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

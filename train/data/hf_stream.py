@@ -16,8 +16,9 @@ def open_hf(source: DataConfig | MixturePart, data: DataConfig, seed: int) -> Co
     """The dataset `source.name`, in its own order, or shuffled through a buffer by `seed`.
 
     One process of a machine tokenises into a folder of data.cache_dir, a little ahead of what is read, and all read
-    from there; a later run goes on with the folder. Sample i is the same for all of them. Returns when the first sample
-    is there. The fingerprint is that of the settings and of the dataset's revision or files, as its text is not known.
+    from there; a later run goes on with the folder. Sample i is the same for all of them. Returns when each split's
+    first sample is there. The fingerprint is that of the settings and of the dataset's revision or files, as its text
+    is not known.
 
     Raises:
         DataError: if there is no such dataset, subset, split or field, or no way to it; naming data.cache_dir if
@@ -35,6 +36,7 @@ def open_hf(source: DataConfig | MixturePart, data: DataConfig, seed: int) -> Co
     spool = Spool(folder, f"data.name={source.name}", plan.tokenizer.vocab_size, writer.start)
     train = SpoolStream(spool, TRAIN, data.sequence_length, margin=AHEAD // 4)
     heldout = SpoolStream(spool, HELDOUT, data.sequence_length, margin=0)
-    train[0]  # what is wrong with the dataset is said before a process group exists
+    for stream in (train, heldout):
+        stream[0]  # what is wrong with the dataset, or with its split, is said before a process group exists
     fingerprint = sha256(dumps(plan.settings, sort_keys=True).encode()).hexdigest()
     return Corpus(train, heldout, fingerprint, plan.tokenizer.separator, plan.tokenizer.identity)

@@ -87,7 +87,7 @@ class SpoolWriter:
         try:
             feeds += self._plan.start(writer, self._batch)
             while not self._stop.is_set() and not all(progress.done.values()):
-                feed = next((feed for feed in feeds if self._is_wanted(feed, progress)), None)
+                feed = self._next(feeds, progress)
                 if feed is None:
                     self._stop.wait(POLL_S)
                     continue
@@ -100,12 +100,15 @@ class SpoolWriter:
                 feed.close()
             writer.close()
 
-    def _is_wanted(self, feed: Feed, progress: Progress) -> bool:
-        """Whether a split that `feed` fills has fewer tokens than are wanted."""
+    def _next(self, feeds: list[Feed], progress: Progress) -> Feed | None:
+        """The feed to go on with: of what somebody waits for first, then of training text to be ahead with."""
         wanted = read_wanted(self._folder)
         # Held-out text is not made ahead: where one document in twenty is held out, that would take twenty times more.
-        wanted[TRAIN] += self._ahead
-        return any(progress.tokens[split] < wanted[split] and not progress.done[split] for split in _splits(feed))
+        for wish in (wanted, wanted | {TRAIN: wanted[TRAIN] + self._ahead}):
+            for feed in feeds:
+                if any(progress.tokens[split] < wish[split] and not progress.done[split] for split in _splits(feed)):
+                    return feed
+        return None
 
     def _fail(self, progress: Progress, error: Exception) -> None:
         said = error if isinstance(error, DataError) else DataError(f"{self._folder}: {type(error).__name__}: {error}")
