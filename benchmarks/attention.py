@@ -46,7 +46,7 @@ def main() -> None:
     """Print one line per head shape, mask and kernel; `auto` is what a model takes."""
     documents_BS = (torch.arange(S, device="cuda") // 500).repeat(B, 1)
     choices = {"auto": KERNELS_BY_SPEED} | {kernel.name: [kernel] for kernel in KERNELS_BY_SPEED}
-    masks = {"causal": None, "documents": document_mask(documents_BS)}
+    masks = {"causal": None, "documents": document_mask(documents_BS, torch.bfloat16)}
     for (qk_dim, v_dim), (mask_name, mask), (name, kernels) in product(SHAPES, masks.items(), choices.items()):
         q, k, v = (
             torch.randn(B, H, S, dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)

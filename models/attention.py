@@ -99,7 +99,7 @@ def _split_heads(x: Tensor, head_dim: int) -> Tensor:
 def _attend(
     q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, mask_B1SS: Tensor | None, config: AttentionConfig
 ) -> Tensor:
-    """Attend causally, or where the mask is true; [B, S, H·d_v] back."""
+    """Attend causally, or as the mask adds to the scores; [B, S, H·d_v] back."""
     grouped = q_BHSd.shape[1] != k_BGSd.shape[1]
     scale = config.qk_dim**-0.5 * score_factor(config.yarn)
     with sdpa_kernel(KERNELS_BY_SPEED, set_priority=True):
@@ -109,7 +109,13 @@ def _attend(
     return y_BHSd.transpose(1, 2).flatten(2)
 
 
-def document_mask(documents_BS: Tensor) -> Tensor:
-    """Who may see whom, [B, 1, S, S]: a token those before it in its own document, by the documents' numbers [B, S]."""
-    same_BSS = documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)
-    return same_BSS.tril().unsqueeze(1)
+def document_mask(documents_BS: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores, [B, 1, S, S]: 0 where a token sees one before it in its own document, by the
+    documents' numbers [B, S], else -inf.
+
+    In the activations' `dtype`, and made once for all layers: of a mask of bools each layer's kernel would make this
+    for itself and keep it for backward, 2·B·S² bytes a layer in bf16.
+    """
+    seen_BSS = (documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)).tril_()
+    mask_BSS = torch.full_like(seen_BSS, float("-inf"), dtype=dtype).masked_fill_(seen_BSS, 0.0)
+    return mask_BSS.unsqueeze(1)

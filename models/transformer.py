@@ -67,8 +67,8 @@ class Transformer(nn.Module):
         return self.head.logits(x_BSD)
 
     def _hidden(self, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[Tensor, Tensor]:
-        mask_B1SS = document_mask(documents_BS) if documents_BS is not None else None
         x_BSD = self.embedding(tokens_BS)
+        mask_B1SS = document_mask(documents_BS, x_BSD.dtype) if documents_BS is not None else None
         router_losses = []
         for block in self.layers.values():
             x_BSD, router_loss_sum = block(x_BSD, mask_B1SS)

@@ -112,7 +112,7 @@ def test_attention_is_the_formula(name: str, documents: bool) -> None:
     documents_BS = DOCUMENTS_BS if documents else torch.zeros(B, S)
     of_each = zip(x_BSD, documents_BS.tolist(), strict=True)
     expected = torch.stack([by_hand(module, x_SD, of_it) for x_SD, of_it in of_each])  # type: ignore[arg-type]
-    mask = document_mask(DOCUMENTS_BS) if documents else None
+    mask = document_mask(DOCUMENTS_BS, torch.float64) if documents else None
     torch.testing.assert_close(module(x_BSD, mask), expected, rtol=0, atol=1e-13)
 
 

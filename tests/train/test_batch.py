@@ -24,7 +24,7 @@ def test_attention_stays_in_a_document() -> None:
     documents_BS = BatchMaker(END, split_attention=True)(SAMPLE).documents_BS
     assert documents_BS is not None
     assert documents_BS.tolist() == [[0, 0, 0, 0, 1, 1, 2, 3]]
-    seen = document_mask(documents_BS)[0, 0]
+    seen = document_mask(documents_BS, torch.float32)[0, 0] == 0
     for s, row in enumerate(seen.tolist()):
         assert [t for t, sees in enumerate(row) if sees] == [
             t for t in range(s + 1) if documents_BS[0, t] == documents_BS[0, s]
