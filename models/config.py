@@ -217,7 +217,7 @@ class MoEConfig:
         for name in ("bias_update_rate", "sequence_loss_weight", "batch_loss_weight", "z_loss_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"model.moe.{name}={getattr(self, name)}: set it to 0 or more")
-        if self.balance is not Balance.bias and self.bias_update_rate != MoEConfig.bias_update_rate:
+        if self.balance is not Balance.bias and self.bias_update_rate not in (0, MoEConfig.bias_update_rate):
             raise ConfigError(
                 f"model.moe.bias_update_rate={self.bias_update_rate}: with model.moe.balance={self.balance.value} no "
                 "bias moves; set model.moe.balance=bias, or leave it out"

@@ -17,11 +17,16 @@ from models.transformer import Transformer
 from tests.launch.test_export import JOB
 from train.init_from import find_weights
 
-MLA = ("model=tiny_mla", "model.moe.bias_update_rate=0.02")
 WORDS = {
     "glm4_moe": ("model.attention.qk_norm=true", "model.attention.bias=true", "model.moe.bias_update_rate=0.02"),
-    "deepseek_v2": (*MLA, "model.moe.balance=none"),
-    "deepseek_v3": (*MLA, "model.moe.score=sigmoid", "model.moe.normalise_weights=true", "model.moe.route_scale=2"),
+    "deepseek_v2": ("model=tiny_mla", "model.moe.balance=none"),
+    "deepseek_v3": (
+        "model=tiny_mla",
+        "model.moe.bias_update_rate=0.02",
+        "model.moe.score=sigmoid",
+        "model.moe.normalise_weights=true",
+        "model.moe.route_scale=2",
+    ),
 }
 """A run of each architecture."""
 
