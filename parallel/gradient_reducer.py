@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroup, Work
+from torch.distributed import ProcessGroup
 
-from parallel.comm import CommKind, Communicator
+from parallel.comm import CommKind, Communicator, Pending
 
 
 class Bucket:
@@ -58,7 +58,7 @@ class GradientReducer:
     ) -> None:
         self._group, self._comm, self._overlap = group, comm, overlap
         self._buckets: list[Bucket] = []
-        self._pending: list[Work] = []
+        self._pending: list[Pending] = []
         self._reducing = False
         for members in _fill_buckets(parameters, bucket_bytes):
             bucket = Bucket(members)
@@ -88,8 +88,8 @@ class GradientReducer:
             raise RuntimeError(f"no gradient for {', '.join(missing)}")
         while len(self._pending) < len(self._buckets):
             self._start_next()
-        for work in self._pending:
-            self._comm.wait(work, CommKind.dp)
+        for pending in self._pending:
+            self._comm.wait(pending)
         self._pending.clear()
         self._reducing = False
 
