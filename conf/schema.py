@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from conf.keys import Keys, values
 from models.config import ConfigError, ExpertBackend, ModelConfig
+from parallel.check import check_layout
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
@@ -53,10 +54,11 @@ def validate(config: JobConfig, world_size: int) -> None:
     config.checkpoint.check()
     config.overlap.check(config.strategy.reduction)
     config.precision.check(config.strategy.reduction)
-    dp = Degrees.resolve(config.strategy, world_size).dp
-    config.train.micro_batch(dp)
-    config.train.eval_micro_batch(dp)
+    degrees = Degrees.resolve(config.strategy, world_size)
+    n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
+    config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
+    check_layout(config.model, config.strategy, config.overlap, degrees, n_micro_batches, config.data.sequence_length)
     if config.model.expert_backend is ExpertBackend.grouped_mm:
         _check_grouped_mm(config.model, config.precision.compute)
     config.data.check()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from launch.export import export
 from launch.local import train
+from launch.schedule import schedule
 from launch.show import show
 from launch.tokenize import tokenize
 from models.config import ConfigError
@@ -17,6 +18,9 @@ switchyard show RUN                        what a run did: its table and its los
 switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
     [--to FOLDER] [--dtype DTYPE]          DTYPE is float32 (exact), or bfloat16 or float16 (half the size)
     [--shard-size 5GB]                     RUN may be a step-… folder in a run's checkpoints/ too
+switchyard schedule NAME pp=P microbatches=M   draw and time a pipeline schedule: gpipe, 1f1b, interleaved_1f1b,
+    [stages_per_rank=V]                        interleaved_zero_bubble, zbv, dualpipev, dualpipe
+    [forward=1 input=1 weight=1 pair=3 send=0] [--svg FILE] [--png FILE]
 
 nproc=N is the number of ranks: by default one per GPU, or 2 on a machine without.
 """
@@ -26,6 +30,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "tokenize": tokenize,
     "show": show,
     "export": export,
+    "schedule": schedule,
 }
 HELP = ("--help", "-h")
 OWN_HELP = {"train", "tokenize"}

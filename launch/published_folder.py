@@ -23,6 +23,7 @@ from torch import Tensor
 from models.config import ConfigError, ModelConfig
 from models.hf import PublishedNames, PublishedTensor
 from models.hf_config import write_config
+from models.initialise import whole
 from train.checkpoint import load_tensors
 from train.data.config import DataConfig, DataSource
 from train.data.tokenizer import open_tokenizer
@@ -183,7 +184,7 @@ def _by_file(pieces: list[Piece], shard_bytes: int) -> dict[str, list[Piece]]:
 
 def _load(checkpoint: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fill `state`, tensors by logical name, from `checkpoint`, and give it back."""
-    load_tensors(state, checkpoint, alone=True)
+    load_tensors({name: whole(name, tensor) for name, tensor in state.items()}, checkpoint, alone=True)
     return state
 
 

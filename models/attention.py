@@ -78,7 +78,7 @@ class MultiHeadLatentAttention(nn.Module):
         latent_BSL, k_rope_BSR = self.kv_down(x_BSD).split([a.kv_lora_rank, a.qk_rope_dim], dim=-1)
         expanded = _split_heads(self.kv_up(self.kv_norm(latent_BSL)), a.qk_nope_dim + a.v_dim)
         k_nope, v_BHSd = expanded.split([a.qk_nope_dim, a.v_dim], dim=-1)
-        k_rope = rotate(k_rope_BSR.unsqueeze(1), table).expand(-1, a.n_heads, -1, -1)
+        k_rope = rotate(k_rope_BSR.unsqueeze(1), table).expand(-1, q_nope.shape[1], -1, -1)
 
         q_BHSd = torch.cat((q_nope, rotate(q_rope, table)), dim=-1)
         k_BHSd = torch.cat((k_nope, k_rope), dim=-1)

@@ -54,7 +54,7 @@ class AttentionPart(nn.Module):
         self.norm = RMSNorm(model.dim, model.norm_eps)
         self.mixer = build_attention(model)
         self.expert_norm = RMSNorm(model.dim, model.norm_eps)
-        self.router = Router(model.moe, model.dim, around.sum_over_data_ranks) if around else None
+        self.router = Router(model.moe, model.dim, around.sum_over_data_ranks, around.sequence) if around else None
 
     def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Attended:
         residual_BSD = x_BSD + self.mixer(self.norm(x_BSD), mask_B1SS)

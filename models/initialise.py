@@ -33,14 +33,15 @@ class Shard:
     offset: tuple[int, ...]
 
 
-def whole(parameter: Tensor) -> Shard:
+def whole(name: str, parameter: Tensor) -> Shard:
     """The `shard_of` of a model that one process holds."""
     return Shard(parameter, tuple(parameter.shape), (0,) * parameter.dim())
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int, shard_of: Callable[[Tensor], Shard] = whole) -> None:
-    """Fill `model`'s parameters (materialised, of any layout) and reset its buffers.
+def initialise(model: nn.Module, seed: int, shard_of: Callable[[str, Tensor], Shard] = whole) -> None:
+    """Fill `model`'s parameters (materialised, of any layout) and reset its buffers. `shard_of` says, of a parameter by
+    name, where the values of this rank's part go.
 
     Modules that own parameters say by `init_std` how: a deviation for each of their names, or None for ones.
     """
@@ -49,8 +50,8 @@ def initialise(model: nn.Module, seed: int, shard_of: Callable[[Tensor], Shard] 
             module.reset_buffers()
         for name, parameter in module.named_parameters(recurse=False):
             std = None if module.init_std is None else module.init_std[name]
-            shard = shard_of(parameter)
             logical_name = f"{path}.{name}"
+            shard = shard_of(logical_name, parameter)
             if std is None:
                 shard.local.fill_(1.0)
             elif isinstance(module, RoutedExperts):

@@ -14,6 +14,7 @@ from models.capacity import expert_capacity, within_capacity
 from models.config import GroupScore, MoEConfig, ScoreFunction
 from models.layers import Linear, accumulation_dtype
 from models.router_loss import over_one_rank, router_loss_sum
+from models.whole_sequence import WholeSequence
 
 
 class Routing(NamedTuple):
@@ -32,17 +33,23 @@ class Router(nn.Module):
 
     The bias follows DeepSeek-V3 (arXiv 2412.19437, section 2.1.2). It is a buffer: no gradient moves it, see
     `update_expert_bias`. Choices limited to groups of experts are DeepSeek-V2's (arXiv 2405.04434, section 2.2.2).
-    `sum_over_data_ranks` adds a tensor up over the ranks that see other tokens of the micro-batch.
+    `sum_over_data_ranks` adds a tensor up over the ranks that see other tokens of the micro-batch; `sequence` knows the
+    choices for the rest of each sequence, where this rank has a part of it.
     """
 
     expert_bias_E: Tensor
 
     def __init__(
-        self, moe: MoEConfig, dim: int, sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank
+        self,
+        moe: MoEConfig,
+        dim: int,
+        sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank,
+        sequence: WholeSequence | None = None,
     ) -> None:
         super().__init__()
         self.config = moe
         self.sum_over_data_ranks = sum_over_data_ranks
+        self.sequence = sequence or WholeSequence()
         self.gate = Linear(dim, moe.n_routed)
         self.register_buffer("expert_bias_E", torch.zeros(moe.n_routed))
 
@@ -62,10 +69,13 @@ class Router(nn.Module):
             weights_BSK = weights_BSK / (weights_BSK.sum(-1, keepdim=True) + 1e-20)
         kept_BSK = loss_sum = None
         if moe.capacity_factor is not None:
-            capacity = expert_capacity(moe.capacity_factor, x_BSD.shape[1], moe.top_k, moe.n_routed)
-            kept_BSK = within_capacity(experts_BSK, moe.n_routed, capacity)
+            whole_BSK = self.sequence.whole(experts_BSK)
+            capacity = expert_capacity(moe.capacity_factor, whole_BSK.shape[1], moe.top_k, moe.n_routed)
+            kept_BSK = self.sequence.own(within_capacity(whole_BSK, moe.n_routed, capacity))
         if self.training and moe.has_router_loss:
-            loss_sum = router_loss_sum(moe, logits_BSE, scores_BSE, experts_BSK, self.sum_over_data_ranks)
+            loss_sum = router_loss_sum(
+                moe, logits_BSE, scores_BSE, experts_BSK, self.sum_over_data_ranks, self.sequence
+            )
         return Routing(
             experts_BSK.flatten(0, 1),
             weights_BSK.flatten(0, 1) * moe.route_scale,  # no view at the end: FSDP2 warns of outputs that are

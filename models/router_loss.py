@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.config import MoEConfig
+from models.whole_sequence import WholeSequence
 
 
 def router_loss_sum(
@@ -22,6 +23,7 @@ def router_loss_sum(
     scores_BSE: Tensor,
     experts_BSK: Tensor,
     sum_over_data_ranks: Callable[[Tensor], Tensor],
+    sequence: WholeSequence,
 ) -> Tensor:
     """Σ over tokens of the weighted losses that `moe` asks for, a scalar of the scores' dtype.
 
@@ -38,7 +40,7 @@ def router_loss_sum(
         shares_BE = shares_BSE.sum(1)
     if moe.sequence_loss_weight:
         best_BSK = scores_BSE.detach().topk(moe.top_k, dim=-1).indices
-        counts_BE = choices(best_BSK, moe.n_routed).to(shares_BE.dtype)
+        counts_BE = choices(sequence.whole(best_BSK), moe.n_routed).to(shares_BE.dtype)
         total = total + moe.sequence_loss_weight * (_load(counts_BE) * shares_BE).sum()
     if moe.batch_loss_weight:
         counts_E = choices(experts_BSK, moe.n_routed).sum(0).to(shares_BE.dtype)

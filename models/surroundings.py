@@ -1,7 +1,7 @@
 """What a network needs from outside its device, with a default for one that has nobody around it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from models.config import MoEConfig
 from models.dispatcher import Dispatcher, LocalDispatcher
 from models.placement import ExpertPlacement
 from models.router_loss import over_one_rank
+from models.whole_sequence import WholeSequence
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Surroundings:
     """Whose slots of the dispatcher's placement live here."""
     sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank
     """Adds a tensor up over the ranks that see other tokens of the same micro-batch."""
+    sequence: WholeSequence = field(default_factory=WholeSequence)
+    """What routers ask of the ranks that have the rest of each sequence."""
 
     @classmethod
     def alone(cls, moe: MoEConfig) -> "Surroundings":

@@ -3,18 +3,30 @@
 B batch, S sequence, D model width, V vocabulary, L MoE layers, E experts.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.attention import document_mask
-from models.block import Block, DispatchPart
+from models.block import Block
 from models.config import Balance, ModelConfig
 from models.head import Head
 from models.layers import Embedding, RMSNorm
-from models.router import Router, update_expert_bias
+from models.router import update_expert_bias
 from models.surroundings import Surroundings
+
+
+class Batch(NamedTuple):
+    """A micro-batch, as `Transformer.forward` takes it."""
+
+    tokens_BS: Tensor
+    """Ids."""
+    targets_BS: Tensor
+    """The id to predict at each place, or models.head.IGNORED."""
+    documents_BS: Tensor | None = None
+    """Number of the document that each token is in: attention stays inside it. None: one document."""
 
 
 class LossTerms(NamedTuple):
@@ -24,6 +36,14 @@ class LossTerms(NamedTuple):
     """Σ over targets of -log p, nats."""
     router_loss_sum: Tensor
     """Σ over tokens of what the routers add, weighted (models/router_loss.py); 0 if they add nothing."""
+
+
+class Hidden(NamedTuple):
+    """What a stage hands to the next one."""
+
+    x_BSD: Tensor
+    router_loss_sum: Tensor
+    """Of this stage's layers, as in LossTerms."""
 
 
 class ExpertCounts(NamedTuple):
@@ -38,36 +58,54 @@ class Transformer(nn.Module):
     """Token ids and targets [B, S] to the terms of their loss; activations are in `compute_dtype`.
 
     Parameters are made empty, on the current default device: build on meta, lay out, then `initialise`. `layers` is a
-    ModuleDict keyed by the layer's number, so that a model that holds some of the layers keeps their names.
+    ModuleDict keyed by the layer's number, so that a stage, which holds some of the layers, keeps their names: the
+    first stage alone has the embedding, the last alone the norm and the head.
     """
 
-    def __init__(self, model: ModelConfig, compute_dtype: torch.dtype, around: Surroundings | None = None) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        compute_dtype: torch.dtype,
+        around: Surroundings | None = None,
+        stage: range | None = None,
+    ) -> None:
         super().__init__()
         self.config = model
         around = around or Surroundings.alone(model.moe)
-        self.embedding = Embedding(model.vocab_size, model.dim, compute_dtype)
+        stage = range(model.n_layers) if stage is None else stage
+        first, last = stage.start == 0, stage.stop == model.n_layers
+        self.embedding = Embedding(model.vocab_size, model.dim, compute_dtype) if first else None
         self.layers = nn.ModuleDict(
-            {str(i): Block(model, around if i >= model.n_dense_layers else None) for i in range(model.n_layers)}
+            {str(i): Block(model, around if i >= model.n_dense_layers else None) for i in stage}
         )
-        self.norm = RMSNorm(model.dim, model.norm_eps)
-        self.head = Head(model.dim, model.vocab_size, model.loss_chunk_size)
+        self.norm = RMSNorm(model.dim, model.norm_eps) if last else None
+        self.head = Head(model.dim, model.vocab_size, model.loss_chunk_size) if last else None
 
-    def forward(self, tokens_BS: Tensor, targets_BS: Tensor, documents_BS: Tensor | None = None) -> LossTerms:
-        """Args:
-        tokens_BS: ids.
-        targets_BS: the id to predict at each place, or models.head.IGNORED.
-        documents_BS: number of the document that each token is in: attention stays inside it. None: one document.
+    def forward(
+        self, x: Tensor, targets_BS: Tensor | None = None, documents_BS: Tensor | None = None
+    ) -> LossTerms | Hidden:
+        """The loss of the last stage, or what the next stage takes.
+
+        Args:
+            x: ids [B, S] in the first stage, else the x_BSD of the one before.
+            targets_BS: see Batch; the last stage needs them.
+            documents_BS: see Batch.
         """
-        x_BSD, router_loss_sum = self._hidden(tokens_BS, documents_BS)
-        return LossTerms(self.head(x_BSD, targets_BS), router_loss_sum)
+        x_BSD, router_loss_sum = self._hidden(x, documents_BS)
+        if self.norm is None or self.head is None:
+            return Hidden(x_BSD, router_loss_sum)
+        assert targets_BS is not None, "the last stage computes the loss"
+        return LossTerms(self.head(self.norm(x_BSD), targets_BS), router_loss_sum)
 
     def logits(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """[B, S, V]. For a model that one process holds: no hook of a parallel layout fires."""
+        assert self.norm is not None, "a stage has no logits"
+        assert self.head is not None
         x_BSD, _ = self._hidden(tokens_BS, documents_BS)
-        return self.head.logits(x_BSD)
+        return self.head.logits(self.norm(x_BSD))
 
-    def _hidden(self, tokens_BS: Tensor, documents_BS: Tensor | None) -> tuple[Tensor, Tensor]:
-        x_BSD = self.embedding(tokens_BS)
+    def _hidden(self, x: Tensor, documents_BS: Tensor | None) -> tuple[Tensor, Tensor]:
+        x_BSD = self.embedding(x) if self.embedding is not None else x
         mask_B1SS = document_mask(documents_BS, x_BSD.dtype) if documents_BS is not None else None
         router_losses = []
         for block in self.layers.values():
@@ -75,27 +113,35 @@ class Transformer(nn.Module):
             if router_loss_sum is not None:
                 router_losses.append(router_loss_sum)
         total = torch.stack(router_losses).sum() if router_losses else torch.zeros((), device=x_BSD.device)
-        return self.norm(x_BSD), total
+        return x_BSD, total
 
     def take_expert_counts(self) -> ExpertCounts:
-        """The pairs of this process' tokens since the last call; then start anew."""
-        parts = [m for m in self.modules() if isinstance(m, DispatchPart) and m.dispatcher is not None]
-        if not parts:
-            none_LE = torch.zeros(0, self.config.moe.n_routed, dtype=torch.int64)
-            return ExpertCounts(none_LE, none_LE)
-        counts = ExpertCounts(torch.stack([p.chosen_E for p in parts]), torch.stack([p.dropped_E for p in parts]))
-        for part in parts:
+        """The pairs of this process' tokens since the last call, then start anew. Of all MoE layers of the model: 0 for
+        those of other stages."""
+        n_dense = self.config.n_dense_layers
+        weight = next(self.parameters())
+        shape = (self.config.n_layers - n_dense, self.config.moe.n_routed)
+        counts = ExpertCounts(*(torch.zeros(shape, dtype=torch.int64, device=weight.device) for _ in range(2)))
+        for number, part in self._expert_layers("dispatch"):
+            counts.chosen_LE[number - n_dense] = part.chosen_E
+            counts.dropped_LE[number - n_dense] = part.dropped_E
             part.reset_buffers()
         return counts
 
     @torch.no_grad()
     def balance_experts(self, chosen_LE: Tensor) -> None:
         """Move the routers' biases by the global batch's counts, once per optimizer step; nothing if balance=none."""
-        routers = [m for m in self.modules() if isinstance(m, Router)]
+        routers = {number: part.router for number, part in self._expert_layers("attention")}
         if self.config.moe.balance is not Balance.bias or not routers:
             return
-        bias_LE = torch.stack([router.expert_bias_E for router in routers])
-        for router, bias_E in zip(
-            routers, update_expert_bias(bias_LE, chosen_LE, self.config.moe.bias_update_rate), strict=True
-        ):
+        bias_LE = torch.stack([router.expert_bias_E for router in routers.values()])
+        chosen_LE = torch.stack([chosen_LE[number - self.config.n_dense_layers] for number in routers])
+        moved_LE = update_expert_bias(bias_LE, chosen_LE, self.config.moe.bias_update_rate)
+        for router, bias_E in zip(routers.values(), moved_LE, strict=True):
             router.expert_bias_E.copy_(bias_E)
+
+    def _expert_layers(self, part: str) -> Iterator[tuple[int, Any]]:
+        """One of the four parts of every MoE layer that is here, with the layer's number in the model."""
+        for number, block in self.layers.items():
+            if int(number) >= self.config.n_dense_layers:
+                yield int(number), getattr(block, part)

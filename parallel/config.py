@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Optional
 
 import torch
 
 from models.config import ConfigError
+from parallel.expert_parallel.build import DispatcherName
+from parallel.pipeline.schedules import ScheduleName
+
+
+class Recompute(Enum):
+    none = "none"
+    full = "full"
+    selective = "selective"
 
 
 class Reduction(Enum):
@@ -14,6 +23,7 @@ class Reduction(Enum):
     none = "none"
     all_reduce = "all_reduce"
     shard = "shard"
+    shard_optimizer = "shard_optimizer"
 
 
 @dataclass
@@ -21,11 +31,27 @@ class StrategyConfig:
     name: str = "single"
     """Name of the strategy, as in strategy=NAME."""
     reduction: Reduction = Reduction.none
-    """none: one process; all_reduce: replicas, gradients summed (DDP); shard: FSDP2 (replicated over dp_replicate)."""
+    """none: no data parallelism; all_reduce: replicas (DDP); shard: FSDP2; shard_optimizer: ZeRO-1."""
+    pp: int = 1
+    """Pipeline ranks, each with some of the layers; outermost. -1 is the rest of the world."""
     dp_replicate: int = 1
     """Ranks that hold copies of each other; -1 is the rest of the world."""
     dp_shard: int = 1
     """Ranks that share one copy of the parameters (FSDP2); -1 is the rest of the world."""
+    tp: int = 1
+    """Tensor-parallel ranks, each with a part of every matrix and of the sequence; innermost. -1 is the rest."""
+    ep: int = 1
+    """Expert-parallel ranks, out of dp_shard x tp (without dp_shard: dp_replicate x tp); -1 is all of these."""
+    etp: int = 1
+    """Ranks that split each routed expert by width: 1, or as many as tp."""
+    dispatcher: DispatcherName = DispatcherName.all_to_all
+    """ep above 1: how rows reach their experts, all_to_all (each to its own) or all_gather (all to all)."""
+    schedule: ScheduleName = ScheduleName.one_f_one_b
+    """pp above 1: in which order stages take micro-batches; switchyard schedule NAME draws it."""
+    stages_per_rank: Optional[int] = None
+    """pp above 1: stages of the model on each pipeline rank; null is the schedule's own number."""
+    recompute: Recompute = Recompute.none
+    """What backward computes again: none, full (attention and experts) or selective (of these all but products)."""
 
 
 @dataclass
@@ -82,7 +108,7 @@ class PrecisionConfig:
     compute: Dtype = Dtype.float32
     """Activations, and the weights that they meet; norms, router, softmax and loss use at least float32."""
     reduce: Dtype = Dtype.float32
-    """fsdp: gradients on the wire and in their sum."""
+    """fsdp, zero1: gradients on the wire and in their sum."""
 
     def check(self, reduction: Reduction) -> None:
         """Refuse dtypes that cannot meet, or that nothing would read.
@@ -100,7 +126,7 @@ class PrecisionConfig:
                     f"precision.{name}=float64 is wider than precision.parameters={parameters}: "
                     f"set it to {parameters}, or use precision=fp64"
                 )
-        if reduction is not Reduction.shard and self.reduce is not self.parameters:
+        if reduction not in (Reduction.shard, Reduction.shard_optimizer) and self.reduce is not self.parameters:
             raise ConfigError(
                 f"precision.reduce={self.reduce.value}: only sharding (strategy=fsdp) reduces in a dtype of its own; "
                 f"set it to {parameters}, as precision.parameters"

@@ -4,65 +4,148 @@ A block's communication-free parts are wrapped one by one, not the block, so tha
 part that runs, in whatever order a schedule calls them. HSDP is the same call with a mesh of two dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from models.block import Block
 from models.transformer import Transformer
+from parallel.comm import CommKind, Communicator
 from parallel.config import OverlapConfig, PrecisionConfig
+from parallel.mesh import Axis
+from parallel.owned import Owned
+from parallel.pipeline.action import StageKey
+from parallel.torch_internals import accumulate_in_reduce_dtype, reduce_accumulated
 
 
-def shard_model(model: Transformer, mesh: DeviceMesh, precision: PrecisionConfig, overlap: OverlapConfig) -> None:
-    """Shard `model`'s parameters (dimension 0) over `mesh`: 1-D to shard, 2-D to replicate × shard. In place."""
+def shard_stage(
+    stage: Transformer,
+    dense_mesh: DeviceMesh,
+    expert_mesh: DeviceMesh,
+    precision: PrecisionConfig,
+    overlap: OverlapConfig,
+) -> None:
+    """Shard `stage`'s parameters (dimension 0) in place: 1-D meshes to shard, 2-D ones to replicate × shard.
+
+    Routed experts have a mesh of their own, of the ranks that hold the same ones.
+    """
     policy = MixedPrecisionPolicy(
         param_dtype=precision.compute.torch,
         reduce_dtype=precision.reduce.torch,
         # What travels between the parts keeps its dtype: routing weights are float32 until combine.
         cast_forward_inputs=False,
     )
-    parts: list[list[nn.Module]] = [[model.embedding]]
-    for block in model.layers.values():
+    parts: list[list[nn.Module]] = [[stage.embedding]] if stage.embedding is not None else []
+    for block in stage.layers.values():
         assert isinstance(block, Block)
+        if block.experts.routed is not None and expert_mesh is not dense_mesh:
+            # Inside the experts' part and before it: what is left of that part is on the other mesh.
+            fully_shard(
+                block.experts.routed,
+                mesh=expert_mesh,
+                mp_policy=policy,
+                reshard_after_forward=overlap.reshard_after_forward,
+            )
         parts += [[block.attention], [block.experts]]
-    parts.append([model.norm, model.head])
+    if stage.norm is not None and stage.head is not None:
+        parts.append([stage.norm, stage.head])
 
     for index, part in enumerate(parts):
         # The last part's backward follows its forward at once: gathering it again would be for nothing.
         reshard = overlap.reshard_after_forward and index < len(parts) - 1
-        fully_shard(part if len(part) > 1 else part[0], mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(
+            part if len(part) > 1 else part[0], mesh=dense_mesh, mp_policy=policy, reshard_after_forward=reshard
+        )
+    fully_shard(stage, mesh=dense_mesh, mp_policy=policy, reshard_after_forward=False)
 
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # The loss is already divided by the global token count: sum, do not average. Both calls: without the
-            # second one gloo is asked for PREMUL_SUM, which it lacks.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+    for module in _sharded(stage):
+        # The loss is already divided by the global token count: sum, do not average. Both calls: without the second one
+        # gloo is asked for PREMUL_SUM, which it lacks.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
     if overlap.param_prefetch > 1:
         _prefetch([part[0] for part in parts], overlap.param_prefetch)
 
 
 class ShardedGradients:
     """FSDP2 reduces inside backward: every micro-batch's gradient is scattered to its shards and added there. What is
-    left to arrange is HSDP's sum over replicas, which is wanted once per step."""
+    left to arrange is what is wanted once per step: HSDP's sum over replicas, and the sums over ranks that no mesh of
+    FSDP2 spans, tensor-parallel ranks (of weights that these do not split) and DualPipe's pairs.
 
-    def __init__(self, model: FSDPModule, parameters: Sequence[nn.Parameter]) -> None:
-        self._model, self._parameters = model, parameters
+    A schedule that splits backward makes weight gradients by hand, where no hook of FSDP2 fires (and parameters must
+    stay gathered, or they silently get none: overlap.reshard_after_forward=false). Then all micro-batches add up in
+    whole, unsharded gradients of the reduce dtype, and are scattered once, after the last one.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[StageKey, Transformer],
+        owned: Mapping[str, Owned],
+        beyond: Mapping[str, Axis],
+        comm: Communicator,
+        split_backward: bool,
+    ) -> None:
+        """`beyond`: by parameter, the ranks outside FSDP2's mesh to sum over."""
+        self._stages, self._owned, self._comm, self._split_backward = stages, owned, comm, split_backward
+        self._parameters = {name: p for stage in stages.values() for name, p in stage.named_parameters()}
+        self._beyond: dict[ProcessGroup, list[str]] = {}
+        for name in sorted(owned):  # the same order on every rank, whichever stage it has first
+            if beyond[name].size > 1:
+                self._beyond.setdefault(beyond[name].group, []).append(name)
 
     def begin_step(self) -> None:
         """Free the shards' gradients."""
-        for parameter in self._parameters:
+        for name, parameter in self._parameters.items():
             parameter.grad = None
+            self._owned[name].master.grad = None
+        if self._split_backward:
+            for stage in self._stages.values():
+                assert isinstance(stage, FSDPModule)
+                stage.set_is_last_backward(False)
+                stage.set_reshard_after_backward(False)
+                stage.set_requires_gradient_sync(False)
 
-    def begin_micro_batch(self, last: bool) -> None:
+    def begin_backward(self, stage: StageKey, last: bool) -> None:
         """Let the last micro-batch's backward sum over replicas."""
-        self._model.set_requires_all_reduce(last)
+        module = self._stages[stage]
+        assert isinstance(module, FSDPModule)
+        if not self._split_backward:
+            module.set_requires_all_reduce(last)
+
+    def arrived(self, stage: StageKey, name: str) -> None:
+        """FSDP2 looks at whole groups, see `made_by_hand`."""
+
+    def made_by_hand(self, stage: StageKey) -> None:
+        """Move what was added by hand to where it adds up in the reduce dtype: no hook of FSDP2 fired."""
+        accumulate_in_reduce_dtype(self._stages[stage])
 
     def finish_step(self) -> None:
-        """Nothing is under way: FSDP2 waits at the end of backward."""
+        """Reduce what has not been reduced, and hand the shards' gradients over."""
+        if self._split_backward:
+            # By stage number: two ranks that hold the same stages in two chains agree on the order.
+            for key in sorted(self._stages, key=lambda key: (key.stage, key.chain)):
+                reduce_accumulated(self._stages[key])
+        for name, parameter in self._parameters.items():
+            if isinstance(parameter.grad, DTensor):
+                self._owned[name].master.grad = parameter.grad.to_local()
+        for group, names in self._beyond.items():
+            gradients = [g for name in names if (g := self._owned[name].master.grad) is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])  # one collective for many small tensors
+            self._comm.all_reduce(flat, group, CommKind.dp)
+            for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def publish(self) -> None:
+        """The masters are the shards."""
+
+
+def _sharded(stage: nn.Module) -> list[FSDPModule]:
+    return [module for module in stage.modules() if isinstance(module, FSDPModule)]
 
 
 def _prefetch(parts: Sequence[nn.Module], depth: int) -> None:

@@ -1,78 +1,80 @@
 """How a model becomes a parallel one. Read this first.
 
-    build on meta  →  shard or replicate  →  materialise  →  fill with the start that (seed, name) says
+    build each stage on meta  →  tensor parallel  →  expert parallel  →  recompute  →  data parallel
+                              →  materialise  →  fill with the start that (seed, name) says
 
-Nothing is allocated before it is known where it lives, so no rank ever holds more than its part.
+Nothing is allocated before it is known where it lives, so no rank ever holds more than its part. Every dimension is
+independent of the others: layers are divided over pipeline stages, matrices over tensor-parallel ranks, experts over
+expert-parallel ranks, and what is left equal is replicated or sharded over the ranks that hold the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from models.config import ModelConfig
-from models.dispatcher import LocalDispatcher
-from models.initialise import initialise
+from models.initialise import Shard, initialise
 from models.placement import ExpertPlacement
 from models.surroundings import Surroundings
 from models.transformer import Transformer
+from models.whole_sequence import WholeSequence
+from parallel.collective_functions import Among
 from parallel.comm import CommKind, Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
-from parallel.fully_shard import ShardedGradients, shard_model
+from parallel.expert_parallel.build import build_dispatcher
+from parallel.fully_shard import ShardedGradients, shard_stage
 from parallel.gradient_reducer import GradientReducer
-from parallel.mesh import Degrees, build_mesh
-from parallel.torch_internals import shard_of
+from parallel.gradient_sync import GradientSync
+from parallel.mesh import Axis, Degrees, Layout
+from parallel.owned import Owned, own
+from parallel.pipeline.action import Schedule, StageKey
+from parallel.pipeline.schedules import build_schedule
+from parallel.pipeline.split import split_layers
+from parallel.recompute import recompute_parts
+from parallel.tensor_parallel.apply import tensor_parallel
+from parallel.tensor_parallel.sequence import SequencePart
+from parallel.tensor_parallel.split import Split
 from parallel.world import World
-
-
-class GradientSync(Protocol):
-    """When gradients are zeroed and made global, as the loop calls it."""
-
-    def begin_step(self) -> None:
-        """Zero the gradients."""
-
-    def begin_micro_batch(self, last: bool) -> None:
-        """Before a micro-batch's backward; `last` of the step."""
-
-    def finish_step(self) -> None:
-        """After the last backward: on return every gradient is the global one."""
-
-
-class LocalGradients:
-    """One process: what backward leaves is the global gradient."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
-
-    def begin_step(self) -> None:
-        """Free the gradients; backward makes them anew."""
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    def begin_micro_batch(self, last: bool) -> None:
-        """Nothing to arrange: autograd adds up."""
-
-    def finish_step(self) -> None:
-        """Nothing is under way."""
+from parallel.zero1 import ShardedOptimizer
 
 
 @dataclass(frozen=True)
 class ParallelModel:
-    """A model laid over ranks, and what a loop needs to drive it."""
+    """A model laid over ranks, and what is needed to drive it."""
 
-    model: Transformer
-    parameters: dict[str, nn.Parameter]
+    config: ModelConfig
+    stages: dict[StageKey, Transformer]
+    """What this rank computes with; one stage, the whole model, where there is no pipeline."""
+    schedule: Schedule
+    """In which order stages take a step's micro-batches, on all pipeline ranks."""
+    owned: dict[str, Owned]
     """What this rank owns, by name. Ask no module for its parameters: while FSDP2 has them gathered (in a step, after a
-    forward without backward), `model.parameters()` are the gathered ones, and gradients cleared there are not ours."""
+    forward without backward), `stage.parameters()` are the gathered ones, and gradients cleared there are not ours."""
     gradients: GradientSync
-    degrees: Degrees
-    dp_group: ProcessGroup
-    """The ranks that see different data."""
-    dp_rank: int
+    layout: Layout
+    data: Axis
+    """The ranks that see different data, and are equal to this one in all else."""
+    pipeline: Axis
+    """The ranks that hold the other stages of the same model."""
+
+    @property
+    def counts_loss(self) -> bool:
+        """Whether this rank, of those that compute the same loss, is the one that reports it."""
+        return self.layout.dense.axis("tp").rank == 0
+
+    @property
+    def counts_data(self) -> bool:
+        """Whether this rank, of those that see the same data, is the one that counts it."""
+        return self.counts_loss and self.pipeline.rank == 0
+
+    def shard_of(self, name: str, tensor: Tensor) -> Shard:
+        """Where the values of a parameter or buffer are kept, and which part of the whole they are."""
+        if name in self.owned:
+            return self.owned[name].shard
+        return Shard(tensor, tuple(tensor.shape), (0,) * tensor.dim())
 
 
 def parallelize(
@@ -83,34 +85,156 @@ def parallelize(
     world: World,
     comm: Communicator,
     seed: int,
+    n_micro_batches: int,
+    sequence_length: int,
 ) -> ParallelModel:
-    """Build `model_config` over the ranks of `world` as `strategy` says. Same seed, same start, in every layout."""
+    """Build `model_config` over the ranks of `world` as `strategy` says. Same seed, same start, in every layout.
+
+    `n_micro_batches` of a step decide the pipeline's schedule; `sequence_length`, in tokens, how layers are weighed
+    when they are divided over stages.
+    """
     degrees = Degrees.resolve(strategy, world.size)
-    mesh = build_mesh(degrees, world.device.type)
-    dp_group = torch.distributed.group.WORLD
-    assert dp_group is not None
+    layout = Layout.over_world(degrees, world.rank)
+    schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
+    layers = split_layers(model_config, schedule.n_stages, sequence_length)
+    around = _surroundings(model_config, strategy, layout, comm)
+    tp = layout.dense.axis("tp")
 
-    with torch.device("meta"):
-        model = Transformer(model_config, precision.compute.torch, _surroundings(model_config, dp_group, comm))
-    model.to(precision.parameters.torch)
+    stages: dict[StageKey, Transformer] = {}
+    splits: dict[str, Split] = {}
+    for key in schedule.stages_of_rank(layout.pp_rank):
+        with torch.device("meta"):
+            stage = Transformer(model_config, precision.compute.torch, around, layers[key.stage])
+        resident = precision.compute if strategy.reduction is Reduction.shard_optimizer else precision.parameters
+        for parameter in stage.parameters():
+            parameter.data = parameter.data.to(resident.torch)
+        for buffer in stage.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(precision.parameters.torch)
+        if degrees.tp > 1:
+            splits |= tensor_parallel(stage, Among(comm, tp.group, CommKind.tp), degrees.etp > 1)
+        recompute_parts(stage, strategy.recompute)
+        stages[key] = stage
+
     if strategy.reduction is Reduction.shard:
-        shard_mesh = mesh if degrees.dp_replicate > 1 else mesh["dp_shard"]
-        shard_model(model, shard_mesh, precision, overlap)
-    model.to_empty(device=world.device)
-    initialise(model, seed, shard_of)
+        dense_mesh, expert_mesh = _fsdp_meshes(layout, world.device.type)
+        for stage in stages.values():
+            shard_stage(stage, dense_mesh, expert_mesh, precision, overlap)
+    for stage in stages.values():
+        stage.to_empty(device=world.device)
 
-    parameters = dict(model.named_parameters())
-    gradients: GradientSync = LocalGradients(list(parameters.values()))
-    if strategy.reduction is Reduction.all_reduce:
-        bucket_bytes = int(overlap.bucket_mib * 2**20)
-        gradients = GradientReducer(parameters, dp_group, comm, bucket_bytes, overlap=overlap.grad_reduce)
-    elif isinstance(model, FSDPModule):
-        gradients = ShardedGradients(model, list(parameters.values()))
-    return ParallelModel(model, parameters, gradients, degrees, dp_group, world.rank)
+    owned, gradients = _lay_gradients(stages, splits, strategy, overlap, precision, layout, schedule, comm)
+    parallel = ParallelModel(
+        config=model_config,
+        stages=stages,
+        schedule=schedule,
+        owned=owned,
+        gradients=gradients,
+        layout=layout,
+        data=layout.dense.axis("dp_replicate", "dp_shard"),
+        pipeline=layout.dense.axis("pipe", "mirror"),
+    )
+    for stage in stages.values():
+        initialise(stage, seed, parallel.shard_of)
+    gradients.publish()
+    return parallel
 
 
-def _surroundings(model: ModelConfig, dp_group: ProcessGroup, comm: Communicator) -> Surroundings:
+def _surroundings(model: ModelConfig, strategy: StrategyConfig, layout: Layout, comm: Communicator) -> Surroundings:
+    """What the network needs from outside this rank."""
+    degrees = layout.degrees
+    tokens = layout.dense.axis("dp_replicate", "dp_shard", "tp")
+
     def sum_over_data_ranks(counts: Tensor) -> Tensor:
-        return comm.all_reduce(counts.clone(), dp_group, CommKind.control)
+        return comm.all_reduce(counts.clone(), tokens.group, CommKind.control)
 
-    return Surroundings(LocalDispatcher(ExpertPlacement.contiguous(model.moe.n_routed)), 0, sum_over_data_ranks)
+    ep, tp = layout.experts.axis("ep"), layout.dense.axis("tp")
+    among_tp = Among(comm, tp.group, CommKind.tp)
+    dispatcher = build_dispatcher(
+        strategy.dispatcher,
+        ExpertPlacement.contiguous(model.moe.n_routed, degrees.ep),
+        ep.rank,
+        Among(comm, ep.group, CommKind.ep),
+        among_tp if degrees.etp > 1 else None,
+    )
+    sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()
+    return Surroundings(dispatcher, ep.rank, sum_over_data_ranks, sequence)
+
+
+def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMesh]:
+    """Over which ranks FSDP2 shards dense weights, and routed experts."""
+    degrees = layout.degrees
+    dense_names = ("dp_replicate", "dp_shard") if degrees.dp_replicate > 1 else ("dp_shard",)
+    dense = layout.dense.mesh(dense_names, device_type)
+    if degrees.tp == degrees.ep == 1:
+        return dense, dense
+    names = ("copies", "efsdp") if degrees.expert_copies > 1 else ("efsdp",)
+    return dense, layout.experts.mesh(names, device_type)
+
+
+def _lay_gradients(
+    stages: Mapping[StageKey, Transformer],
+    splits: Mapping[str, Split],
+    strategy: StrategyConfig,
+    overlap: OverlapConfig,
+    precision: PrecisionConfig,
+    layout: Layout,
+    schedule: Schedule,
+    comm: Communicator,
+) -> tuple[dict[str, Owned], GradientSync]:
+    """For each parameter: what of it this rank owns, and over which ranks its gradient is summed.
+
+    A parameter is held by the ranks that differ from this one only in dimensions that do not cut it. Of these, the
+    ranks of FSDP2's mesh share its gradient out among them; over all others it is summed.
+    """
+    sharding = strategy.reduction is Reduction.shard
+    degrees = layout.degrees
+    copied = ("mirror",) if sharding else ("mirror", "dp_replicate", "dp_shard")
+    copied_experts = ("mirror",) if sharding else ("mirror", "copies", "efsdp")
+    # Made by all ranks in this order, whether their stages have such parameters or not.
+    sums = {
+        "experts": layout.experts.axis(*copied_experts),
+        "split": layout.dense.axis(*copied),
+        "whole": layout.dense.axis(*copied, "tp"),
+    }
+    n_shards = {
+        "experts": degrees.efsdp if sharding else 1,
+        "split": degrees.dp_shard if sharding else 1,
+        "whole": degrees.dp_shard if sharding else 1,
+    }
+    n_holders = {
+        "experts": (2 if degrees.paired else 1) * degrees.expert_copies * degrees.efsdp,
+        "split": (2 if degrees.paired else 1) * degrees.dp,
+        "whole": (2 if degrees.paired else 1) * degrees.dp * degrees.tp,
+    }
+
+    def kind(name: str) -> str:
+        if ".experts.routed." in name:
+            return "experts"
+        return "split" if name in splits else "whole"
+
+    named = {key: dict(stage.named_parameters()) for key, stage in stages.items()}
+    reduced = {key: {n: (p, sums[kind(n)]) for n, p in parameters.items()} for key, parameters in named.items()}
+    bucket_bytes = int(overlap.bucket_mib * 2**20)
+    # Where weight gradients are made apart, or two chains share a group, buckets may fill in different orders.
+    behind_backward = overlap.grad_reduce and not schedule.splits_backward and schedule.n_chains == 1
+    if strategy.reduction is Reduction.shard_optimizer:
+        sharded = ShardedOptimizer(
+            reduced,
+            splits,
+            {n: n_holders[kind(n)] for parameters in named.values() for n in parameters},
+            precision,
+            comm,
+            bucket_bytes,
+            behind_backward,
+        )
+        return sharded.owned, sharded
+    owned = {
+        name: own(parameter, splits.get(name), n_holders[kind(name)] // n_shards[kind(name)])
+        for parameters in named.values()
+        for name, parameter in parameters.items()
+    }
+    if sharding:
+        beyond = {name: sums[kind(name)] for name in owned}
+        return owned, ShardedGradients(stages, owned, beyond, comm, schedule.splits_backward)
+    return owned, GradientReducer(reduced, comm, bucket_bytes, overlap=behind_backward)

@@ -21,6 +21,9 @@ from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import function_values, word
 from parallel.comm import Communicator
+from parallel.engine import NativeEngine
+from parallel.mesh import Degrees
+from parallel.owned import masters
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import Launch, World, choose_device
 from train.batch import BatchMaker
@@ -31,6 +34,7 @@ from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, fail, refuse
 from train.init_from import CheckpointWeights, Weights, find_weights
+from train.logical_state import model_state
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
 from train.metrics.summary import Attempt
@@ -128,10 +132,9 @@ def _train(job: Accepted, world: World, started: float) -> None:
     config, comm = job.config, Communicator()
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
     folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
-    parallel = parallelize(
-        config.model, config.strategy, config.overlap, config.precision, world, comm, config.train.seed
-    )
-    optimizer = build_optimizer(list(parallel.parameters.values()), config.optim)
+    parallel = lay_out(config, world, comm)
+    optimizer = build_optimizer(masters(parallel.owned), config.optim)
+    engine = NativeEngine(parallel, optimizer, comm, config.precision.compute.torch)
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)
     progress = store.resume(parallel, optimizer)
     if progress.step == config.train.steps and (finished := finished_summary(folder, progress.step)):
@@ -140,7 +143,8 @@ def _train(job: Accepted, world: World, started: float) -> None:
             finished.print()
         return
     if job.init_from and progress.step == 0:
-        job.init_from.load(parallel.model)
+        job.init_from.load(model_state(parallel.stages.values(), parallel.shard_of))
+        parallel.gradients.publish()
 
     attempt = _describe_attempt(config, world, progress.step)
     report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
@@ -150,10 +154,11 @@ def _train(job: Accepted, world: World, started: float) -> None:
         optim=config.optim,
         checkpoint=config.checkpoint,
         parallel=parallel,
+        optimizer=optimizer,
         step=OptimizerStep(
-            parallel,
-            optimizer,
+            engine,
             comm,
+            parallel.data,
             _batch_maker(job),
             config.train.global_batch_size,
             config.optim.clip_norm,
@@ -172,6 +177,22 @@ def _train(job: Accepted, world: World, started: float) -> None:
         trainer.run(progress)
     if report:
         report.summarise()
+
+
+def lay_out(config: JobConfig, world: World, comm: Communicator) -> ParallelModel:
+    """The model of `config` over `world`."""
+    degrees = Degrees.resolve(config.strategy, world.size)
+    return parallelize(
+        config.model,
+        config.strategy,
+        config.overlap,
+        config.precision,
+        world,
+        comm,
+        config.train.seed,
+        n_micro_batches=config.train.micro_batches(degrees.dp, degrees.pp),
+        sequence_length=config.data.sequence_length,
+    )
 
 
 def _batch_maker(job: Accepted) -> BatchMaker:
@@ -205,9 +226,9 @@ def _open_loader(job: Accepted, parallel: ParallelModel, world: World, start_ste
     return BatchLoader(
         stream=job.corpus.train,
         global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch(parallel.degrees.dp),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.degrees.dp,
+        micro_batch_size=train.micro_batch(parallel.data.size, parallel.layout.degrees.pp),
+        dp_rank=parallel.data.rank,
+        dp_size=parallel.data.size,
         start_step=start_step,
         prefetch=job.config.overlap.data,
         device=world.device,

@@ -4,20 +4,12 @@ B sequences, S tokens of context; a sample holds S + 1.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from models.head import IGNORED
-
-
-class Batch(NamedTuple):
-    """The arguments of `Transformer.forward`."""
-
-    tokens_BS: Tensor
-    targets_BS: Tensor
-    documents_BS: Tensor | None
+from models.transformer import Batch
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from models.config import ConfigError
+from models.initialise import Shard
 from parallel.comm import Communicator
 from parallel.parallelize import ParallelModel
-from train.logical_state import model_state, optimizer_state
+from train.checkpoint_planner import ShardLoadPlanner, ShardSavePlanner
+from train.logical_state import full_state
 
 FORMAT = 1
 PROGRESS_FILE = "progress.json"
@@ -59,9 +60,13 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._comm.barrier()
-        state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
+        state = full_state(parallel, optimizer)
         try:
-            dcp.save(state, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+            dcp.save(
+                state,
+                storage_writer=dcp.FileSystemWriter(temporary, sync_files=True),
+                planner=ShardSavePlanner(),
+            )
         except CheckpointException as error:
             raise ConfigError(f"{final} cannot be written ({_first_failure(error)}): make room there") from error
         if self._rank == 0:
@@ -85,8 +90,9 @@ class CheckpointStore:
         if newest is None:
             return Progress(step=0, tokens=0)
         progress = read_progress(newest)
-        state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
+        state = full_state(parallel, optimizer)
         load_tensors(state, newest)
+        parallel.gradients.publish()
         for moments in optimizer.state.values():
             moments["step"].fill_(progress.step)
         return progress
@@ -98,7 +104,7 @@ class CheckpointStore:
             shutil.rmtree(doomed, ignore_errors=True)  # what a network file system holds on to goes at the next resume
 
 
-def load_tensors(state: dict[str, Tensor], checkpoint: Path, alone: bool = False) -> None:
+def load_tensors(state: dict[str, Shard], checkpoint: Path, alone: bool = False) -> None:
     """Fill `state`, tensors by logical name, from `checkpoint`. Called by all ranks together, or by one `alone`.
 
     Raises:
@@ -108,7 +114,7 @@ def load_tensors(state: dict[str, Tensor], checkpoint: Path, alone: bool = False
         with warnings.catch_warnings():
             if alone:
                 warnings.simplefilter("ignore")  # "torch.distributed is uninitialized": so it is
-            dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=alone)
+            dcp.load(state, storage_reader=dcp.FileSystemReader(checkpoint), planner=ShardLoadPlanner(), no_dist=alone)
     except CheckpointException as error:
         raise ConfigError(
             f"{checkpoint} is damaged ({_first_failure(error)}): move it away, or name another step-… folder"

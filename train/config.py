@@ -61,8 +61,8 @@ class TrainConfig:
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ConfigError(f"train.micro_batch_size={self.micro_batch_size}: set it to at least 1, or null")
 
-    def micro_batch(self, dp: int) -> int:
-        """Sequences per forward on each of `dp` data-parallel ranks.
+    def micro_batch(self, dp: int, pp: int = 1) -> int:
+        """Sequences per forward on each of `dp` data-parallel ranks, in a pipeline of `pp` ranks.
 
         Raises:
             ConfigError: if the global batch does not divide.
@@ -74,6 +74,16 @@ class TrainConfig:
                 f"set it to a multiple of {dp}, as {(share + 1) * dp}"
             )
         micro = self.micro_batch_size or share
+        if self.micro_batch_size is None and pp > 1:
+            # At least two a rank fill every schedule, and a multiple of the ranks suits those that go in rounds.
+            counts = [n for n in range(2 * pp, share + 1, pp) if share % n == 0 and n % 2 == 0]
+            if not counts:
+                raise ConfigError(
+                    f"train.global_batch_size={self.global_batch_size} gives each of {dp} data-parallel ranks {share} "
+                    f"sequences, and a pipeline of {pp} ranks wants {2 * pp} micro-batches or more: set it to a "
+                    f"multiple of {2 * pp * dp}, or set train.micro_batch_size"
+                )
+            micro = share // counts[0]
         if share % micro:
             raise ConfigError(
                 f"train.micro_batch_size={micro} does not divide the {share} sequences of a rank "
@@ -82,7 +92,11 @@ class TrainConfig:
             )
         return micro
 
-    def eval_micro_batch(self, dp: int) -> int:
+    def micro_batches(self, dp: int, pp: int = 1) -> int:
+        """Micro-batches of a step on each rank; raises as `micro_batch`."""
+        return self.global_batch_size // dp // self.micro_batch(dp, pp)
+
+    def eval_micro_batch(self, dp: int, pp: int = 1) -> int:
         """Sequences per evaluation forward on each of `dp` ranks: as many as in training, or fewer that divide.
 
         Raises:
@@ -94,7 +108,7 @@ class TrainConfig:
                 f"train.eval_sequences={self.eval_sequences} is not divisible by {dp} data-parallel ranks: "
                 f"set it to a multiple of {dp}, as {(share + 1) * dp}"
             )
-        return next((n for n in range(min(self.micro_batch(dp), share), 0, -1) if share % n == 0), 1)
+        return next((n for n in range(min(self.micro_batch(dp, pp), share), 0, -1) if share % n == 0), 1)
 
 
 @dataclass

@@ -1,18 +1,22 @@
 """Loss on held-out text."""
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from parallel.comm import CommKind, Communicator
-from parallel.parallelize import ParallelModel
+from parallel.engine import Engine
+from parallel.mesh import Axis
 from train.batch import BatchMaker
 from train.data.loader import heldout_batches
 from train.data.source import SampleStream
 
+AT_ONCE = 16
+"""Micro-batches that go through a pipeline together; more would only keep more tokens in memory."""
 
-@torch.no_grad()
+
 def evaluate(
-    parallel: ParallelModel,
+    engine: Engine,
+    data: Axis,
+    counts_targets: bool,
     heldout: SampleStream,
     make_batch: BatchMaker,
     n_sequences: int,
@@ -22,19 +26,14 @@ def evaluate(
 ) -> float:
     """Mean cross-entropy, nats per target, of the first `n_sequences` of `heldout`: the same ones in every layout.
 
-    Called by all ranks together.
+    Called by all ranks together; of those that see the same data, `counts_targets` is true on one.
     """
-    parallel.model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, targets
-    for tokens_BS in heldout_batches(
-        heldout, n_sequences, micro_batch_size, parallel.dp_rank, parallel.degrees.dp, device
-    ):
-        loss_sum = parallel.model(*make_batch(tokens_BS)).cross_entropy_sum
-        totals += torch.stack((loss_sum.double(), make_batch.count_targets(tokens_BS).double()))
-    parallel.model.train()
-    for module in parallel.model.modules():
-        if isinstance(module, FSDPModule):
-            # No backward comes that would do it, and parameters left gathered would be memory held for nothing.
-            module.reshard()
-    loss_sum, n_targets = comm.all_reduce(totals, parallel.dp_group, CommKind.control).tolist()
+    tokens = list(heldout_batches(heldout, n_sequences, micro_batch_size, data.rank, data.size, device))
+    for first in range(0, len(tokens), AT_ONCE):
+        group = tokens[first : first + AT_ONCE]
+        totals[0] += engine.cross_entropy_sum([make_batch(tokens_BS) for tokens_BS in group])
+        if counts_targets:
+            totals[1] += sum(make_batch.count_targets(tokens_BS) for tokens_BS in group)
+    loss_sum, n_targets = comm.all_reduce(totals, None, CommKind.control).tolist()
     return loss_sum / max(n_targets, 1)

@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from models.config import ConfigError, ModelConfig
+from models.initialise import Shard
 from models.transformer import Transformer
 from train.checkpoint import PROGRESS_FILE, load_tensors, newest_checkpoint, read_progress
 from train.logical_state import model_state
@@ -26,8 +27,8 @@ from train.published_weights import CONFIG_FILE, PublishedWeights
 class Weights(Protocol):
     """Weights that were found to fit."""
 
-    def load(self, model: Transformer) -> None:
-        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together."""
+    def load(self, state: dict[str, Shard]) -> None:
+        """Fill the parameters and buffers of `state`, by logical name, of any layout. Called by all ranks together."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,13 @@ class CheckpointWeights:
                 )
         return cls(checkpoint, stored)
 
-    def load(self, model: Transformer) -> None:
-        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together.
+    def load(self, state: dict[str, Shard]) -> None:
+        """Fill the parameters and buffers of `state`, by logical name, of any layout. Called by all ranks together.
 
         Raises:
             ConfigError: on every rank, if a file of it is gone or broken.
         """
-        load_tensors(model_state(model), self.checkpoint)
+        load_tensors(state, self.checkpoint)
 
 
 def find_weights(init_from: str, config: ModelConfig) -> Weights:
@@ -110,4 +111,5 @@ def find_checkpoint(folder: Path) -> Path | None:
 def wanted_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
     """All of a model's tensors by logical name, without storage."""
     with torch.device("meta"):
-        return model_state(Transformer(config, torch.float32))
+        state = model_state([Transformer(config, torch.float32)])
+    return {name: shard.local for name, shard in state.items()}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.optim import Optimizer
 
 from parallel.comm import Communicator
 from parallel.parallelize import ParallelModel
@@ -25,6 +26,7 @@ class Trainer:
     optim: OptimConfig
     checkpoint: CheckpointConfig
     parallel: ParallelModel
+    optimizer: Optimizer
     step: OptimizerStep
     loader: BatchLoader
     heldout: SampleStream
@@ -60,7 +62,7 @@ class Trainer:
                     self.report.log(row)
             if saving:
                 with self.throughput.paused():
-                    self.store.save(self.parallel, self.step.optimizer, progress, self.checkpoint.keep)
+                    self.store.save(self.parallel, self.optimizer, progress, self.checkpoint.keep)
 
     def measure(self, progress: Progress, rate: float, result: StepResult) -> dict[str, float]:
         """The step's row of metrics. Reading the loss waits for the device: here a window of steps ends."""
@@ -75,19 +77,27 @@ class Trainer:
         load_LE = result.counts.chosen_LE
         if load_LE.numel():
             row["moe/load_max_over_mean"] = (load_LE.amax(-1) / load_LE.mean(-1)).mean().item()
-            if self.parallel.model.config.moe.capacity_factor is not None:
+            if self.parallel.config.moe.capacity_factor is not None:
                 row["moe/dropped_fraction"] = (result.counts.dropped_LE.sum() / load_LE.sum()).item()
-            if self.parallel.model.config.moe.has_router_loss:
+            if self.parallel.config.moe.has_router_loss:
                 row["train/router_loss"] = result.router_loss.item()
         row["mem/peak_gib"] = peak_memory_gib(self.device)
         return row
 
     def evaluate(self) -> float:
         """Held-out loss, nats per token."""
-        micro_batch = self.train.eval_micro_batch(self.parallel.degrees.dp)
+        micro_batch = self.train.eval_micro_batch(self.parallel.data.size, self.parallel.layout.degrees.pp)
         sequences = self.train.eval_sequences
         return evaluate(
-            self.parallel, self.heldout, self.step.make_batch, sequences, micro_batch, self.comm, self.device
+            self.step.engine,
+            self.parallel.data,
+            self.parallel.counts_data,
+            self.heldout,
+            self.step.make_batch,
+            sequences,
+            micro_batch,
+            self.comm,
+            self.device,
         )
 
 

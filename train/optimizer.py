@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from train.config import OptimConfig, Schedule
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> AdamW:
     """AdamW over `parameters`, its moments allocated at once: a resume fills them before the first step."""
-    # Every weight matrix decays, norms' vectors do not. A DTensor's dim() is that of the whole, so layouts agree.
+    # Every weight matrix decays, norms' vectors do not. A part has as many dimensions as the whole, so layouts agree.
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
@@ -46,9 +46,3 @@ def learning_rate(optim: OptimConfig, step: int, total_steps: int) -> float:
             decay_steps = max(1, round(optim.decay_fraction * total_steps))
             left = min(1.0, max(0, total_steps - step) / decay_steps)
             return floor + (optim.lr - floor) * left
-
-
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Use `rate` for the next step, in every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate

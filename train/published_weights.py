@@ -19,9 +19,6 @@ from models.config import ConfigError, ModelConfig
 from models.hf import PublishedNames, PublishedTensor
 from models.hf_config import check_same_function, rope_interleaved
 from models.initialise import Shard
-from models.transformer import Transformer
-from parallel.torch_internals import shard_of
-from train.logical_state import model_state
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -69,13 +66,13 @@ class PublishedWeights:
         return cls(names, {name: headers[name].file for name in known})
 
     @torch.no_grad()
-    def load(self, model: Transformer) -> None:
-        """Fill `model`'s parameters and buffers, of any layout. Called by all ranks together."""
+    def load(self, state: dict[str, Shard]) -> None:
+        """Fill the parameters and buffers of `state`, by logical name, of any layout. Called by all ranks together."""
         from safetensors import safe_open
 
         parts: dict[Path, list[tuple[PublishedTensor, Shard]]] = {}
-        for name, tensor in model_state(model).items():
-            there, shard = self.names.find(name.removeprefix("model.")), shard_of(tensor)
+        for name, shard in state.items():
+            there = self.names.find(name.removeprefix("model."))
             if there is None:
                 shard.local.zero_()
             elif shard.local.numel():

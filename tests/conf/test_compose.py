@@ -32,7 +32,8 @@ def test_the_default_job_runs_on_two_ranks() -> None:
 def test_every_option_runs_and_is_called_by_its_file(group: str, option: str) -> None:
     assert getattr(getattr(compose([f"{group}={option}"]).config, group), "name", option) == option
     needed = NEEDED.get(option, []) if group == "data" else []
-    validate(compose([f"{group}={option}", *needed]).config, 1 if option == "single" else 2)
+    ranks = {"single": 1, "pp_tp": 4, "pp_fsdp": 4, "pp_fsdp_ep": 4, "pp_fsdp_tp_ep": 8}
+    validate(compose([f"{group}={option}", *needed]).config, ranks.get(option, 2))
 
 
 def test_a_list_of_parts_is_typed_prints_and_reads_back(tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 weights. The reference is the same function on one rank."""
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from models.config import AttentionConfig, AttentionKind, ModelConfig, MoEConfig, ScoreFunction
-from parallel.comm import CommKind, Communicator
+from models.initialise import Shard
+from parallel.comm import CommKind, Communicator, Issued
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
+from parallel.engine import NativeEngine
+from parallel.mesh import Degrees
+from parallel.owned import masters
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import World
 from train.batch import BatchMaker
@@ -58,10 +62,11 @@ DOCUMENTS = BatchMaker(separator=3, split_attention=True)
 FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
 FP32 = PrecisionConfig("fp32", Dtype.float32, Dtype.float32, Dtype.float32)
 BF16 = PrecisionConfig("bf16", Dtype.float32, Dtype.bfloat16, Dtype.float32)
-SINGLE = StrategyConfig("single", Reduction.none, 1, 1)
-DDP = StrategyConfig("ddp", Reduction.all_reduce, -1, 1)
-FSDP = StrategyConfig("fsdp", Reduction.shard, 1, -1)
-HSDP = StrategyConfig("hsdp", Reduction.shard, 2, -1)
+SINGLE = StrategyConfig("single", Reduction.none)
+DDP = StrategyConfig("ddp", Reduction.all_reduce, dp_replicate=-1)
+ZERO1 = StrategyConfig("zero1", Reduction.shard_optimizer, dp_replicate=-1)
+FSDP = StrategyConfig("fsdp", Reduction.shard, dp_shard=-1)
+HSDP = StrategyConfig("hsdp", Reduction.shard, dp_replicate=2, dp_shard=-1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,17 @@ class Layout:
     global_batch_size: int = 8
     micro_batch_size: int | None = None
     steps: int = 3
+    eval_sequences: int = 32
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
+
+
+class Piece(NamedTuple):
+    """A part of an array."""
+
+    array: np.ndarray
+    shape: tuple[int, ...]
+    """Of the whole."""
+    offset: tuple[int, ...]
 
 
 @dataclass
@@ -88,45 +103,73 @@ class Outcome:
     dropped: list[float]
     """Pairs beyond an expert's capacity, of all ranks and layers, by step."""
     grad_norms: list[float]
-    first_gradients: dict[str, np.ndarray]
-    weights: dict[str, np.ndarray]
+    first_gradients: dict[str, Piece]
+    weights: dict[str, Piece]
     calls: dict[tuple[CommKind, str], int]
     """Collectives of ours over all steps."""
+    issued: dict[Issued, int]
+    """The same with group and bytes."""
     waits: dict[CommKind, int]
     """Those that were waited for, by kind."""
+
+
+def lay_out(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> tuple[ParallelModel, TrainConfig]:
+    """Its model over the running process group."""
+    train = TrainConfig(
+        global_batch_size=layout.global_batch_size,
+        micro_batch_size=layout.micro_batch_size,
+        eval_sequences=layout.eval_sequences,
+    )
+    degrees = Degrees.resolve(layout.strategy, world.size)
+    parallel = parallelize(
+        layout.model,
+        layout.strategy,
+        layout.overlap,
+        layout.precision,
+        world,
+        comm,
+        seed=seed,
+        n_micro_batches=train.micro_batches(degrees.dp, degrees.pp),
+        sequence_length=layout.model.max_sequence_length,
+    )
+    return parallel, train
 
 
 def run_layout(layout: Layout) -> Outcome:
     """Train `layout` on synthetic tokens over the running process group."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     world, comm = World(rank, size, torch.device("cpu")), Communicator()
-    parallel = parallelize(layout.model, layout.strategy, layout.overlap, layout.precision, world, comm, seed=1)
-    train = TrainConfig(global_batch_size=layout.global_batch_size, micro_batch_size=layout.micro_batch_size)
+    parallel, train = lay_out(layout, world, comm)
+    data, pp = parallel.data, parallel.layout.degrees.pp
     corpus = open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
     loader = BatchLoader(
         stream=corpus.train,
         global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch(parallel.degrees.dp),
-        dp_rank=parallel.dp_rank,
-        dp_size=parallel.degrees.dp,
+        micro_batch_size=train.micro_batch(data.size, pp),
+        dp_rank=data.rank,
+        dp_size=data.size,
         start_step=0,
         prefetch=0,
         device=world.device,
     )
-    optimizer = build_optimizer(list(parallel.parameters.values()), OptimConfig())
-    step = OptimizerStep(parallel, optimizer, comm, layout.batching, train.global_batch_size, clip_norm=1.0)
-    micro_batch = train.eval_micro_batch(parallel.degrees.dp)
+    optimizer = build_optimizer(masters(parallel.owned), OptimConfig())
+    engine = NativeEngine(parallel, optimizer, comm, layout.precision.compute.torch)
+    step = OptimizerStep(engine, comm, data, layout.batching, train.global_batch_size, clip_norm=1.0)
     results: list[StepResult] = []
     evals: list[float] = []
+    comm.issued.clear()
     for index in range(layout.steps):
         results.append(step(next(loader), rate=1e-2))
         if index == 0:
-            first_gradients = {name: whole(p.grad) for name, p in parallel.parameters.items() if p.grad is not None}
+            first_gradients = gradients_of(parallel)
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
         if index % 2 == 0:
-            sequences = train.eval_sequences
+            sequences, micro_batch = train.eval_sequences, train.eval_micro_batch(data.size, pp)
+            counts = parallel.counts_data
             evals.append(
-                evaluate(parallel, corpus.heldout, layout.batching, sequences, micro_batch, comm, world.device)
+                evaluate(
+                    engine, data, counts, corpus.heldout, layout.batching, sequences, micro_batch, comm, world.device
+                )
             )
     return Outcome(
         losses=[result.loss.item() for result in results],
@@ -135,34 +178,56 @@ def run_layout(layout: Layout) -> Outcome:
         dropped=[result.counts.dropped_LE.sum().item() for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
-        weights=whole_state(parallel),
+        weights=pieces(model_state(parallel.stages.values(), parallel.shard_of)),
         calls=dict(comm.calls),
+        issued=dict(comm.issued),
         waits=dict(comm.waits),
     )
 
 
-def whole(tensor: Tensor) -> np.ndarray:
-    """All of a tensor, sharded or not, as an array (a copy)."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().numpy().copy()
+def gradients_of(parallel: ParallelModel) -> dict[str, Piece]:
+    """This rank's part of every gradient, clipped, by logical name."""
+
+    def gradient_shard(name: str, tensor: Tensor) -> Shard:
+        owned = parallel.owned.get(name)
+        if owned is None or owned.master.grad is None:
+            return Shard(tensor, tuple(tensor.shape), (0,) * tensor.dim())
+        return Shard(owned.master.grad, owned.shard.global_shape, owned.shard.offset)
+
+    state = pieces(model_state(parallel.stages.values(), gradient_shard))
+    return {name: piece for name, piece in state.items() if not name.endswith("expert_bias_E")}
 
 
-def whole_state(parallel: ParallelModel) -> dict[str, np.ndarray]:
-    """This rank's view of every parameter and buffer by logical name; sharded experts are only with their owners."""
-    return {name: whole(tensor) for name, tensor in model_state(parallel.model).items()}
+def pieces(state: dict[str, Shard]) -> dict[str, Piece]:
+    """Copies, as arrays, with where each lies in the whole."""
+    return {
+        name: Piece(shard.local.detach().numpy().copy(), tuple(shard.global_shape), tuple(shard.offset))
+        for name, shard in state.items()
+    }
 
 
 def merged(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
     """The weights of all ranks."""
-    return merged_arrays([outcome.weights for outcome in outcomes])
+    return merged_pieces([outcome.weights for outcome in outcomes])
 
 
-def merged_arrays(by_rank: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One dictionary of all ranks'; where two hold the same name they must agree to the bit."""
-    all_of_them: dict[str, np.ndarray] = {}
-    for arrays in by_rank:
-        for name, array in arrays.items():
-            if name in all_of_them:
-                np.testing.assert_array_equal(all_of_them[name], array, err_msg=name)
-            all_of_them[name] = array
-    return all_of_them
+def merged_gradients(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
+    """The first step's gradients of all ranks."""
+    return merged_pieces([outcome.first_gradients for outcome in outcomes])
+
+
+def merged_pieces(by_rank: list[dict[str, Piece]]) -> dict[str, np.ndarray]:
+    """Whole arrays from all ranks' parts. Every element must be there; of two ranks that hold it, to the bit alike."""
+    wholes: dict[str, np.ndarray] = {}
+    filled: dict[str, np.ndarray] = {}
+    for parts in by_rank:
+        for name, piece in parts.items():
+            whole = wholes.setdefault(name, np.zeros(piece.shape, piece.array.dtype))
+            there = filled.setdefault(name, np.zeros(piece.shape, bool))
+            box = tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.array.shape, strict=True))
+            known = there[box]
+            np.testing.assert_array_equal(whole[box][known], piece.array[known], err_msg=name)
+            whole[box], there[box] = piece.array, True
+    for name, there in filled.items():
+        assert there.all(), f"no rank has all of {name}"
+    return wholes

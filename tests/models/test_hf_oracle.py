@@ -180,7 +180,8 @@ def random_model(config: ModelConfig, seed: int, dtype: torch.dtype) -> Transfor
 def copy_weights(ours: Transformer, theirs: nn.Module, names: PublishedNames) -> None:
     """Fill every tensor of `theirs` with ours; either having one that the other lacks is an error."""
     wanted = published_tensors(theirs, lambda tensor: tensor.detach())
-    for name, tensor in model_state(ours).items():
+    for name, shard in model_state([ours]).items():
+        tensor = shard.local
         if there := names.find(name.removeprefix("model.")):
             wanted.pop(there.name).copy_(there.to_theirs(tensor))
         else:
@@ -197,7 +198,8 @@ def gradient_difference(ours: Transformer, theirs: nn.Module, names: PublishedNa
             holder.get_parameter(name).copy_(parameter.grad)
     wanted = published_tensors(theirs, lambda tensor: tensor.grad)
     worst = 0.0
-    for name, gradient in model_state(holder).items():
+    for name, shard in model_state([holder]).items():
+        gradient = shard.local
         there = names.find(name.removeprefix("model."))
         if there is None or name.endswith("expert_bias_E"):
             continue

@@ -5,53 +5,63 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.layout_run import DDP, FP64, FSDP, HSDP, MODEL, SINGLE, merged_arrays, whole
+from harness.layout_run import DDP, FSDP, HSDP, SINGLE, ZERO1, Layout, Piece, lay_out, merged_pieces, pieces
 from harness.worker_pool import WorkerFailure, WorkerPool
 
 from parallel.comm import Communicator
-from parallel.config import OverlapConfig, StrategyConfig
-from parallel.parallelize import ParallelModel, parallelize
+from parallel.config import Reduction, StrategyConfig
+from parallel.owned import masters
+from parallel.parallelize import ParallelModel
+from parallel.pipeline.schedules import ScheduleName
 from parallel.world import World
 from train.checkpoint import CheckpointStore, Progress, committed, newest_checkpoint
 from train.config import OptimConfig
-from train.logical_state import model_state, optimizer_state
+from train.logical_state import full_state
 from train.optimizer import build_optimizer
 
 
 def build(strategy: StrategyConfig, seed: int) -> tuple[ParallelModel, torch.optim.Optimizer, Communicator]:
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
     comm = Communicator()
-    parallel = parallelize(MODEL, strategy, OverlapConfig(), FP64, world, comm, seed)
-    return parallel, build_optimizer(list(parallel.parameters.values()), OptimConfig()), comm
+    parallel, _ = lay_out(Layout(strategy, global_batch_size=24), world, comm, seed)
+    return parallel, build_optimizer(masters(parallel.owned), OptimConfig()), comm
 
 
-def arrays(parallel: ParallelModel, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-    state = model_state(parallel.model) | optimizer_state(parallel, optimizer)
-    return {name: whole(tensor) for name, tensor in state.items()}
+def arrays(parallel: ParallelModel, optimizer: torch.optim.Optimizer) -> dict[str, Piece]:
+    return pieces(full_state(parallel, optimizer))
 
 
-def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -> dict[str, np.ndarray]:
+def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -> dict[str, Piece]:
     """Save a state that differs in every tensor, and tell what it was."""
     parallel, optimizer, comm = build(strategy, seed=step)
-    for name, buffer in parallel.model.named_buffers():
+    for name, buffer in named_buffers(parallel):
         if name.endswith("expert_bias_E"):
             buffer += torch.arange(len(buffer)) + step
-    for parameter in parallel.parameters.values():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        state = optimizer.state[parameter]
+    for part in parallel.owned.values():
         for moment, factor in (("exp_avg", 2.0), ("exp_avg_sq", 3.0)):
-            moment_local = state[moment].to_local() if hasattr(state[moment], "to_local") else state[moment]
-            moment_local.copy_(local.detach() * factor)
+            optimizer.state[part.master][moment].copy_(part.master.detach() * factor)
     store = CheckpointStore(folder, comm, torch.distributed.get_rank())
     store.save(parallel, optimizer, Progress(step, 100 * step), keep)
     return arrays(parallel, optimizer)
 
 
-def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, np.ndarray], set[float]]:
+def named_buffers(parallel: ParallelModel) -> list[tuple[str, torch.Tensor]]:
+    return [named for stage in parallel.stages.values() for named in stage.named_buffers()]
+
+
+def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, Piece], set[float]]:
     parallel, optimizer, comm = build(strategy, seed=99)
     store = CheckpointStore(folder, comm, torch.distributed.get_rank())
     progress = store.resume(parallel, optimizer)
     return progress, arrays(parallel, optimizer), {state["step"].item() for state in optimizer.state.values()}
+
+
+EP = StrategyConfig("ep", Reduction.all_reduce, dp_replicate=-1, ep=-1)
+FSDP_EP = StrategyConfig("fsdp_ep", Reduction.shard, dp_shard=-1, ep=2)
+TP = StrategyConfig("tp", tp=-1)
+ETP = StrategyConfig("etp", tp=2, etp=2)
+PP_FSDP = StrategyConfig("pp_fsdp", Reduction.shard, pp=2, dp_shard=-1)
+DUALPIPE = StrategyConfig("dualpipe", pp=2, schedule=ScheduleName.dualpipe)
 
 
 @pytest.mark.parametrize(
@@ -64,15 +74,23 @@ def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, 
         (DDP, FSDP, (2, 2)),
         (HSDP, SINGLE, (4, 1)),
         (SINGLE, HSDP, (1, 4)),
+        (FSDP, ZERO1, (2, 4)),
+        (ZERO1, SINGLE, (2, 1)),
+        (EP, FSDP, (3, 2)),
+        (FSDP, FSDP_EP, (2, 4)),
+        (FSDP_EP, TP, (4, 2)),
+        (ETP, PP_FSDP, (2, 4)),
+        (DUALPIPE, EP, (2, 2)),
+        (TP, DUALPIPE, (2, 2)),
     ],
     ids=lambda v: v.name if isinstance(v, StrategyConfig) else "x".join(map(str, v)),
 )
 def test_any_layout_reads_any_other(
     saver: StrategyConfig, loader: StrategyConfig, ranks: tuple[int, int], pool: WorkerPool, tmp_path: Path
 ) -> None:
-    saved = merged_arrays(pool.run(ranks[0], save, saver, tmp_path))
+    saved = merged_pieces(pool.run(ranks[0], save, saver, tmp_path))
     outcomes = pool.run(ranks[1], resume, loader, tmp_path)
-    loaded = merged_arrays([outcome[1] for outcome in outcomes])
+    loaded = merged_pieces([outcome[1] for outcome in outcomes])
     assert loaded.keys() == saved.keys()
     for name, array in saved.items():
         np.testing.assert_array_equal(loaded[name], array, err_msg=name)

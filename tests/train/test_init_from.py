@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.layout_run import DDP, FP32, FSDP, HSDP, MODEL, SINGLE, merged_arrays, whole_state
+from harness.layout_run import DDP, FP32, FSDP, HSDP, MODEL, SINGLE, Layout, Piece, lay_out, merged_pieces, pieces
 from harness.run_record import RunRecord
 from harness.torchrun import alone
 from harness.worker_pool import WorkerPool
@@ -22,12 +22,13 @@ from models.config import AttentionKind, ConfigError, ModelConfig
 from models.hf import PublishedNames
 from models.hf_config import write_config
 from parallel.comm import Communicator
-from parallel.config import OverlapConfig, StrategyConfig
-from parallel.parallelize import parallelize
+from parallel.config import StrategyConfig
+from parallel.parallelize import ParallelModel
 from parallel.world import World
 from tests.models.test_hf_oracle import GLM, V2, V3, attention, published_tensors
-from tests.train.test_checkpoint import arrays, build, save
+from tests.train.test_checkpoint import arrays, build, named_buffers, save
 from train.init_from import find_weights, wanted_tensors
+from train.logical_state import model_state
 
 INDEX = "model.safetensors.index.json"
 
@@ -54,16 +55,21 @@ def test_a_run_starts_where_another_ended(
     assert line.endswith("was trained with model.moe.route_scale=1.0 model.attention.rope_theta=10000.0")
 
 
-def state_after_run(folder: Path) -> dict[str, np.ndarray]:
+def load(folder: Path, model: ModelConfig, parallel: ParallelModel) -> None:
+    find_weights(str(folder), model).load(model_state(parallel.stages.values(), parallel.shard_of))
+    parallel.gradients.publish()
+
+
+def state_after_run(folder: Path) -> dict[str, Piece]:
     parallel, optimizer, _ = build(FSDP, seed=5)
-    find_weights(str(folder), MODEL).load(parallel.model)
+    load(folder, MODEL, parallel)
     return arrays(parallel, optimizer)
 
 
 def test_a_runs_weights_and_nothing_else(pool: WorkerPool, tmp_path: Path) -> None:
-    (saved,) = pool.run(1, save, SINGLE, tmp_path / "checkpoints")
+    saved = merged_pieces(pool.run(1, save, SINGLE, tmp_path / "checkpoints"))
     for folder in (tmp_path, tmp_path / "checkpoints" / "step-00000007"):
-        loaded = merged_arrays(pool.run(2, state_after_run, folder))
+        loaded = merged_pieces(pool.run(2, state_after_run, folder))
         for name, array in loaded.items():
             np.testing.assert_array_equal(array, saved[name] if name.startswith("model.") else 0.0, err_msg=name)
 
@@ -105,14 +111,14 @@ def publish(model: ModelConfig, folder: Path, dtype: torch.dtype, shard_size: st
     theirs.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
 
 
-def state_after_published(folder: Path, model: ModelConfig, strategy: StrategyConfig) -> dict[str, np.ndarray]:
+def state_after_published(folder: Path, model: ModelConfig, strategy: StrategyConfig) -> dict[str, Piece]:
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
-    parallel = parallelize(model, strategy, OverlapConfig(), FP32, world, Communicator(), seed=5)
-    for name, buffer in parallel.model.named_buffers():
+    parallel, _ = lay_out(Layout(strategy, precision=FP32, model=model), world, Communicator(), seed=5)
+    for name, buffer in named_buffers(parallel):
         if name.endswith("expert_bias_E"):
             buffer += 1.0
-    find_weights(str(folder), model).load(parallel.model)
-    return whole_state(parallel)
+    load(folder, model, parallel)
+    return pieces(model_state(parallel.stages.values(), parallel.shard_of))
 
 
 def expected_state(folder: Path, model: ModelConfig, interleaved: bool) -> dict[str, np.ndarray]:
@@ -162,7 +168,7 @@ def test_every_rank_fills_what_it_holds(
     assert (tmp_path / INDEX).exists() == (shard_size == "20KB")
     expected = expected_state(tmp_path, model, interleaved=not changes)
     for strategy, ranks in layouts:
-        loaded = merged_arrays(pool.run(ranks, state_after_published, tmp_path, model, strategy))
+        loaded = merged_pieces(pool.run(ranks, state_after_published, tmp_path, model, strategy))
         assert loaded.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(loaded[name], array, err_msg=f"{strategy.name} {name}")

@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from harness.layout_run import DOCUMENTS, FP64, MODEL_ALL_OPTIONS, SINGLE
+from harness.layout_run import DOCUMENTS, MODEL_ALL_OPTIONS, Layout, lay_out
 from harness.worker_pool import WorkerPool
 from torch import Tensor
 
 from models.config import ModelConfig
 from models.head import IGNORED
+from models.transformer import Transformer
 from parallel.comm import Communicator
-from parallel.config import OverlapConfig
-from parallel.parallelize import ParallelModel, parallelize
+from parallel.engine import NativeEngine
+from parallel.owned import masters
+from parallel.parallelize import ParallelModel
 from parallel.world import World
 from train.config import OptimConfig
 from train.data.stream import InOrder
@@ -25,9 +27,27 @@ END = DOCUMENTS.separator
 S = MODEL_ALL_OPTIONS.max_sequence_length
 
 
-def build(model: ModelConfig) -> ParallelModel:
+def build(model: ModelConfig, micro_batch_size: int | None = None) -> ParallelModel:
     world = World(0, 1, torch.device("cpu"))
-    return parallelize(model, SINGLE, OverlapConfig(), FP64, world, Communicator(), seed=1)
+    parallel, _ = lay_out(Layout(model=model, micro_batch_size=micro_batch_size), world, Communicator())
+    return parallel
+
+
+def whole_model(parallel: ParallelModel) -> Transformer:
+    (stage,) = parallel.stages.values()
+    return stage
+
+
+def build_step(parallel: ParallelModel, n_sequences: int, clip_norm: float | None) -> OptimizerStep:
+    optimizer = build_optimizer(masters(parallel.owned), OptimConfig())
+    engine = NativeEngine(parallel, optimizer, Communicator(), torch.float64)
+    return OptimizerStep(engine, Communicator(), parallel.data, DOCUMENTS, n_sequences, clip_norm)
+
+
+def evaluate_all(parallel: ParallelModel, heldout: InOrder, n_sequences: int) -> float:
+    engine = build_step(parallel, n_sequences, None).engine
+    comm, cpu = Communicator(), torch.device("cpu")
+    return evaluate(engine, parallel.data, True, heldout, DOCUMENTS, n_sequences, 4, comm, cpu)
 
 
 def samples(*shape: int) -> Tensor:
@@ -37,7 +57,7 @@ def samples(*shape: int) -> Tensor:
 def objective(parallel: ParallelModel, tokens_MBS: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over all targets, and the routers' part as a mean over all tokens."""
     batches = [DOCUMENTS(tokens_BS) for tokens_BS in tokens_MBS]
-    terms = [parallel.model(*batch) for batch in batches]
+    terms = [whole_model(parallel)(*batch) for batch in batches]
     n_targets = sum((batch.targets_BS != IGNORED).sum() for batch in batches)
     n_tokens = tokens_MBS[..., 1:].numel()
     assert n_targets < n_tokens
@@ -45,20 +65,19 @@ def objective(parallel: ParallelModel, tokens_MBS: Tensor) -> tuple[Tensor, Tens
 
 
 def check_step() -> None:
-    parallel, tokens_MBS = build(MODEL_ALL_OPTIONS), samples(2, 4)
+    parallel, tokens_MBS = build(MODEL_ALL_OPTIONS, micro_batch_size=4), samples(2, 4)
     loss, router_loss = objective(parallel, tokens_MBS)
-    names, parameters = zip(*parallel.parameters.items(), strict=True)
+    names, parameters = zip(*whole_model(parallel).named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss + router_loss, parameters)
-    parallel.model.take_expert_counts()
-    step = OptimizerStep(parallel, build_optimizer(parameters, OptimConfig()), Communicator(), DOCUMENTS, 8, None)
-    result = step(tokens_MBS, rate=0.0)
+    whole_model(parallel).take_expert_counts()
+    result = build_step(parallel, 8, None)(tokens_MBS, rate=0.0)
     torch.testing.assert_close(result.loss, loss, rtol=0, atol=1e-13)
     torch.testing.assert_close(result.router_loss, router_loss, rtol=0, atol=1e-13)
     for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-13, msg=name)
     # The bias follows what was chosen, not what capacity left of it.
     assert result.counts.dropped_LE.sum() > 0
-    routers = [block.attention.router for block in parallel.model.layers.values() if block.attention.router]
+    routers = [block.attention.router for block in whole_model(parallel).layers.values() if block.attention.router]
     for router, chosen_E in zip(routers, result.counts.chosen_LE, strict=True):
         expected_E = MODEL_ALL_OPTIONS.moe.bias_update_rate * torch.sign(chosen_E.mean() - chosen_E)
         torch.testing.assert_close(router.expert_bias_E, expected_E, rtol=0, atol=1e-15)
@@ -66,11 +85,11 @@ def check_step() -> None:
 
 def check_router_losses_of_all_layers() -> None:
     tokens_BS = samples(4)
-    whole = build(MODEL_ALL_OPTIONS)
+    whole = whole_model(build(MODEL_ALL_OPTIONS))
     by_layer = []
-    for name, block in whole.model.layers.items():
+    for name, block in whole.layers.items():
         block.register_forward_hook(lambda module, args, output, name=name: by_layer.append((name, output[1])))
-    total = whole.model(*DOCUMENTS(tokens_BS)).router_loss_sum
+    total = whole(*DOCUMENTS(tokens_BS)).router_loss_sum
     parts = {name: loss for name, loss in by_layer if loss is not None}
     assert list(parts) == ["1", "2"]  # layer 0 is dense
     torch.testing.assert_close(total, sum(parts.values()), rtol=1e-15, atol=0)
@@ -79,7 +98,7 @@ def check_router_losses_of_all_layers() -> None:
 def check_evaluation() -> None:
     parallel, tokens_BS = build(MODEL_ALL_OPTIONS), samples(8)
     heldout = InOrder(TokenWindows([row.numpy() for row in tokens_BS], S, MODEL_ALL_OPTIONS.vocab_size, "these"))
-    got = evaluate(parallel, heldout, DOCUMENTS, 8, 4, Communicator(), torch.device("cpu"))
+    got = evaluate_all(parallel, heldout, 8)
     loss, _ = objective(parallel, tokens_BS.unsqueeze(0))
     assert got == pytest.approx(loss.item(), abs=1e-13)
 
@@ -87,13 +106,11 @@ def check_evaluation() -> None:
 def check_nothing_to_learn() -> None:
     parallel = build(replace(MODEL_ALL_OPTIONS, moe=replace(MODEL_ALL_OPTIONS.moe, z_loss_weight=0.0)))
     tokens_MBS = torch.full((1, 4, S + 1), END)
-    parameters = list(parallel.parameters.values())
-    step = OptimizerStep(parallel, build_optimizer(parameters, OptimConfig()), Communicator(), DOCUMENTS, 4, 1.0)
-    result = step(tokens_MBS, rate=0.0)
+    result = build_step(parallel, 4, 1.0)(tokens_MBS, rate=0.0)
     assert result.loss.item() == 0.0
     assert result.grad_norm.isfinite()
     heldout = InOrder(TokenWindows([tokens_MBS[0, 0].numpy()], S, MODEL_ALL_OPTIONS.vocab_size, "these"))
-    assert evaluate(parallel, heldout, DOCUMENTS, 4, 4, Communicator(), torch.device("cpu")) == 0.0
+    assert evaluate_all(parallel, heldout, 4) == 0.0
 
 
 @pytest.mark.parametrize(

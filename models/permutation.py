@@ -1,0 +1,122 @@
+"""Rows in another order: by slot, and back.
+
+Both directions are gathers, in forward and in backward: a scatter-add would sum with atomics on a GPU, in an order that
+changes from run to run.
+
+T tokens, K experts per token, N = T·K pairs or rows, D model width, E places.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.router import Routing
+
+
+class Sorted(NamedTuple):
+    """(token, expert) pairs in the order of their places; the pair (t, k) is number t·K + k."""
+
+    order_N: Tensor
+    """int64: the pair of each row, without those that have no place."""
+    inverse_N: Tensor
+    """int64: the row of each pair; just past the last one if it has none."""
+    ends_E: Tensor
+    """int64: the end of each place's rows."""
+
+
+def sort_pairs(place_N: Tensor, n_places: int, some_have_none: bool) -> Sorted:
+    """Sort pairs by place; `n_places` stands for none, and waits for the GPU once if `some_have_none`."""
+    order_N = place_N.argsort(stable=True)
+    # The end of each place's rows by search, not bincount: no host synchronisation, and deterministic on every device.
+    ends_E = torch.searchsorted(place_N[order_N], torch.arange(n_places, device=place_N.device), right=True)
+    inverse_N = torch.empty_like(order_N)
+    inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
+    if some_have_none:
+        n_rows = int(ends_E[-1])
+        order_N, inverse_N = order_N[:n_rows], inverse_N.clamp(max=n_rows)
+    return Sorted(order_N, inverse_N, ends_E)
+
+
+def to_rows(x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+    """One row for each sorted pair: its token's. Backward gathers a token's gradients and sums them."""
+    rows_ND: Tensor = _ToRows.apply(x_TD, pairs.order_N, pairs.inverse_N, top_k)
+    return rows_ND
+
+
+def from_rows(rows_ND: Tensor, pairs: Sorted) -> Tensor:
+    """The row of each pair, in the pairs' own order; 0 for those that have none."""
+    back_ND: Tensor = _FromRows.apply(rows_ND, pairs.inverse_N)
+    return back_ND
+
+
+def weigh(rows_ND: Tensor, routing: Routing) -> Tensor:
+    """Σ over its K experts of a token's rows by weight: [T·K, D] to [T, D]."""
+    n_tokens, top_k = routing.experts_TK.shape
+    rows_TKD = rows_ND.view(n_tokens, top_k, rows_ND.shape[1])
+    weights_T1K = routing.weights_TK.unsqueeze(1).to(rows_ND.dtype)
+    # A product of [1, K] and [K, D] per token: it sums in float32 inside, and makes no [T, K, D] temporary.
+    return torch.bmm(weights_T1K, rows_TKD).squeeze(1)
+
+
+def reorder(rows_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+    """rows[order]; backward gathers by the inverse."""
+    reordered_ND: Tensor = _Reorder.apply(rows_ND, order_N, inverse_N)
+    return reordered_ND
+
+
+def count_pairs(routing: Routing, n_experts: int) -> Tensor:
+    """Pairs of each logical expert that are kept, int64 [E]."""
+    experts_N = routing.experts_TK.flatten()
+    kept_N = torch.ones_like(experts_N) if routing.kept_TK is None else routing.kept_TK.flatten().long()
+    return torch.zeros(n_experts, dtype=torch.int64, device=experts_N.device).scatter_add_(0, experts_N, kept_N)
+
+
+class _ToRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.top_k = top_k
+        return x_TD.index_select(0, order_N // top_k)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        grad_TKD = _gather(grad_rows_ND, inverse_N).unflatten(0, (len(inverse_N) // ctx.top_k, ctx.top_k))
+        return grad_TKD.sum(1), None, None, None
+
+
+class _FromRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, inverse_N: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.n_rows = len(rows_ND)
+        return _gather(rows_ND, inverse_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_back_ND: Tensor) -> tuple[Tensor, None]:
+        (inverse_N,) = ctx.saved_tensors
+        # One row more than there are, for the gradients of pairs that have none, which go nowhere.
+        n_places = ctx.n_rows + (ctx.n_rows < len(inverse_N))
+        grad_rows_ND = grad_back_ND.new_empty(n_places, grad_back_ND.shape[1])
+        return grad_rows_ND.index_copy_(0, inverse_N, grad_back_ND)[: ctx.n_rows], None
+
+
+class _Reorder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        return rows_ND.index_select(0, order_N)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        return grad_ND.index_select(0, inverse_N), None, None
+
+
+def _gather(rows_ND: Tensor, inverse_N: Tensor) -> Tensor:
+    """Each pair's row; a row of zeros stands just past the last one, for the pairs that have none."""
+    if len(rows_ND) < len(inverse_N):
+        rows_ND = F.pad(rows_ND, (0, 0, 0, 1))
+    return rows_ND.index_select(0, inverse_N)

@@ -1,0 +1,18 @@
+"""What a router must know of a whole sequence, where its rank may hold a part of it.
+
+B sequences, S tokens of each, K experts per token.
+"""
+
+from torch import Tensor
+
+
+class WholeSequence:
+    """All tokens of a sequence are here. Where several ranks have a part each, they answer these together."""
+
+    def whole(self, choices_BSK: Tensor) -> Tensor:
+        """The choices for all tokens of the sequences, without gradient."""
+        return choices_BSK
+
+    def own(self, of_whole_BSK: Tensor) -> Tensor:
+        """This rank's tokens of it."""
+        return of_whole_BSK

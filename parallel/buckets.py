@@ -1,0 +1,101 @@
+"""Gradients in buckets, reduced behind backward, in one order on all ranks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from parallel.comm import Communicator, Pending
+from parallel.mesh import Axis
+from parallel.pipeline.action import StageKey
+
+Reduced = Mapping[StageKey, Mapping[str, tuple[nn.Parameter, Axis]]]
+"""Parameters by stage and name, in the order of forward, each with the ranks that its gradient is summed over."""
+
+
+@dataclass
+class Bucket:
+    """Neighbouring parameters of a stage, reduced over the same ranks in one collective."""
+
+    stage: StageKey
+    axis: Axis
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    """Parameters whose gradient of this micro-batch is still to come."""
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters.values())
+
+
+def fill_buckets(parameters: Reduced, bucket_bytes: int) -> list[Bucket]:
+    """Last stages and last parameters first: backward reaches them first. A bucket is closed once it holds
+    `bucket_bytes`; one is open for each group of ranks and dtype."""
+    buckets: list[Bucket] = []
+    # By stage number before chain, so that two ranks that hold the same stages in two chains agree on the order.
+    for stage in sorted(parameters, key=lambda key: (key.stage, key.chain), reverse=True):
+        filling: dict[tuple[object, torch.dtype], Bucket] = {}
+        for name, (parameter, axis) in reversed(list(parameters[stage].items())):
+            bucket = filling.get((axis.group, parameter.dtype))
+            if bucket is None or bucket.n_bytes >= bucket_bytes:
+                bucket = filling[axis.group, parameter.dtype] = Bucket(stage, axis)
+                buckets.append(bucket)
+            bucket.parameters[name] = parameter
+    return buckets
+
+
+class BucketQueue:
+    """Starts each bucket's collective when its last gradient is there *and* the bucket before it has started.
+
+        compute   B(layer 9)   B(layer 8)      B(layer 7)      …     wait   clip, optimizer
+        comm                   bucket of 9     bucket of 8     …   |
+                               behind backward                     what is left is exposed
+
+    So the order of collectives is the same on every rank, whatever order autograd takes. With `overlap` off all of them
+    start after backward.
+    """
+
+    def __init__(
+        self, buckets: Sequence[Bucket], start: Callable[[Bucket], Pending], comm: Communicator, overlap: bool
+    ) -> None:
+        self._buckets, self._start, self._comm, self._overlap = buckets, start, comm, overlap
+        self._bucket_of = {(b.stage, name): b for b in buckets for name in b.parameters}
+        self._pending: list[Pending] = []
+        self._reducing: set[StageKey] = set()
+
+    def begin_backward(self, stage: StageKey, last: bool) -> None:
+        """Gradients add up locally until the last micro-batch's backward, which sends them off."""
+        if last:
+            self._reducing.add(stage)
+        for bucket in self._buckets:
+            if bucket.stage == stage:
+                bucket.missing = set(bucket.parameters)
+
+    def arrived(self, stage: StageKey, name: str) -> None:
+        """A parameter's gradient of this micro-batch is there."""
+        bucket = self._bucket_of.get((stage, name))
+        if bucket is None:
+            return
+        bucket.missing.discard(name)
+        while self._overlap and len(self._pending) < len(self._buckets):
+            following = self._buckets[len(self._pending)]
+            if following.missing or following.stage not in self._reducing:
+                break
+            self._pending.append(self._start(following))
+
+    def finish(self) -> list[torch.Tensor]:
+        """Start what has not started, and wait for all: their outputs, in the order of the buckets.
+
+        Raises:
+            RuntimeError: if backward reached a parameter never: its zeros would be taken for a gradient.
+        """
+        missing = sorted(name for bucket in self._buckets for name in bucket.missing)
+        if missing:
+            raise RuntimeError(f"no gradient for {', '.join(missing)}")
+        for bucket in self._buckets[len(self._pending) :]:
+            self._pending.append(self._start(bucket))
+        outputs = [self._comm.wait(pending) for pending in self._pending]
+        self._pending.clear()
+        self._reducing.clear()
+        return outputs

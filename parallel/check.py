@@ -1,0 +1,62 @@
+"""What a layout asks of the model and the batch: every rule that ties them, before any process group."""
+
+from models.config import ConfigError, ModelConfig
+from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
+from parallel.expert_parallel.build import check_expert_parallel
+from parallel.mesh import Degrees
+from parallel.pipeline.schedules import build_schedule
+from parallel.pipeline.split import split_layers
+from parallel.tensor_parallel.apply import check_tensor_parallel
+
+
+def check_layout(
+    model: ModelConfig,
+    strategy: StrategyConfig,
+    overlap: OverlapConfig,
+    degrees: Degrees,
+    n_micro_batches: int,
+    sequence_length: int,
+) -> None:
+    """Refuse what the layout cannot do.
+
+    Raises:
+        ConfigError: naming the number to change.
+    """
+    _check_idle(strategy, degrees)
+    if degrees.ep * degrees.etp > 1 and model.n_dense_layers == model.n_layers:
+        raise ConfigError(
+            f"strategy.ep={degrees.ep} strategy.etp={degrees.etp}: model.n_dense_layers={model.n_dense_layers} leaves "
+            "no layer with experts; set them to 1"
+        )
+    check_expert_parallel(model.moe, degrees.ep, degrees.etp)
+    if degrees.tp > 1:
+        check_tensor_parallel(model, degrees.tp, sequence_length)
+    schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
+    split_layers(model, schedule.n_stages, sequence_length)
+    sharding = strategy.reduction is Reduction.shard
+    if schedule.splits_backward and sharding and overlap.reshard_after_forward:
+        raise ConfigError(
+            f"strategy.schedule={strategy.schedule.value} computes weight gradients apart, for which FSDP2's "
+            "parameters must stay gathered: set overlap.reshard_after_forward=false"
+        )
+    if schedule.splits_backward and strategy.recompute is not Recompute.none:
+        raise ConfigError(
+            f"strategy.recompute={strategy.recompute.value}: strategy.schedule={strategy.schedule.value} splits "
+            "backward, and each half would compute again; set it to none, or choose another schedule"
+        )
+
+
+def _check_idle(strategy: StrategyConfig, degrees: Degrees) -> None:
+    """Refuse what nothing would read."""
+    default = StrategyConfig()
+    if strategy.stages_per_rank is not None and strategy.stages_per_rank < 1:
+        raise ConfigError(f"strategy.stages_per_rank={strategy.stages_per_rank}: set it to at least 1, or null")
+    if degrees.pp == 1:
+        for name in ("schedule", "stages_per_rank"):
+            if (value := getattr(strategy, name)) != getattr(default, name):
+                shown = getattr(value, "value", value)
+                raise ConfigError(f"strategy.{name}={shown}: with strategy.pp=1 there is no pipeline; leave it out")
+    if degrees.ep == 1 and strategy.dispatcher is not default.dispatcher:
+        raise ConfigError(
+            f"strategy.dispatcher={strategy.dispatcher.value}: with strategy.ep=1 no row travels; leave it out"
+        )

@@ -1,0 +1,1 @@
+"""Expert parallelism: who moves rows between the ranks of tokens and those of experts."""

@@ -1,0 +1,44 @@
+"""Which dispatcher a layout has, and what it asks of a model."""
+
+from enum import Enum
+
+from models.config import ConfigError, MoEConfig
+from models.dispatcher import Dispatcher, LocalDispatcher
+from models.placement import ExpertPlacement
+from parallel.collective_functions import Among
+from parallel.expert_parallel.all_to_all import AllToAllDispatcher
+from parallel.expert_parallel.gathered import GatheredDispatcher
+
+
+class DispatcherName(Enum):
+    all_to_all = "all_to_all"
+    all_gather = "all_gather"
+
+
+def build_dispatcher(
+    name: DispatcherName, placement: ExpertPlacement, rank: int, among_ep: Among, among_etp: Among | None
+) -> Dispatcher:
+    """The dispatcher of expert-parallel `rank`; `among_etp` are the ranks that split experts by width, if any do."""
+    dispatcher: Dispatcher
+    if len(placement.slots_of_rank) == 1:
+        dispatcher = LocalDispatcher(placement)
+    elif name is DispatcherName.all_to_all:
+        dispatcher = AllToAllDispatcher(placement, rank, among_ep)
+    else:
+        dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank), among_ep)
+    return dispatcher if among_etp is None else GatheredDispatcher(dispatcher, among_etp)
+
+
+def check_expert_parallel(moe: MoEConfig, ep: int, etp: int) -> None:
+    """Refuse experts that do not divide.
+
+    Raises:
+        ConfigError: naming the number to change.
+    """
+    if moe.n_routed % ep:
+        raise ConfigError(f"strategy.ep={ep} does not divide model.moe.n_routed={moe.n_routed}: set it to a divisor")
+    if moe.expert_dim % etp:
+        raise ConfigError(
+            f"strategy.etp={etp} does not divide model.moe.expert_dim={moe.expert_dim}: set it to 1, or the width to "
+            f"a multiple of {etp}"
+        )

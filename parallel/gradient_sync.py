@@ -1,0 +1,27 @@
+"""When gradients are zeroed, summed over ranks, and handed to the optimizer: what a step calls, in every layout."""
+
+from typing import Protocol
+
+from parallel.pipeline.action import StageKey
+
+
+class GradientSync(Protocol):
+    """Micro-batches add up; once per step their sum becomes the global gradient of what this rank owns."""
+
+    def begin_step(self) -> None:
+        """Zero the gradients."""
+
+    def begin_backward(self, stage: StageKey, last: bool) -> None:
+        """Before a backward of a stage that makes weight gradients; `last` of the step for that stage."""
+
+    def arrived(self, stage: StageKey, name: str) -> None:
+        """A gradient was added to by hand: no hook of autograd fired for this parameter."""
+
+    def made_by_hand(self, stage: StageKey) -> None:
+        """All of a stage's gradients that were added to by hand have arrived."""
+
+    def finish_step(self) -> None:
+        """After the last backward: on return every master's `.grad` is the global gradient."""
+
+    def publish(self) -> None:
+        """After the optimizer has moved the masters: what modules compute with follows them."""

@@ -1,0 +1,207 @@
+"""The one executor: walks a rank's row of a schedule, whatever the schedule.
+
+    row      F0   send a0   F1   recv g0   send a1   B0   …
+    comm          a0 ─────────→ behind F1     g0 ──────→ waited for by B0
+
+Plain accumulation is a table of one rank; a pipeline is one of several, with messages in between. A message is started
+where the table says and waited for where it is needed: a receive by the cell that takes it, a send at the step's end.
+The executor never looks inside a stage, and a stage never learns of the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.transformer import Batch, LossTerms, Transformer
+from parallel.comm import CommKind, Communicator, Pending
+from parallel.gradient_sync import GradientSync
+from parallel.mesh import Axis
+from parallel.pipeline.action import Action, Op, Schedule, StageKey, Transfer, actions_of
+from parallel.pipeline.transfers import with_transfers
+from parallel.torch_internals import split_backward_input, split_backward_weight
+
+At = tuple[int, int, int]
+"""Chain, stage, micro-batch."""
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What this rank's sums are divided by, so that the ranks' gradients add up to those of the mean."""
+
+    n_targets: Tensor | int
+    """Of the global batch."""
+    n_tokens: int
+    """Of the global batch."""
+
+
+@dataclass
+class _Alive:
+    """A micro-batch in a stage between forward and the last of its backward."""
+
+    x: Tensor
+    outputs: list[Tensor]
+    """What gradients come back for: the activation, if a stage follows; a loss of one's own, if there is one."""
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """What the weights' half of a split backward needs."""
+    output_grads: list[Tensor] = field(default_factory=list)
+
+
+class Executor:
+    """Runs steps over `stages`, in the order of `schedule`; the ranks of `pipeline` call it together."""
+
+    def __init__(
+        self,
+        stages: Mapping[StageKey, Transformer],
+        schedule: Schedule,
+        pipeline: Axis,
+        comm: Communicator,
+        gradients: GradientSync,
+        sequence_parts: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """`sequence_parts`: ranks that hold a part of each sequence; `dtype`: of activations."""
+        self._stages, self._schedule, self._pipeline, self._comm = stages, schedule, pipeline, comm
+        self._gradients, self._sequence_parts, self._dtype = gradients, sequence_parts, dtype
+        self._row = with_transfers(schedule)[pipeline.rank]
+        makers = [
+            a for cell in schedule.rows[pipeline.rank] for a in actions_of(cell) if a.op in _MAKE_WEIGHT_GRADIENTS
+        ]
+        self._last = {action.key: action for action in makers}
+
+    def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
+        """One step's micro-batches. Returns [2], float64: what this rank's stages add to the mean cross-entropy and to
+        the routers' loss. Gradients are under way until `finish_step`."""
+        if len(batches) != self._schedule.n_micro_batches:
+            raise ValueError(f"{len(batches)} micro-batches for a schedule of {self._schedule.n_micro_batches}")
+        return _Step(self, batches, scale).run(self._row)
+
+    @torch.no_grad()
+    def cross_entropy_sum(self, batches: Sequence[Batch], schedule: Schedule) -> Tensor:
+        """Σ of the losses of all targets, float64, on the last stage's rank; 0 on the others. Forward only."""
+        step = _Step(self, batches, LossScale(1, 1))
+        return step.run(with_transfers(schedule)[self._pipeline.rank])[0]
+
+
+_MAKE_WEIGHT_GRADIENTS = (Op.backward, Op.weight_backward)
+
+
+class _Step:
+    """What is alive in one walk over a row."""
+
+    def __init__(self, executor: Executor, batches: Sequence[Batch], scale: LossScale) -> None:
+        self._of, self._batches, self._scale = executor, batches, scale
+        self._alive: dict[At, _Alive] = {}
+        self._activations: dict[At, Tensor | Pending] = {}
+        """For the forward of (chain, stage, micro-batch)."""
+        self._grads: dict[At, Tensor | Pending] = {}
+        """For its backward."""
+        self._sends: list[Pending] = []
+        self._losses = torch.zeros(2, dtype=torch.float64, device=batches[0].tokens_BS.device)
+
+    def run(self, row: Sequence[Any]) -> Tensor:
+        run_op = {
+            Op.forward: self._forward,
+            Op.backward: self._backward,
+            Op.input_backward: self._input_backward,
+            Op.weight_backward: self._weight_backward,
+        }
+        for cell in row:
+            if isinstance(cell, Transfer):
+                self._transfer(cell)
+                continue
+            for action in actions_of(cell):
+                run_op[action.op](action)
+        for pending in self._sends:
+            self._of._comm.wait(pending)
+        return self._losses
+
+    def _forward(self, action: Action) -> None:
+        batch, stage = self._batches[action.micro_batch], self._of._stages[action.key]
+        at = (action.chain, action.stage, action.micro_batch)
+        if action.stage == 0:
+            x = batch.tokens_BS
+        else:
+            x = self._take(self._activations, at)
+            x.requires_grad_(torch.is_grad_enabled())
+        out = stage(x, batch.targets_BS, batch.documents_BS)
+        router_share = out.router_loss_sum / self._scale.n_tokens
+        self._losses[1] += router_share.detach().double()
+        if isinstance(out, LossTerms):
+            share = out.cross_entropy_sum / self._scale.n_targets
+            self._losses[0] += share.detach().double()
+            outputs = [share + router_share]
+        else:
+            # Here, for a stage of this rank or until the table says to send it.
+            self._activations[action.chain, action.stage + 1, action.micro_batch] = out.x_BSD.detach()
+            outputs = [out.x_BSD] + ([router_share] if router_share.requires_grad else [])
+        if torch.is_grad_enabled():
+            self._alive[at] = _Alive(x, outputs)
+
+    def _backward(self, action: Action) -> None:
+        at, alive = self._begin_backward(action)
+        self._begin_weights(action)
+        torch.autograd.backward(alive.outputs, alive.output_grads)
+        del self._alive[at]
+        self._hand_back(action, alive)
+
+    def _input_backward(self, action: Action) -> None:
+        _, alive = self._begin_backward(action)
+        if action.stage == 0:
+            return  # nobody waits for a gradient of tokens: all of it is left for W
+        weights = list(self._of._stages[action.key].parameters())
+        alive.groups = split_backward_input(alive.outputs, alive.output_grads, [alive.x], weights)
+        self._hand_back(action, alive)
+
+    def _weight_backward(self, action: Action) -> None:
+        alive = self._alive.pop((action.chain, action.stage, action.micro_batch))
+        stage, gradients = self._of._stages[action.key], self._of._gradients
+        self._begin_weights(action)
+        if action.stage == 0:
+            torch.autograd.backward(alive.outputs, alive.output_grads)
+            return
+        named = {id(parameter): name for name, parameter in stage.named_parameters()}
+        reached = [named[id(node.variable)] for group in alive.groups for node in group["params"]]
+        split_backward_weight(list(stage.parameters()), alive.groups)
+        for name in reached:
+            gradients.arrived(action.key, name)
+        gradients.made_by_hand(action.key)
+
+    def _begin_weights(self, action: Action) -> None:
+        self._of._gradients.begin_backward(action.key, last=self._of._last[action.key] == action)
+
+    def _begin_backward(self, action: Action) -> tuple[At, _Alive]:
+        """Complete the gradients of what the micro-batch put out."""
+        at = (action.chain, action.stage, action.micro_batch)
+        alive = self._alive[at]
+        if action.stage < self._of._schedule.n_stages - 1:
+            alive.output_grads.append(self._take(self._grads, at))
+        while len(alive.output_grads) < len(alive.outputs):
+            alive.output_grads.append(torch.ones_like(alive.outputs[len(alive.output_grads)]))
+        return at, alive
+
+    def _hand_back(self, action: Action, alive: _Alive) -> None:
+        if action.stage > 0:
+            assert alive.x.grad is not None
+            self._grads[action.chain, action.stage - 1, action.micro_batch] = alive.x.grad
+
+    def _take(self, where: dict[At, Tensor | Pending], at: At) -> Tensor:
+        item = where.pop(at)
+        return self._of._comm.wait(item) if isinstance(item, Pending) else item
+
+    def _transfer(self, transfer: Transfer) -> None:
+        where = self._grads if transfer.gradient else self._activations
+        at = (transfer.chain, transfer.stage, transfer.micro_batch)
+        group, comm = self._of._pipeline.group, self._of._comm
+        if transfer.send:
+            tensor = where.pop(at)
+            assert isinstance(tensor, Tensor)
+            self._sends.append(comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp))
+            return
+        tokens_BS = self._batches[transfer.micro_batch].tokens_BS
+        width = next(iter(self._of._stages.values())).config.dim
+        shape = (tokens_BS.shape[0], tokens_BS.shape[1] // self._of._sequence_parts, width)
+        buffer = torch.empty(shape, dtype=self._of._dtype, device=tokens_BS.device)
+        where[at] = comm.start_receive(buffer, transfer.peer, group, CommKind.pp)

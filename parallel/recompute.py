@@ -1,0 +1,47 @@
+"""Activation recomputation: backward computes again what forward did not keep (Chen et al. 2016).
+
+A block's attention and its experts are recomputed apart, each just before its own backward; dispatch and combine stand
+outside, so no row travels twice. `selective` keeps the results of matrix products and of attention, which cost most to
+make, and computes the rest again (Korthikanti et al. 2022). Collectives inside the parts (tensor-parallel gathers, the
+counts of a batch-level balancing loss) are repeated by both, on all ranks alike.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from models.block import Block
+from models.transformer import Transformer
+from parallel.config import Recompute
+
+EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
+"""Names of aten operators whose results `selective` keeps; and every scaled_dot_product kernel."""
+
+
+def recompute_parts(stage: Transformer, what: Recompute) -> None:
+    """Have `stage`'s parts recompute, in place. By their `forward`, not by a wrapper: names stay as they are, and the
+    hooks of FSDP2, which gather weights before a part runs, stay around it."""
+    if what is Recompute.none:
+        return
+    again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if what is Recompute.selective:
+        again = partial(again, context_fn=_keep_products)
+    for block in stage.layers.values():
+        assert isinstance(block, Block)
+        part: nn.Module
+        for part in (block.attention, block.experts):
+            part.forward = partial(again, part.forward)  # type: ignore[method-assign]
+
+
+def _keep_products() -> Any:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    name = operator.overloadpacket.__name__ if isinstance(operator, torch._ops.OpOverload) else ""
+    keep = name in EXPENSIVE or "scaled_dot_product" in name
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,1 @@
+"""Tensor parallelism: every matrix and every sequence cut over neighbouring ranks."""

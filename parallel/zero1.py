@@ -1,0 +1,152 @@
+"""ZeRO-1 (Rajbhandari et al. 2020): weights whole on every rank, masters and moments shared out.
+
+    backward    gradients in the reduce dtype, added up over micro-batches
+    reduce      reduce_scatter    each rank gets the sum of its rows                     behind backward
+    optimizer                     fp32 masters and moments of its rows
+    publish     all_gather        masters rounded to the compute dtype, half the bytes   then the next forward
+
+Against FSDP2, no parameter is gathered or cast within the step; the price is whole weights and gradients on each rank.
+Rank r of n takes rows [r·c, (r+1)·c) of dimension 0, with c = ceil(rows / n): the last ranks may get fewer, or none. A
+bucket's buffer lies rank by rank, as the collectives want it:
+
+    rank 0: rows of a, rows of b, …  │  rank 1: rows of a, rows of b, …  │  …
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
+from parallel.comm import CommKind, Communicator, Pending
+from parallel.config import PrecisionConfig
+from parallel.owned import Owned, place
+from parallel.pipeline.action import StageKey
+from parallel.tensor_parallel.split import Split
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Where a parameter lies in its bucket's buffer, [ranks, elements]."""
+
+    parameter: nn.Parameter
+    begin: int
+    rows: int
+    """Of each rank, but for the last ones."""
+    row_size: int
+
+    def of_rank(self, buffer: Tensor, rank: int) -> Tensor:
+        """Rank `rank`'s rows in `buffer`, which is that rank's part: [rows of it, …]."""
+        n = max(0, min(self.rows, len(self.parameter) - rank * self.rows))
+        flat = buffer.narrow(0, self.begin, n * self.row_size)
+        return flat.view(n, *self.parameter.shape[1:])
+
+    def rows_of(self, rank: int) -> slice:
+        """Of the parameter."""
+        return slice(rank * self.rows, (rank + 1) * self.rows)
+
+
+class ShardedOptimizer:
+    """See above; a GradientSync whose masters are this rank's rows."""
+
+    def __init__(
+        self,
+        parameters: Reduced,
+        splits: Mapping[str, Split],
+        n_holders: Mapping[str, int],
+        precision: PrecisionConfig,
+        comm: Communicator,
+        bucket_bytes: int,
+        overlap: bool,
+    ) -> None:
+        """`n_holders`: ranks of the world that hold each parameter."""
+        self._comm, self._dtype = comm, precision.compute.torch
+        self._buckets = fill_buckets(parameters, bucket_bytes)
+        self._slices = [_lay_out(bucket) for bucket in self._buckets]
+        self._sums = [_buffer(bucket, slices, precision.reduce.torch) for bucket, slices in self._each()]
+        self._index = {id(bucket): index for index, bucket in enumerate(self._buckets)}
+        self._queue = BucketQueue(self._buckets, self._start, comm, overlap)
+        self.owned: dict[str, Owned] = {}
+        for bucket, slices in self._each():
+            for name, part in slices.items():
+                self.owned[name] = _own(part, bucket, splits.get(name), n_holders[name], precision.parameters.torch)
+                part.parameter.register_post_accumulate_grad_hook(lambda _, s=bucket.stage, n=name: self.arrived(s, n))
+
+    def begin_step(self) -> None:
+        """Zero the sums."""
+        for buffer in self._sums:
+            buffer.zero_()
+
+    def begin_backward(self, stage: StageKey, last: bool) -> None:
+        """See GradientSync."""
+        self._queue.begin_backward(stage, last)
+
+    def arrived(self, stage: StageKey, name: str) -> None:
+        """Add this micro-batch's gradient to the sum, in the reduce dtype, and free it."""
+        for (bucket, slices), buffer in zip(self._each(), self._sums, strict=True):
+            if bucket.stage == stage and name in slices:
+                part = slices[name]
+                assert part.parameter.grad is not None
+                for rank in range(bucket.axis.size):
+                    part.of_rank(buffer[rank], rank).add_(part.parameter.grad[part.rows_of(rank)])
+                part.parameter.grad = None
+        self._queue.arrived(stage, name)
+
+    def made_by_hand(self, stage: StageKey) -> None:
+        """They were added one by one."""
+
+    def finish_step(self) -> None:
+        """See GradientSync; raises RuntimeError for a gradient that never came."""
+        outputs = self._queue.finish()
+        for (bucket, slices), output in zip(self._each(), outputs, strict=True):
+            for name, part in slices.items():
+                master = self.owned[name].master
+                master.grad = part.of_rank(output.view(-1), bucket.axis.rank).to(master.dtype)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Give every rank all rows of the masters, rounded to the compute dtype."""
+        pending = []
+        for bucket, slices in self._each():
+            rounded = _buffer(bucket, slices, self._dtype)[:1].zero_()
+            for name, part in slices.items():
+                part.of_rank(rounded[0], bucket.axis.rank).copy_(self.owned[name].master)
+            pending.append(self._comm.start_all_gather(rounded, bucket.axis.group, CommKind.dp))
+        for (bucket, slices), gathering in zip(self._each(), pending, strict=True):
+            gathered = self._comm.wait(gathering)
+            for part in slices.values():
+                for rank in range(bucket.axis.size):
+                    rows = part.of_rank(gathered[rank], rank)
+                    part.parameter[part.rows_of(rank)].copy_(rows)
+
+    def _each(self) -> list[tuple[Bucket, dict[str, _Slice]]]:
+        return list(zip(self._buckets, self._slices, strict=True))
+
+    def _start(self, bucket: Bucket) -> Pending:
+        return self._comm.start_reduce_scatter(self._sums[self._index[id(bucket)]], bucket.axis.group, CommKind.dp)
+
+
+def _lay_out(bucket: Bucket) -> dict[str, _Slice]:
+    slices: dict[str, _Slice] = {}
+    begin = 0
+    for name, parameter in bucket.parameters.items():
+        rows = -(-len(parameter) // bucket.axis.size)
+        row_size = parameter.numel() // len(parameter)
+        slices[name] = _Slice(parameter, begin, rows, row_size)
+        begin += rows * row_size
+    return slices
+
+
+def _buffer(bucket: Bucket, slices: Mapping[str, _Slice], dtype: torch.dtype) -> Tensor:
+    last = list(slices.values())[-1]
+    device = last.parameter.device
+    return torch.zeros(bucket.axis.size, last.begin + last.rows * last.row_size, dtype=dtype, device=device)
+
+
+def _own(part: _Slice, bucket: Bucket, split: Split | None, n_holders: int, dtype: torch.dtype) -> Owned:
+    rank, shape = bucket.axis.rank, tuple(part.parameter.shape)
+    n = max(0, min(part.rows, shape[0] - rank * part.rows))
+    master = nn.Parameter(torch.empty(n, *shape[1:], dtype=dtype, device=part.parameter.device))
+    offset = (min(rank * part.rows, shape[0]), *(0 for _ in shape[1:]))
+    return Owned(master, place(master.detach(), shape, offset, split), n_holders // bucket.axis.size)
