@@ -63,7 +63,8 @@ class NativeEngine:
     def update(self, rate: float, max_norm: float) -> Tensor:
         """See Engine."""
         parallel = self._parallel
-        norm = clip_gradients(parallel.owned, max_norm, parallel.layout.degrees.world, self._comm)
+        world = parallel.layout.degrees.world
+        norm = clip_gradients(parallel.owned, max_norm, world, parallel.split_anywhere, self._comm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()

@@ -1,5 +1,6 @@
 """One global gradient norm over every layout's parts, and clipping by it (Pascanu et al. 2013)."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -11,12 +12,14 @@ from parallel.torch_internals import norms_in_float64, scale_in_place
 
 
 @torch.no_grad()
-def clip_gradients(owned: Mapping[str, Owned], max_norm: float, world_size: int, comm: Communicator) -> Tensor:
+def clip_gradients(
+    owned: Mapping[str, Owned], max_norm: float, world_size: int, anything_split: bool, comm: Communicator
+) -> Tensor:
     """Scale all gradients in place so that their joint 2-norm is at most `max_norm` (infinity: only measure).
 
     Every rank adds the squares of what it owns, each divided by the number of ranks that own the same: one sum over
     the world then counts every part once, however a layout cut or copied it. Squares add up in float64: how they were
-    split over ranks then does not show in a float32 coefficient.
+    split over ranks then does not show in a float32 coefficient. `anything_split`: whether a rank holds less than all.
 
     Returns:
         The norm before clipping, a float64 scalar, the same on every rank.
@@ -28,15 +31,23 @@ def clip_gradients(owned: Mapping[str, Owned], max_norm: float, world_size: int,
     if missing:
         raise RuntimeError(f"no gradient for {', '.join(missing)}")
     gradients = [part.master.grad for part in owned.values() if part.master.grad is not None]
-    squares = torch.stack(norms_in_float64(gradients)).square()
-    held_by_all = torch.tensor([part.n_holders == world_size for part in owned.values()])
-    everywhere = squares[held_by_all].sum()
-    if not held_by_all.all():
-        holders = torch.tensor([part.n_holders for part in owned.values()], dtype=torch.float64)[~held_by_all]
-        parts = (squares[~held_by_all] / holders.to(squares.device)).sum()
+    norms = norms_in_float64(gradients)
+    by_holders: dict[int, list[Tensor]] = defaultdict(list)
+    for part, norm in zip(owned.values(), norms, strict=True):
+        by_holders[part.n_holders].append(norm)
+    # What every rank holds needs no sum; so data parallelism by replicas has none.
+    everywhere = _square_sum(by_holders.pop(world_size, []), norms[0])
+    if anything_split:
+        parts = torch.zeros_like(everywhere)
+        for n_holders, some in by_holders.items():
+            parts += _square_sum(some, norms[0]) / n_holders
         everywhere = everywhere + comm.all_reduce(parts, None, CommKind.control)
     norm = everywhere.sqrt()
     if max_norm != float("inf"):
         coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         scale_in_place(gradients, coefficient.to(gradients[0].dtype))
     return norm
+
+
+def _square_sum(norms: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(norms).square().sum() if norms else torch.zeros_like(like)

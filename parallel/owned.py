@@ -38,7 +38,7 @@ def own(parameter: nn.Parameter, split: Split | None, n_holders: int) -> Owned:
 
 
 def place(local: Tensor, shape: tuple[int, ...], offset: tuple[int, ...], split: Split | None) -> Shard:
-    """`local` as a part of the whole parameter: it begins at `offset` of a tensor of `shape`, which is `split`'s part."""
+    """`local` as a part of the whole: it begins at `offset` of a tensor of `shape`, the part that `split` says."""
     if split is None:
         return Shard(local, shape, offset)
     whole, begin = list(shape), list(offset)

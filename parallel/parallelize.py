@@ -57,6 +57,8 @@ class ParallelModel:
     layout: Layout
     data: Axis
     """The ranks that see different data, and are equal to this one in all else."""
+    shards: bool
+    """Whether data-parallel ranks share out parameters, or masters."""
     pipeline: Axis
     """The ranks that hold the other stages of the same model."""
 
@@ -64,6 +66,12 @@ class ParallelModel:
     def counts_loss(self) -> bool:
         """Whether this rank, of those that compute the same loss, is the one that reports it."""
         return self.layout.dense.axis("tp").rank == 0
+
+    @property
+    def split_anywhere(self) -> bool:
+        """Whether some rank owns less than the whole model; the same answer on all."""
+        degrees = self.layout.degrees
+        return degrees.world > 1 and (self.shards or degrees.pp * degrees.tp * degrees.ep > 1)
 
     @property
     def counts_data(self) -> bool:
@@ -133,6 +141,7 @@ def parallelize(
         layout=layout,
         data=layout.dense.axis("dp_replicate", "dp_shard"),
         pipeline=layout.dense.axis("pipe", "mirror"),
+        shards=strategy.reduction in (Reduction.shard, Reduction.shard_optimizer),
     )
     for stage in stages.values():
         initialise(stage, seed, parallel.shard_of)

@@ -320,7 +320,7 @@ COMBINATIONS = [
     (
         "strategy=pp strategy.schedule=dualpipe train.global_batch_size=18",
         3,
-        "strategy.pp=3: strategy.schedule=dualpipe",
+        "it pairs ranks; set strategy.pp to an even number",
     ),
     ("strategy=pp strategy.schedule=zbv strategy.stages_per_rank=3", 2, "strategy.schedule=zbv has 2; set it to null"),
     (
@@ -331,7 +331,7 @@ COMBINATIONS = [
     (
         "strategy=pp_fsdp strategy.schedule=zbv",
         4,
-        "weight gradients apart, for which FSDP2's parameters must stay gathered: set overlap.reshard_after_forward=false",
+        "parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
     ("strategy=fsdp overlap=none", 2, "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set"),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),

@@ -9,6 +9,7 @@ from harness.torchrun import torchrun
 
 from models.config import ExpertBackend, MoEConfig
 from models.experts import RoutedExperts
+from parallel.pipeline.schedules import ScheduleName
 
 pytestmark = pytest.mark.gpu
 TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
@@ -78,6 +79,38 @@ def test_two_gpus_equal_one_process_in_float64(
 ) -> None:
     got = losses(2, tmp_path, f"strategy={strategy}", "precision=fp64", f"overlap={overlap}")
     assert got == pytest.approx(cpu_losses, abs=1e-9)
+
+
+LAYOUTS = [
+    "zero1",
+    "ep",
+    "ep strategy.dispatcher=all_gather",
+    "fsdp_ep",
+    "tp",
+    "tp strategy.etp=2",
+    "tp_ep",
+    "fsdp strategy.recompute=full",
+    *(f"pp strategy.schedule={name.value} model.n_layers=6" for name in ScheduleName),
+]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[float]]:
+    """By the number of layers, in float64 on the CPU."""
+    words = ("strategy=single", "precision=fp64", "train.device=cpu")
+    return {n: losses(1, tmp_path_factory.mktemp("cpu"), *words, f"model.n_layers={n}") for n in (4, 6)}
+
+
+@TWO
+@pytest.mark.parametrize("words", LAYOUTS)
+def test_every_layout_on_two_gpus(words: str, references: dict[int, list[float]], tmp_path: Path) -> None:
+    """NCCL carries what gloo does, and bf16 stays near float64."""
+    expected = references[6 if "n_layers=6" in words else 4]
+    got = losses(2, tmp_path / "fp64", *f"strategy={words}".split(), "precision=fp64")
+    assert got == pytest.approx(expected, abs=1e-9)
+    rough = losses(2, tmp_path / "bf16", *f"strategy={words}".split(), "precision=bf16")
+    assert rough != expected
+    assert rough == pytest.approx(expected, abs=5e-2)
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_mla"])

@@ -16,6 +16,7 @@ from launch.cli import main
 from models.transformer import Transformer
 from tests.launch.test_export import JOB
 from train.init_from import find_weights
+from train.logical_state import model_state
 
 WORDS = {
     "glm4_moe": ("model.attention.qk_norm=true", "model.attention.bias=true", "model.moe.bias_update_rate=0.02"),
@@ -45,7 +46,7 @@ class Exported:
         """The run's model, from its checkpoint."""
         config = read_job(self.run / "config.yaml").model
         model = Transformer(config, torch.float32).eval()
-        find_weights(str(self.run), config).load(model)
+        find_weights(str(self.run), config).load(model_state([model]))
         return model
 
     @property
@@ -102,6 +103,6 @@ def test_import_undoes_export(exported: Exported, tmp_path: Path) -> None:
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 3
     config = read_job(exported.run / "config.yaml").model
     there = Transformer(config, torch.float32)
-    find_weights(str(tmp_path / "hf"), config).load(there)
+    find_weights(str(tmp_path / "hf"), config).load(model_state([there]))
     for (name, ours), theirs in zip(exported.ours.state_dict().items(), there.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
