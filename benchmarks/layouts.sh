@@ -24,7 +24,7 @@ run ep strategy=ep "$@"
 run ep_all_gather strategy=ep strategy.dispatcher=all_gather "$@"
 run tp strategy=tp "$@"
 run tp_ep strategy=tp_ep "$@"
-for schedule in 1f1b interleaved_1f1b zbv dualpipev; do
+for schedule in one_f_one_b interleaved_1f1b zbv dualpipev; do
     run "pp_$schedule" strategy=pp "strategy.schedule=$schedule" train.micro_batch_size=1 "$@"
 done
 python3 - runs/layout-*/summary.json <<'PY'

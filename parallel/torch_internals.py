@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# What torch.autograd.grad calls once it has looked its arguments over.
+from torch.autograd.graph import GradientEdge, _engine_run_backward
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-# The two halves of a split backward; reached otherwise only through torch's own pipeline runtime.
-from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
+# The first half of a split backward; reached otherwise only through torch's own pipeline runtime.
+from torch.distributed.pipelining._backward import stage_backward_input
 from torch.distributed.pipelining.schedules import get_schedule_class
 from torch.distributed.tensor import DTensor
 
@@ -49,13 +52,44 @@ def split_backward_input(
     The halves of torch.distributed.pipelining's split backward (zero bubble, Qi et al. 2023), which it shows only in
     its own runtime, a chain of neighbours that cannot run DualPipe.
     """
+    # Outputs are detached there, and on 2.11 the graph behind a Python function goes with them: its node is held weakly.
+    roots = [output.grad_fn for output in outputs]
     _, groups = stage_backward_input(outputs, output_grads, inputs, iter(weights))
+    for group in groups:
+        group["roots"] = roots
     return groups
 
 
-def split_backward_weight(weights: Sequence[nn.Parameter], groups: list[dict[str, Any]]) -> None:
-    """Add the weights' gradients, from what `split_backward_input` kept."""
-    stage_backward_weight(iter(weights), groups)
+def split_backward_weight(groups: list[dict[str, Any]]) -> None:
+    """Add the weights' gradients to their `.grad`, from what `split_backward_input` kept: for each group of weights, the
+    gradients that reached the nodes before them.
+
+    Not torch's own second half: on 2.11 that goes through torch.autograd.grad, which looks into each node for the shapes
+    of gradients and refuses those of Python functions, which ours are. The engine itself takes them.
+    """
+    for group in groups:
+        reached = list(zip(group["intermediates"], group["grads"], strict=True))
+        edges = [(GradientEdge(node, i), g) for node, grads in reached for i, g in enumerate(grads) if g is not None]
+        handles = []
+        if len(reached) > 1:
+            # A node behind another one of the group gets what comes through that one too: it has been counted.
+            handles = [node.register_prehook(lambda _, saved=grads: saved) for node, grads in reached]
+        weights = group["params"]
+        gradients = _engine_run_backward(
+            tuple(edge for edge, _ in edges),
+            tuple(gradient for _, gradient in edges),
+            False,
+            False,
+            tuple(GradientEdge(node, 0) for node in weights),
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+        for handle in handles:
+            handle.remove()
+        for node, gradient in zip(weights, gradients, strict=True):
+            weight = node.variable
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        group.clear()  # or nodes and their hooks would keep each other alive
 
 
 def accumulate_in_reduce_dtype(stage: nn.Module) -> None:

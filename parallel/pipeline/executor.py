@@ -164,7 +164,7 @@ class _Step:
             return
         named = {id(parameter): name for name, parameter in stage.named_parameters()}
         reached = [named[id(node.variable)] for group in alive.groups for node in group["params"]]
-        split_backward_weight(list(stage.parameters()), alive.groups)
+        split_backward_weight(alive.groups)
         for name in reached:
             gradients.arrived(action.key, name)
         gradients.made_by_hand(action.key)
