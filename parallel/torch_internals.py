@@ -52,7 +52,7 @@ def split_backward_input(
     The halves of torch.distributed.pipelining's split backward (zero bubble, Qi et al. 2023), which it shows only in
     its own runtime, a chain of neighbours that cannot run DualPipe.
     """
-    # Outputs are detached there, and on 2.11 the graph behind a Python function goes with them: its node is held weakly.
+    # Outputs are detached there. On 2.11 the graph behind a Python function goes with them: its node is held weakly.
     roots = [output.grad_fn for output in outputs]
     _, groups = stage_backward_input(outputs, output_grads, inputs, iter(weights))
     for group in groups:
@@ -61,11 +61,11 @@ def split_backward_input(
 
 
 def split_backward_weight(groups: list[dict[str, Any]]) -> None:
-    """Add the weights' gradients to their `.grad`, from what `split_backward_input` kept: for each group of weights, the
-    gradients that reached the nodes before them.
+    """Add the weights' gradients to their `.grad`, from what `split_backward_input` kept: for each group of weights,
+    the gradients that reached the nodes before them.
 
-    Not torch's own second half: on 2.11 that goes through torch.autograd.grad, which looks into each node for the shapes
-    of gradients and refuses those of Python functions, which ours are. The engine itself takes them.
+    Not torch's own second half: on 2.11 that goes through torch.autograd.grad, which looks into each node for the
+    shapes of gradients and refuses those of Python functions, which ours are. The engine itself takes them.
     """
     for group in groups:
         reached = list(zip(group["intermediates"], group["grads"], strict=True))
