@@ -1,23 +1,36 @@
-"""What a training loop drives, whoever lays the model over ranks."""
+"""What a training loop drives, whoever lays the model over ranks.
 
-from collections.abc import Sequence
+    native       all of parallel/parallelize.py                              parallel/native_engine.py
+
+All of an engine's state is seen by logical name (parallel/logical_state.py), so that any engine's checkpoint is any
+other's, and the same comparison proves all of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from models.initialise import Shard
 from models.transformer import Batch, ExpertCounts
-from parallel.comm import Communicator
-from parallel.gradient_norm import clip_gradients
-from parallel.parallelize import ParallelModel
-from parallel.pipeline.executor import Executor, LossScale
-from parallel.pipeline.schedules import forward_schedule
+from parallel.mesh import Axis
+from parallel.pipeline.executor import LossScale
+
+OptimizerMaker = Callable[[Sequence[nn.Parameter]], Optimizer]
+"""Makes AdamW over the parameters that an engine gives it, moments allocated."""
 
 
 class Engine(Protocol):
     """Forward and backward of a step's micro-batches, the update, and the routers' balance."""
+
+    @property
+    def data(self) -> Axis:
+        """The ranks that see different data, and are equal to this one in all else."""
+
+    @property
+    def counts_data(self) -> bool:
+        """Whether this rank, of those that see the same data, is the one that counts it."""
 
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """[2], float64: what this rank adds to the mean cross-entropy and to the routers' loss of the global batch."""
@@ -34,63 +47,16 @@ class Engine(Protocol):
     def balance_experts(self, chosen_LE: Tensor) -> None:
         """Move the routers' biases by the counts of the global batch."""
 
+    def weights(self) -> dict[str, Shard]:
+        """Parameters and buffers as `model.*`: what this rank answers for. Called by all ranks together, as are the
+        next three."""
 
-class NativeEngine:
-    """Ours: every layout of parallel/parallelize.py, by the executor."""
+    def gradients(self) -> dict[str, Shard]:
+        """The global gradient as `gradient.*`, between forward_backward and update."""
 
-    def __init__(self, parallel: ParallelModel, optimizer: Optimizer, comm: Communicator, dtype: torch.dtype) -> None:
-        """`optimizer` is over the masters of `parallel.owned`; `dtype` is that of activations."""
-        self._parallel, self._optimizer, self._comm = parallel, optimizer, comm
-        self._executor = Executor(
-            parallel.stages,
-            parallel.schedule,
-            parallel.pipeline,
-            comm,
-            parallel.gradients,
-            parallel.layout.degrees.tp,
-            dtype,
-        )
+    def moments(self) -> dict[str, Shard]:
+        """AdamW's moments as `optimizer.exp_avg.*` and `optimizer.exp_avg_sq.*`."""
 
-    def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
-        """See Engine."""
-        self._parallel.gradients.begin_step()
-        losses = self._executor.forward_backward(batches, scale)
-        self._parallel.gradients.finish_step()
-        if not self._parallel.counts_loss:
-            losses[0] = 0
-        return losses
-
-    def update(self, rate: float, max_norm: float) -> Tensor:
-        """See Engine."""
-        parallel = self._parallel
-        world = parallel.layout.degrees.world
-        norm = clip_gradients(parallel.owned, max_norm, world, parallel.split_anywhere, self._comm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        parallel.gradients.publish()
-        return norm
-
-    def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
-        """See Engine. Parameters are resharded afterwards: no backward comes that would do it."""
-        stages = self._parallel.stages.values()
-        for stage in stages:
-            stage.eval()
-        forward = forward_schedule(self._parallel.schedule.rank_of_stage[0], len(batches))
-        total = self._executor.cross_entropy_sum(batches, forward)
-        for stage in stages:
-            stage.train()
-            for module in stage.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
-        return total if self._parallel.counts_loss else torch.zeros_like(total)
-
-    def take_expert_counts(self) -> ExpertCounts:
-        """See Engine."""
-        counts = [stage.take_expert_counts() for stage in self._parallel.stages.values()]
-        return ExpertCounts(*(torch.stack(tables).sum(0) for tables in zip(*counts, strict=True)))
-
-    def balance_experts(self, chosen_LE: Tensor) -> None:
-        """See Engine."""
-        for stage in self._parallel.stages.values():
-            stage.balance_experts(chosen_LE)
+    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
+        """Go on from tensors that `weights` (and, if some steps were done, `moments`) gave and that were filled since,
+        as after `steps_done` optimizer steps."""

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import function_values, word
 from parallel.comm import Communicator
-from parallel.engine import NativeEngine
+from parallel.engine import Engine
 from parallel.mesh import Degrees
-from parallel.owned import masters
-from parallel.parallelize import ParallelModel, parallelize
+from parallel.open_engine import open_engine
 from parallel.world import Launch, World, choose_device
 from train.batch import BatchMaker
 from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint
@@ -34,7 +34,6 @@ from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, fail, refuse
 from train.init_from import CheckpointWeights, Weights, find_weights
-from train.logical_state import model_state
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
 from train.metrics.summary import Attempt
@@ -132,37 +131,30 @@ def _train(job: Accepted, world: World, started: float) -> None:
     config, comm = job.config, Communicator()
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
     folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
-    parallel = lay_out(config, world, comm)
-    optimizer = build_optimizer(masters(parallel.owned), config.optim)
-    engine = NativeEngine(parallel, optimizer, comm, config.precision.compute.torch)
+    degrees = Degrees.resolve(config.strategy, world.size)
+    engine = _open_engine(config, degrees, world, comm)
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)
-    progress = store.resume(parallel, optimizer)
+    progress = store.resume(engine)
     if progress.step == config.train.steps and (finished := finished_summary(folder, progress.step)):
         # Started again with nothing left to do. Its record stays as it is: no attempt is added, no wall time replaced.
         if world.rank == 0:
             finished.print()
         return
     if job.init_from and progress.step == 0:
-        job.init_from.load(model_state(parallel.stages.values(), parallel.shard_of))
-        parallel.gradients.publish()
+        weights = engine.weights()
+        job.init_from.load(weights)
+        engine.take_state(weights, steps_done=0)
 
     attempt = _describe_attempt(config, world, progress.step)
     report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
-    loader = _open_loader(job, parallel, world, progress.step)
+    loader = _open_loader(job, engine, degrees, world, progress.step)
     trainer = Trainer(
         train=config.train,
         optim=config.optim,
         checkpoint=config.checkpoint,
-        parallel=parallel,
-        optimizer=optimizer,
-        step=OptimizerStep(
-            engine,
-            comm,
-            parallel.data,
-            _batch_maker(job),
-            config.train.global_batch_size,
-            config.optim.clip_norm,
-        ),
+        model=config.model,
+        step=OptimizerStep(engine, comm, _batch_maker(job), config.train.global_batch_size, config.optim.clip_norm),
+        eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
         loader=loader,
         heldout=job.corpus.heldout,
         store=store,
@@ -179,10 +171,8 @@ def _train(job: Accepted, world: World, started: float) -> None:
         report.summarise()
 
 
-def lay_out(config: JobConfig, world: World, comm: Communicator) -> ParallelModel:
-    """The model of `config` over `world`."""
-    degrees = Degrees.resolve(config.strategy, world.size)
-    return parallelize(
+def _open_engine(config: JobConfig, degrees: Degrees, world: World, comm: Communicator) -> Engine:
+    return open_engine(
         config.model,
         config.strategy,
         config.overlap,
@@ -192,6 +182,7 @@ def lay_out(config: JobConfig, world: World, comm: Communicator) -> ParallelMode
         config.train.seed,
         n_micro_batches=config.train.micro_batches(degrees.dp, degrees.pp),
         sequence_length=config.data.sequence_length,
+        make_optimizer=partial(build_optimizer, optim=config.optim),
     )
 
 
@@ -221,14 +212,14 @@ def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float) 
     return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started)
 
 
-def _open_loader(job: Accepted, parallel: ParallelModel, world: World, start_step: int) -> BatchLoader:
+def _open_loader(job: Accepted, engine: Engine, degrees: Degrees, world: World, start_step: int) -> BatchLoader:
     train = job.config.train
     return BatchLoader(
         stream=job.corpus.train,
         global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch(parallel.data.size, parallel.layout.degrees.pp),
-        dp_rank=parallel.data.rank,
-        dp_size=parallel.data.size,
+        micro_batch_size=train.micro_batch(degrees.dp, degrees.pp),
+        dp_rank=engine.data.rank,
+        dp_size=engine.data.size,
         start_step=start_step,
         prefetch=job.config.overlap.data,
         device=world.device,

@@ -1,6 +1,6 @@
 """Checkpoints by logical name, atomic, through torch.distributed.checkpoint.
 
-    checkpoints/step-00000100/    tensors by logical name (train/logical_state.py), and progress.json
+    checkpoints/step-00000100/    tensors by logical name (parallel/logical_state.py), and progress.json
     checkpoints/step-00000100.tmp one that was never finished; no reader looks at it
 
 A save writes into the .tmp folder, syncs, and renames: a folder with the final name is complete. Nothing in a step
@@ -19,14 +19,12 @@ from pathlib import Path
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.optim import Optimizer
 
 from models.config import ConfigError
 from models.initialise import Shard
 from parallel.comm import Communicator
-from parallel.parallelize import ParallelModel
+from parallel.engine import Engine
 from train.checkpoint_planner import ShardLoadPlanner, ShardSavePlanner
-from train.logical_state import full_state
 
 FORMAT = 1
 PROGRESS_FILE = "progress.json"
@@ -48,7 +46,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, comm: Communicator, rank: int) -> None:
         self._folder, self._comm, self._rank = folder, comm, rank
 
-    def save(self, parallel: ParallelModel, optimizer: Optimizer, progress: Progress, keep: int) -> Path:
+    def save(self, engine: Engine, progress: Progress, keep: int) -> Path:
         """Save, then drop all but the newest `keep` (0 keeps all). Called by all ranks together.
 
         Raises:
@@ -60,7 +58,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self._comm.barrier()
-        state = full_state(parallel, optimizer)
+        state = engine.weights() | engine.moments()
         try:
             dcp.save(
                 state,
@@ -81,7 +79,7 @@ class CheckpointStore:
         self._comm.barrier()
         return final
 
-    def resume(self, parallel: ParallelModel, optimizer: Optimizer) -> Progress:
+    def resume(self, engine: Engine) -> Progress:
         """Load the newest checkpoint, or do nothing: a new job. Called by all ranks together."""
         if self._rank == 0:
             self._drop(self._folder.glob("step-*.tmp"))
@@ -90,11 +88,9 @@ class CheckpointStore:
         if newest is None:
             return Progress(step=0, tokens=0)
         progress = read_progress(newest)
-        state = full_state(parallel, optimizer)
+        state = engine.weights() | engine.moments()
         load_tensors(state, newest)
-        parallel.gradients.publish()
-        for moments in optimizer.state.values():
-            moments["step"].fill_(progress.step)
+        engine.take_state(state, progress.step)
         return progress
 
     def _drop(self, checkpoints: Iterable[Path]) -> None:

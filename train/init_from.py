@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from models.config import ConfigError, ModelConfig
 from models.initialise import Shard
 from models.transformer import Transformer
+from parallel.logical_state import model_state
 from train.checkpoint import PROGRESS_FILE, load_tensors, newest_checkpoint, read_progress
-from train.logical_state import model_state
 from train.published_weights import CONFIG_FILE, PublishedWeights
 
 

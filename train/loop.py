@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch.optim import Optimizer
 
+from models.config import ModelConfig
 from parallel.comm import Communicator
-from parallel.parallelize import ParallelModel
 from train.checkpoint import CheckpointStore, Progress
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
@@ -25,9 +24,10 @@ class Trainer:
     train: TrainConfig
     optim: OptimConfig
     checkpoint: CheckpointConfig
-    parallel: ParallelModel
-    optimizer: Optimizer
+    model: ModelConfig
     step: OptimizerStep
+    eval_micro_batch_size: int
+    """Sequences per evaluation forward on each rank."""
     loader: BatchLoader
     heldout: SampleStream
     store: CheckpointStore
@@ -62,7 +62,7 @@ class Trainer:
                     self.report.log(row)
             if saving:
                 with self.throughput.paused():
-                    self.store.save(self.parallel, self.optimizer, progress, self.checkpoint.keep)
+                    self.store.save(self.step.engine, progress, self.checkpoint.keep)
 
     def measure(self, progress: Progress, rate: float, result: StepResult) -> dict[str, float]:
         """The step's row of metrics. Reading the loss waits for the device: here a window of steps ends."""
@@ -77,25 +77,21 @@ class Trainer:
         load_LE = result.counts.chosen_LE
         if load_LE.numel():
             row["moe/load_max_over_mean"] = (load_LE.amax(-1) / load_LE.mean(-1)).mean().item()
-            if self.parallel.config.moe.capacity_factor is not None:
+            if self.model.moe.capacity_factor is not None:
                 row["moe/dropped_fraction"] = (result.counts.dropped_LE.sum() / load_LE.sum()).item()
-            if self.parallel.config.moe.has_router_loss:
+            if self.model.moe.has_router_loss:
                 row["train/router_loss"] = result.router_loss.item()
         row["mem/peak_gib"] = peak_memory_gib(self.device)
         return row
 
     def evaluate(self) -> float:
         """Held-out loss, nats per token."""
-        micro_batch = self.train.eval_micro_batch(self.parallel.data.size, self.parallel.layout.degrees.pp)
-        sequences = self.train.eval_sequences
         return evaluate(
             self.step.engine,
-            self.parallel.data,
-            self.parallel.counts_data,
             self.heldout,
             self.step.make_batch,
-            sequences,
-            micro_batch,
+            self.train.eval_sequences,
+            self.eval_micro_batch_size,
             self.comm,
             self.device,
         )

@@ -3,6 +3,7 @@
 M micro-batches, B sequences, S tokens (one more than the context), L MoE layers, E experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from models.transformer import ExpertCounts
 from parallel.comm import CommKind, Communicator
 from parallel.engine import Engine
-from parallel.mesh import Axis
 from parallel.pipeline.executor import LossScale
 from train.batch import BatchMaker
 
@@ -36,13 +36,13 @@ class OptimizerStep:
 
     engine: Engine
     comm: Communicator
-    data: Axis
-    """The ranks that see different data."""
     make_batch: BatchMaker
     global_batch_size: int
     """Sequences over all ranks."""
     clip_norm: float | None
     """Largest global gradient norm; None only measures."""
+    before_update: Callable[[Engine], None] | None = None
+    """Sees the engine while its gradients are the global ones, not yet clipped."""
 
     def __call__(self, tokens_MBS: Tensor, rate: float) -> StepResult:
         """Train on this rank's micro-batches; gradients are those of the global batch's mean loss."""
@@ -51,6 +51,8 @@ class OptimizerStep:
         n_targets = self._count_targets(tokens_MBS, n_tokens)
         batches = [self.make_batch(tokens_BS) for tokens_BS in tokens_MBS]
         losses = self.engine.forward_backward(batches, LossScale(n_targets, n_tokens))
+        if self.before_update:
+            self.before_update(self.engine)
         grad_norm = self.engine.update(rate, self.clip_norm if self.clip_norm is not None else float("inf"))
 
         counts_2LE = torch.stack(self.engine.take_expert_counts()).to(losses)
@@ -66,4 +68,4 @@ class OptimizerStep:
         if self.make_batch.separator is None:
             return n_tokens
         n_targets = self.make_batch.count_targets(tokens_MBS)
-        return self.comm.all_reduce(n_targets, self.data.group, CommKind.control).clamp(min=1)
+        return self.comm.all_reduce(n_targets, self.engine.data.group, CommKind.control).clamp(min=1)

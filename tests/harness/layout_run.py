@@ -2,19 +2,18 @@
 weights. The reference is the same function on one rank."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from models.config import AttentionConfig, AttentionKind, ModelConfig, MoEConfig, ScoreFunction
 from models.initialise import Shard
 from parallel.comm import CommKind, Communicator, Issued
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
-from parallel.engine import NativeEngine
 from parallel.mesh import Degrees
-from parallel.owned import masters
+from parallel.native_engine import NativeEngine
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import World
 from train.batch import BatchMaker
@@ -22,7 +21,6 @@ from train.config import OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.synthetic import open_synthetic
 from train.evaluate import evaluate
-from train.logical_state import model_state
 from train.optimizer import build_optimizer
 from train.step import OptimizerStep, StepResult
 
@@ -152,25 +150,19 @@ def run_layout(layout: Layout) -> Outcome:
         prefetch=0,
         device=world.device,
     )
-    optimizer = build_optimizer(masters(parallel.owned), OptimConfig())
-    engine = NativeEngine(parallel, optimizer, comm, layout.precision.compute.torch)
-    step = OptimizerStep(engine, comm, data, layout.batching, train.global_batch_size, clip_norm=1.0)
+    engine = NativeEngine(parallel, partial(build_optimizer, optim=OptimConfig()), comm, layout.precision.compute.torch)
+    step = OptimizerStep(engine, comm, layout.batching, train.global_batch_size, clip_norm=1.0)
     results: list[StepResult] = []
     evals: list[float] = []
     comm.issued.clear()
     for index in range(layout.steps):
         results.append(step(next(loader), rate=1e-2))
         if index == 0:
-            first_gradients = gradients_of(parallel)
+            first_gradients = pieces(engine.gradients())
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
         if index % 2 == 0:
             sequences, micro_batch = train.eval_sequences, train.eval_micro_batch(data.size, pp)
-            counts = parallel.counts_data
-            evals.append(
-                evaluate(
-                    engine, data, counts, corpus.heldout, layout.batching, sequences, micro_batch, comm, world.device
-                )
-            )
+            evals.append(evaluate(engine, corpus.heldout, layout.batching, sequences, micro_batch, comm, world.device))
     return Outcome(
         losses=[result.loss.item() for result in results],
         evals=evals,
@@ -178,24 +170,11 @@ def run_layout(layout: Layout) -> Outcome:
         dropped=[result.counts.dropped_LE.sum().item() for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
-        weights=pieces(model_state(parallel.stages.values(), parallel.shard_of)),
+        weights=pieces(engine.weights()),
         calls=dict(comm.calls),
         issued=dict(comm.issued),
         waits=dict(comm.waits),
     )
-
-
-def gradients_of(parallel: ParallelModel) -> dict[str, Piece]:
-    """This rank's part of every gradient, clipped, by logical name."""
-
-    def gradient_shard(name: str, tensor: Tensor) -> Shard:
-        owned = parallel.owned.get(name)
-        if owned is None or owned.master.grad is None:
-            return Shard(tensor, tuple(tensor.shape), (0,) * tensor.dim())
-        return Shard(owned.master.grad, owned.shard.global_shape, owned.shard.offset)
-
-    state = pieces(model_state(parallel.stages.values(), gradient_shard))
-    return {name: piece for name, piece in state.items() if not name.endswith("expert_bias_E")}
 
 
 def pieces(state: dict[str, Shard]) -> dict[str, Piece]:

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conf.compose import read_job
 from launch.cli import main
 from models.transformer import Transformer
+from parallel.logical_state import model_state
 from tests.launch.test_export import JOB
 from train.init_from import find_weights
-from train.logical_state import model_state
 
 WORDS = {
     "glm4_moe": ("model.attention.qk_norm=true", "model.attention.bias=true", "model.moe.bias_update_rate=0.02"),

@@ -30,8 +30,8 @@ from models.hf_config import function_values, read_config, rope_interleaved, wri
 from models.initialise import initialise
 from models.router import Router
 from models.transformer import Transformer
+from parallel.logical_state import model_state
 from tests.models.transformers_in_float64 import Float32IsFloat64
-from train.logical_state import model_state
 
 CLASSES = {
     "deepseek_v2": DeepseekV2ForCausalLM,

@@ -47,7 +47,7 @@ def test_a_shard_holds_its_part_of_the_whole() -> None:
     whole = build()
     again = build()
 
-    def second_half(parameter: torch.Tensor) -> Shard:
+    def second_half(name: str, parameter: torch.Tensor) -> Shard:
         half = parameter.shape[0] // 2
         offset = (half,) + (0,) * (parameter.dim() - 1)
         return Shard(parameter[half:], tuple(parameter.shape), offset)

@@ -1,5 +1,6 @@
 """Checkpoints by logical name: bit-equal in the same layout, whole in another, atomic."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,50 +11,52 @@ from harness.worker_pool import WorkerFailure, WorkerPool
 
 from parallel.comm import Communicator
 from parallel.config import Reduction, StrategyConfig
-from parallel.owned import masters
-from parallel.parallelize import ParallelModel
+from parallel.native_engine import NativeEngine
 from parallel.pipeline.schedules import ScheduleName
 from parallel.world import World
 from train.checkpoint import CheckpointStore, Progress, committed, newest_checkpoint
 from train.config import OptimConfig
-from train.logical_state import full_state
 from train.optimizer import build_optimizer
 
 
-def build(strategy: StrategyConfig, seed: int) -> tuple[ParallelModel, torch.optim.Optimizer, Communicator]:
+def build(strategy: StrategyConfig, seed: int) -> tuple[NativeEngine, list[torch.optim.Optimizer], Communicator]:
+    """The engine, and the optimizer that it made."""
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
     comm = Communicator()
     parallel, _ = lay_out(Layout(strategy, global_batch_size=24), world, comm, seed)
-    return parallel, build_optimizer(masters(parallel.owned), OptimConfig()), comm
+    optimizers = []
+
+    def make(parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        optimizers.append(build_optimizer(parameters, OptimConfig()))
+        return optimizers[-1]
+
+    return NativeEngine(parallel, make, comm, torch.float64), optimizers, comm
 
 
-def arrays(parallel: ParallelModel, optimizer: torch.optim.Optimizer) -> dict[str, Piece]:
-    return pieces(full_state(parallel, optimizer))
+def arrays(engine: NativeEngine) -> dict[str, Piece]:
+    return pieces(engine.weights() | engine.moments())
 
 
 def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -> dict[str, Piece]:
     """Save a state that differs in every tensor, and tell what it was."""
-    parallel, optimizer, comm = build(strategy, seed=step)
-    for name, buffer in named_buffers(parallel):
+    engine, _, comm = build(strategy, seed=step)
+    weights, moments = engine.weights(), engine.moments()
+    for name, shard in weights.items():
         if name.endswith("expert_bias_E"):
-            buffer += torch.arange(len(buffer)) + step
-    for part in parallel.owned.values():
-        for moment, factor in (("exp_avg", 2.0), ("exp_avg_sq", 3.0)):
-            optimizer.state[part.master][moment].copy_(part.master.detach() * factor)
+            shard.local.add_(torch.arange(len(shard.local)) + step)
+        else:
+            for moment, factor in (("exp_avg", 2.0), ("exp_avg_sq", 3.0)):
+                moments[name.replace("model.", f"optimizer.{moment}.", 1)].local.copy_(shard.local * factor)
     store = CheckpointStore(folder, comm, torch.distributed.get_rank())
-    store.save(parallel, optimizer, Progress(step, 100 * step), keep)
-    return arrays(parallel, optimizer)
-
-
-def named_buffers(parallel: ParallelModel) -> list[tuple[str, torch.Tensor]]:
-    return [named for stage in parallel.stages.values() for named in stage.named_buffers()]
+    store.save(engine, Progress(step, 100 * step), keep)
+    return arrays(engine)
 
 
 def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, Piece], set[float]]:
-    parallel, optimizer, comm = build(strategy, seed=99)
+    engine, (optimizer,), comm = build(strategy, seed=99)
     store = CheckpointStore(folder, comm, torch.distributed.get_rank())
-    progress = store.resume(parallel, optimizer)
-    return progress, arrays(parallel, optimizer), {state["step"].item() for state in optimizer.state.values()}
+    progress = store.resume(engine)
+    return progress, arrays(engine), {state["step"].item() for state in optimizer.state.values()}
 
 
 EP = StrategyConfig("ep", Reduction.all_reduce, dp_replicate=-1, ep=-1)
@@ -118,11 +121,11 @@ def test_a_resume_clears_what_was_never_finished(pool: WorkerPool, tmp_path: Pat
 
 
 def fail_to_save(folder: Path) -> None:
-    parallel, optimizer, comm = build(SINGLE, seed=0)
+    engine, _, comm = build(SINGLE, seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
         store = CheckpointStore(folder, comm, 0)
-        store.save(parallel, optimizer, Progress(8, 800), keep=1)
+        store.save(engine, Progress(8, 800), keep=1)
 
 
 def test_a_save_that_fails_leaves_the_previous_one(pool: WorkerPool, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from models.hf import PublishedNames
 from models.hf_config import write_config
 from parallel.comm import Communicator
 from parallel.config import StrategyConfig
-from parallel.parallelize import ParallelModel
+from parallel.native_engine import NativeEngine
 from parallel.world import World
 from tests.models.test_hf_oracle import GLM, V2, V3, attention, published_tensors
-from tests.train.test_checkpoint import arrays, build, named_buffers, save
+from tests.train.test_checkpoint import arrays, build, save
+from train.config import OptimConfig
 from train.init_from import find_weights, wanted_tensors
-from train.logical_state import model_state
+from train.optimizer import build_optimizer
 
 INDEX = "model.safetensors.index.json"
 
@@ -55,15 +57,16 @@ def test_a_run_starts_where_another_ended(
     assert line.endswith("was trained with model.moe.route_scale=1.0 model.attention.rope_theta=10000.0")
 
 
-def load(folder: Path, model: ModelConfig, parallel: ParallelModel) -> None:
-    find_weights(str(folder), model).load(model_state(parallel.stages.values(), parallel.shard_of))
-    parallel.gradients.publish()
+def load(folder: Path, model: ModelConfig, engine: NativeEngine) -> None:
+    weights = engine.weights()
+    find_weights(str(folder), model).load(weights)
+    engine.take_state(weights, steps_done=0)
 
 
 def state_after_run(folder: Path) -> dict[str, Piece]:
-    parallel, optimizer, _ = build(FSDP, seed=5)
-    load(folder, MODEL, parallel)
-    return arrays(parallel, optimizer)
+    engine, _, _ = build(FSDP, seed=5)
+    load(folder, MODEL, engine)
+    return arrays(engine)
 
 
 def test_a_runs_weights_and_nothing_else(pool: WorkerPool, tmp_path: Path) -> None:
@@ -113,12 +116,14 @@ def publish(model: ModelConfig, folder: Path, dtype: torch.dtype, shard_size: st
 
 def state_after_published(folder: Path, model: ModelConfig, strategy: StrategyConfig) -> dict[str, Piece]:
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
-    parallel, _ = lay_out(Layout(strategy, precision=FP32, model=model), world, Communicator(), seed=5)
-    for name, buffer in named_buffers(parallel):
+    layout, comm = Layout(strategy, precision=FP32, model=model, global_batch_size=24), Communicator()
+    parallel, _ = lay_out(layout, world, comm, seed=5)
+    engine = NativeEngine(parallel, partial(build_optimizer, optim=OptimConfig()), comm, torch.float32)
+    for name, shard in engine.weights().items():
         if name.endswith("expert_bias_E"):
-            buffer += 1.0
-    load(folder, model, parallel)
-    return pieces(model_state(parallel.stages.values(), parallel.shard_of))
+            shard.local.add_(1.0)
+    load(folder, model, engine)
+    return pieces(engine.weights())
 
 
 def expected_state(folder: Path, model: ModelConfig, interleaved: bool) -> dict[str, np.ndarray]:

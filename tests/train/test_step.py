@@ -1,6 +1,7 @@
 """A step's and an evaluation's numbers against the model asked directly, in one process."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from models.config import ModelConfig
 from models.head import IGNORED
 from models.transformer import Transformer
 from parallel.comm import Communicator
-from parallel.engine import NativeEngine
-from parallel.owned import masters
+from parallel.native_engine import NativeEngine
 from parallel.parallelize import ParallelModel
 from parallel.world import World
 from train.config import OptimConfig
@@ -39,15 +39,14 @@ def whole_model(parallel: ParallelModel) -> Transformer:
 
 
 def build_step(parallel: ParallelModel, n_sequences: int, clip_norm: float | None) -> OptimizerStep:
-    optimizer = build_optimizer(masters(parallel.owned), OptimConfig())
-    engine = NativeEngine(parallel, optimizer, Communicator(), torch.float64)
-    return OptimizerStep(engine, Communicator(), parallel.data, DOCUMENTS, n_sequences, clip_norm)
+    engine = NativeEngine(parallel, partial(build_optimizer, optim=OptimConfig()), Communicator(), torch.float64)
+    return OptimizerStep(engine, Communicator(), DOCUMENTS, n_sequences, clip_norm)
 
 
 def evaluate_all(parallel: ParallelModel, heldout: InOrder, n_sequences: int) -> float:
     engine = build_step(parallel, n_sequences, None).engine
     comm, cpu = Communicator(), torch.device("cpu")
-    return evaluate(engine, parallel.data, True, heldout, DOCUMENTS, n_sequences, 4, comm, cpu)
+    return evaluate(engine, heldout, DOCUMENTS, n_sequences, 4, comm, cpu)
 
 
 def samples(*shape: int) -> Tensor:

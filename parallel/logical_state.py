@@ -12,13 +12,12 @@ save and load the same names; and a load into the views fills the stack.
 from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from models.experts import RoutedExperts
 from models.initialise import Shard, whole
-from parallel.parallelize import ParallelModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, by its own names."""
 
 
 def model_state(stages: Iterable[nn.Module], shard_of: Callable[[str, Tensor], Shard] = whole) -> dict[str, Shard]:
@@ -31,23 +30,16 @@ def model_state(stages: Iterable[nn.Module], shard_of: Callable[[str, Tensor], S
     return state
 
 
-def optimizer_state(parallel: ParallelModel, optimizer: Optimizer) -> dict[str, Shard]:
-    """AdamW's moments, as `optimizer.exp_avg.*` and `optimizer.exp_avg_sq.*`."""
+def named_state(
+    stages: Iterable[nn.Module], prefix: str, shard_of: Callable[[str, nn.Parameter], Shard]
+) -> dict[str, Shard]:
+    """One tensor for each parameter of `stages` (a gradient, a moment), as `prefix.*`, where `shard_of` says."""
     state = {}
-    for stage in parallel.stages.values():
-        for name, _ in stage.named_parameters():
-            owned = parallel.owned[name]
-            for moment in MOMENTS:
-                local = optimizer.state[owned.master][moment]
-                shard = Shard(local, owned.shard.global_shape, owned.shard.offset)
-                for logical_name, part in _take_apart(stage, name, shard):
-                    state[f"optimizer.{moment}.{logical_name}"] = part
+    for stage in stages:
+        for name, parameter in stage.named_parameters():
+            for logical_name, part in _take_apart(stage, name, shard_of(name, parameter)):
+                state[f"{prefix}.{logical_name}"] = part
     return state
-
-
-def full_state(parallel: ParallelModel, optimizer: Optimizer) -> dict[str, Shard]:
-    """Both: all that a checkpoint holds of this rank."""
-    return model_state(parallel.stages.values(), parallel.shard_of) | optimizer_state(parallel, optimizer)
 
 
 def _take_apart(stage: nn.Module, name: str, shard: Shard) -> Iterator[tuple[str, Shard]]:

@@ -1,0 +1,126 @@
+"""Our own engine: every layout of parallel/parallelize.py, by the one executor."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from models.initialise import Shard
+from models.transformer import Batch, ExpertCounts
+from parallel.comm import Communicator
+from parallel.engine import OptimizerMaker
+from parallel.gradient_norm import clip_gradients
+from parallel.logical_state import MOMENTS, model_state, named_state
+from parallel.mesh import Axis
+from parallel.owned import masters
+from parallel.parallelize import ParallelModel
+from parallel.pipeline.executor import Executor, LossScale
+from parallel.pipeline.schedules import forward_schedule
+
+
+class NativeEngine:
+    """See Engine."""
+
+    def __init__(
+        self, parallel: ParallelModel, make_optimizer: OptimizerMaker, comm: Communicator, dtype: torch.dtype
+    ) -> None:
+        """`dtype` is that of activations."""
+        self._parallel, self._comm = parallel, comm
+        self._optimizer = make_optimizer(masters(parallel.owned))
+        self._executor = Executor(
+            parallel.stages,
+            parallel.schedule,
+            parallel.pipeline,
+            comm,
+            parallel.gradients,
+            parallel.layout.degrees.tp,
+            dtype,
+        )
+
+    @property
+    def data(self) -> Axis:
+        """See Engine."""
+        return self._parallel.data
+
+    @property
+    def counts_data(self) -> bool:
+        """See Engine."""
+        return self._parallel.counts_data
+
+    def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
+        """See Engine."""
+        self._parallel.gradients.begin_step()
+        losses = self._executor.forward_backward(batches, scale)
+        self._parallel.gradients.finish_step()
+        if not self._parallel.counts_loss:
+            losses[0] = 0
+        return losses
+
+    def update(self, rate: float, max_norm: float) -> Tensor:
+        """See Engine."""
+        parallel = self._parallel
+        world = parallel.layout.degrees.world
+        norm = clip_gradients(parallel.owned, max_norm, world, parallel.split_anywhere, self._comm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        parallel.gradients.publish()
+        return norm
+
+    def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
+        """See Engine. Parameters are resharded afterwards: no backward comes that would do it."""
+        stages = self._parallel.stages.values()
+        for stage in stages:
+            stage.eval()
+        forward = forward_schedule(self._parallel.schedule.rank_of_stage[0], len(batches))
+        total = self._executor.cross_entropy_sum(batches, forward)
+        for stage in stages:
+            stage.train()
+            for module in stage.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+        return total if self._parallel.counts_loss else torch.zeros_like(total)
+
+    def take_expert_counts(self) -> ExpertCounts:
+        """See Engine."""
+        counts = [stage.take_expert_counts() for stage in self._parallel.stages.values()]
+        return ExpertCounts(*(torch.stack(tables).sum(0) for tables in zip(*counts, strict=True)))
+
+    def balance_experts(self, chosen_LE: Tensor) -> None:
+        """See Engine."""
+        for stage in self._parallel.stages.values():
+            stage.balance_experts(chosen_LE)
+
+    def weights(self) -> dict[str, Shard]:
+        """See Engine; the masters' and buffers' own storage."""
+        return model_state(self._parallel.stages.values(), self._parallel.shard_of)
+
+    def gradients(self) -> dict[str, Shard]:
+        """See Engine; the masters' own gradients."""
+
+        def gradient(name: str, _: nn.Parameter) -> Shard:
+            owned = self._parallel.owned[name]
+            assert owned.master.grad is not None, f"no gradient for {name}"
+            return Shard(owned.master.grad, owned.shard.global_shape, owned.shard.offset)
+
+        return named_state(self._parallel.stages.values(), "gradient", gradient)
+
+    def moments(self) -> dict[str, Shard]:
+        """See Engine; the optimizer's own storage."""
+        state: dict[str, Shard] = {}
+        for moment in MOMENTS:
+
+            def local(name: str, _: nn.Parameter, moment: str = moment) -> Shard:
+                owned = self._parallel.owned[name]
+                storage = self._optimizer.state[owned.master][moment]
+                return Shard(storage, owned.shard.global_shape, owned.shard.offset)
+
+            state |= named_state(self._parallel.stages.values(), f"optimizer.{moment}", local)
+        return state
+
+    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
+        """See Engine. The storage is ours already."""
+        self._parallel.gradients.publish()
+        for moments in self._optimizer.state.values():
+            moments["step"].fill_(steps_done)
