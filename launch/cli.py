@@ -9,10 +9,12 @@ from launch.local import train
 from launch.schedule import schedule
 from launch.show import show
 from launch.tokenize import tokenize
+from launch.verify.command import verify
 from models.config import ConfigError
 
 USAGE = """\
 switchyard train [nproc=N] [key=value …]   start N ranks on this machine and train (see switchyard train --help)
+switchyard verify [nproc=N] [strategy=NAME,… | all] [key=value …]   a layout beside one process, on this machine
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
 switchyard show RUN                        what a run did: its table and its loss curve
 switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
@@ -27,13 +29,14 @@ nproc=N is the number of ranks: by default one per GPU, or 2 on a machine withou
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "verify": verify,
     "tokenize": tokenize,
     "show": show,
     "export": export,
     "schedule": schedule,
 }
 HELP = ("--help", "-h")
-OWN_HELP = {"train", "tokenize"}
+OWN_HELP = {"train", "verify", "tokenize"}
 """Commands that have more to say about themselves than USAGE does."""
 
 

@@ -50,6 +50,8 @@ class Router(nn.Module):
         self.config = moe
         self.sum_over_data_ranks = sum_over_data_ranks
         self.sequence = sequence or WholeSequence()
+        self.pinned_BSK: Tensor | None = None
+        """What tokens are to choose, whatever their scores; their weights are by score all the same."""
         self.gate = Linear(dim, moe.n_routed)
         self.register_buffer("expert_bias_E", torch.zeros(moe.n_routed))
 
@@ -62,7 +64,9 @@ class Router(nn.Module):
         wide = accumulation_dtype(x_BSD.dtype)
         logits_BSE = F.linear(x_BSD.to(wide), self.gate.weight.to(x_BSD.dtype).to(wide))
         scores_BSE = logits_BSE.softmax(-1) if moe.score is ScoreFunction.softmax else logits_BSE.sigmoid()
-        experts_BSK = self._choose(scores_BSE.detach() + self.expert_bias_E)
+        experts_BSK = self.pinned_BSK
+        if experts_BSK is None:
+            experts_BSK = self._choose(scores_BSE.detach() + self.expert_bias_E)
         weights_BSK = scores_BSE.gather(-1, experts_BSK)
         if moe.normalise_weights:
             # Sigmoid scores of a token that no expert wants can all underflow to 0.

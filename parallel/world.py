@@ -63,16 +63,25 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(cls, launch: Launch, device: torch.device, timeout: timedelta = timedelta(minutes=10)) -> "World":
-        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors."""
+    def join(
+        cls,
+        launch: Launch,
+        device: torch.device,
+        timeout: timedelta = timedelta(minutes=10),
+        store: dist.Store | None = None,
+    ) -> "World":
+        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors.
+
+        Ranks meet in `store`; without one, where torchrun says.
+        """
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=None if launch.launched else dist.HashStore(),
-            rank=-1 if launch.launched else 0,
-            world_size=-1 if launch.launched else 1,
+            store=store if store or launch.launched else dist.HashStore(),
+            rank=-1 if launch.launched else launch.rank,
+            world_size=-1 if launch.launched else launch.world_size,
             timeout=timeout,
         )
         return cls(launch.rank, launch.world_size, device)

@@ -1,0 +1,77 @@
+"""`switchyard verify strategy=NAME nproc=N [key=value …]`: a layout beside one process, before a cluster is rented.
+
+The configured model, scaled down, is trained for a few steps on random tokens under the layout, and by one process on
+the same tokens; losses, gradient norms, every gradient and updated weight, and the experts' counts are compared. In
+float64: a correct layout agrees to 1e-15, and in float32 a token that changes its expert would make it look wrong.
+"""
+
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from conf.command_line import CommandLine
+from conf.compose import compose
+from conf.options import Options
+from conf.overrides import typed_value
+from launch.local import take_nproc
+from launch.verify.job import Job
+from launch.verify.report import print_verdicts
+from launch.verify.verdict import References, judge
+from models.config import ConfigError
+from train.config import Device
+
+WIDTH = 140
+"""Columns of a table that goes to a file."""
+
+
+def verify(words: Sequence[str]) -> int:
+    """Verify each strategy that `words` name (`strategy=tp`, `strategy=ddp,fsdp`, `strategy=all`) and print a table.
+
+    Returns:
+        0 if every one of them equals one process, 1 if one does not.
+
+    Raises:
+        ConfigError: for words that no job would take, before a process is started.
+    """
+    line = CommandLine.parse(words, program="switchyard verify [nproc=N] [strategy=NAME,NAME,… or all]")
+    nproc = take_nproc(line.overrides)[0] if any(word.startswith("nproc=") for word in line.overrides) else None
+    names = strategies(typed_value("strategy", line.overrides), line)
+    rest = [word for word in line.overrides if not word.startswith(("nproc=", "strategy="))]
+    jobs = [Job.compose(name, rest, line.config_dir, nproc) for name in names]
+    if line.print_config:
+        for job in jobs:
+            print(f"# {job.name} on {job.n_ranks} ranks, as it is compared")
+            print(OmegaConf.to_yaml(OmegaConf.structured(job.scaled)), end="")
+        return 0
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    device = "cuda" if jobs[0].scaled.train.device is Device.cuda else "cpu"
+    references = References(device)
+    verdicts = []
+    with Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
+        task = progress.add_task("")
+        for job in jobs:
+            progress.update(task, description=f"{job.name} on {job.n_ranks} ranks")
+            verdicts.append(judge(job, device, references))
+    print_verdicts(verdicts, console)
+    return 0 if all(verdict.equal for verdict in verdicts) else 1
+
+
+def strategies(typed: str | None, line: CommandLine) -> list[str]:
+    """The names in `typed`, one or several with commas, or all there are; without it, the default's.
+
+    Raises:
+        ConfigError: for a name that is none.
+    """
+    options = Options.find(line.config_dir)
+    if typed is None:
+        return [compose([], line.config_dir).config.strategy.name]
+    if typed == "all":
+        return list(options.files["strategy"])
+    for name in (names := typed.split(",")):
+        if name not in options.files["strategy"]:
+            raise ConfigError(options.unknown("strategy", name))
+    return names

@@ -1,0 +1,87 @@
+"""The job that a comparison runs: the configured one, scaled down, in the dtype that tells right from wrong."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from conf.compose import compose
+from conf.overrides import typed_value
+from conf.schema import JobConfig, validate
+from launch.verify.scale_down import STEPS, scale_down
+from launch.verify.trial import Trial
+from parallel.config import Dtype, PrecisionConfig, StrategyConfig
+from parallel.mesh import DENSE, Degrees
+from train.batch import BatchMaker
+from train.data.config import Boundaries
+
+FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
+SEPARATOR = 3
+"""The id that ends documents, where the job has any."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One strategy's job, as it was typed and as it is run."""
+
+    name: str
+    n_ranks: int
+    scaled: JobConfig
+    degrees: Degrees
+
+    @classmethod
+    def compose(cls, strategy: str, words: Sequence[str], extra_dir: Path | None, nproc: int | None) -> "Job":
+        """`words` with `strategy`, on `nproc` ranks, or on as few as it takes to have two of everything.
+
+        Raises:
+            ConfigError: for words that no job of so many ranks would take.
+        """
+        job = compose([*words, f"strategy={strategy}"], extra_dir).config
+        n_ranks = nproc or _least_ranks(job.strategy)
+        validate(job, n_ranks)
+        degrees = Degrees.resolve(job.strategy, n_ranks)
+        typed = typed_value("train.steps", words)
+        scaled = scale_down(replace(job, precision=FP64), degrees, job.train.steps if typed else STEPS)
+        validate(scaled, n_ranks)
+        return cls(strategy, n_ranks, scaled, degrees)
+
+    @property
+    def trial(self) -> Trial:
+        """What each of its ranks runs."""
+        job = self.scaled
+        documents = job.data.boundaries is not Boundaries.none
+        return Trial(
+            job.model,
+            job.strategy,
+            job.overlap,
+            job.precision,
+            job.data.sequence_length,
+            job.train,
+            BatchMaker(SEPARATOR if documents else None, job.data.boundaries is Boundaries.attention),
+            job.optim,
+        )
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Sizes of what a sum can go wrong over, by what a user calls them."""
+        degrees = {name: getattr(self.degrees, name) for name in ("dp_replicate", "dp_shard", "tp", "ep", "pp", "dp")}
+        train = self.scaled.train
+        return {f"strategy.{name}": size for name, size in degrees.items() if name != "dp"} | {
+            "all data-parallel ranks": self.degrees.dp,
+            "micro-batches": train.micro_batches(self.degrees.dp, self.degrees.pp),
+            "all ranks": self.degrees.world,
+        }
+
+    @property
+    def layout(self) -> str:
+        """Its degrees, in short."""
+        strategy = self.scaled.strategy
+        parts = [f"{name}={n}" for name in (*DENSE, "ep", "etp") if (n := getattr(self.degrees, name)) > 1]
+        if self.degrees.pp > 1:
+            parts.append(strategy.schedule.value)
+        return " ".join(parts)
+
+
+def _least_ranks(strategy: StrategyConfig) -> int:
+    """With two ranks wherever the rest of the world is to go."""
+    return math.prod(2 if (degree := getattr(strategy, name)) == -1 else degree for name in DENSE)

@@ -1,0 +1,76 @@
+"""What `switchyard verify` prints."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.verify.verdict import Verdict
+
+COLUMNS = ("loss", "norm", "gradient", "weight")
+
+
+def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
+    """A row for each strategy, the steps of a single one, and what is wrong, in words."""
+    first = verdicts[0].job.scaled
+    console.print(
+        f"{first.model.name}, scaled down, {first.train.steps} steps on random tokens in {first.precision.compute.value}: "
+        "largest relative differences from one process",
+        highlight=False,
+    )
+    console.print(_strategies(verdicts))
+    if len(verdicts) == 1 and verdicts[0].comparison:
+        console.print(_steps(verdicts[0]))
+    for verdict in verdicts:
+        said = verdict.failure or (verdict.comparison and verdict.comparison.first)
+        if said:
+            console.print(f"{verdict.job.name}: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
+    wrong = sum(not verdict.equal for verdict in verdicts)
+    total = f"{len(verdicts)} layout{'s' * (len(verdicts) != 1)}"
+    said = f"{wrong} of {total} differ from one process" if wrong else f"{total} equal to one process"
+    console.print(said, style="red" if wrong else "green", highlight=False)
+
+
+def _strategies(verdicts: Sequence[Verdict]) -> Table:
+    table = Table()
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("ranks", justify="right")
+    table.add_column("layout")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    table.add_column("counts")
+    table.add_column("s", justify="right")
+    table.add_column("", no_wrap=True)
+    for verdict in verdicts:
+        job, comparison = verdict.job, verdict.comparison
+        numbers = ["–"] * (len(COLUMNS) + 1)
+        if comparison:
+            steps = comparison.steps
+            worst = (max(getattr(step, name) for step in steps) for name in ("loss", "grad_norm", "gradient", "weight"))
+            numbers = [*(f"{number:.1e}" for number in worst), _counts(all(step.counts_equal for step in steps))]
+        verdict_text = "[green]equal[/]" if verdict.equal else "[red]differs[/]" if comparison else "[red]failed[/]"
+        table.add_row(job.name, str(job.n_ranks), job.layout, *numbers, f"{verdict.seconds:.1f}", verdict_text)
+    return table
+
+
+def _steps(verdict: Verdict) -> Table:
+    assert verdict.comparison is not None
+    table = Table()
+    table.add_column("step", justify="right")
+    for name in COLUMNS:
+        table.add_column(name)
+    table.add_column("counts")
+    for number, step in enumerate(verdict.comparison.steps, start=1):
+        table.add_row(
+            str(number),
+            f"{step.loss:.1e}",
+            f"{step.grad_norm:.1e}",
+            f"{step.gradient:.1e} {step.gradient_name}",
+            f"{step.weight:.1e} {step.weight_name}",
+            _counts(step.counts_equal),
+        )
+    return table
+
+
+def _counts(equal: bool) -> str:
+    return "equal" if equal else "differ"
