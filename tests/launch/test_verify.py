@@ -1,0 +1,256 @@
+"""`switchyard verify`: what is right is green, what is wrong is named, and nothing a layout divides is scaled away."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conf.command_line import CommandLine
+from conf.compose import compose
+from conf.options import Options
+from conf.schema import validate
+from launch.cli import main
+from launch.verify.command import strategies
+from launch.verify.compare import FLOAT64, compare, describe
+from launch.verify.job import Job
+from launch.verify.pieces import Piece, merge
+from launch.verify.ranks import RankFailed, run_ranks
+from launch.verify.scale_down import scale_down
+from launch.verify.trial import WholeStep
+from models.config import ConfigError
+from models.flops import count_parameters
+from parallel.mesh import Degrees
+from parallel.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
+STRATEGIES = list(Options.find().files["strategy"])
+LINE = CommandLine.parse([], "")
+
+
+def test_layouts_that_are_right_are_green(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "model=tiny_mla", "strategy=fsdp_ep,pp", "data.boundaries=attention"]) == 0
+    out = capsys.readouterr().out
+    assert "2 layouts equal to one process" in out
+    assert "dp_shard=2 ep=2" in out
+    assert "pp=2 1f1b" in out
+
+
+BROKEN = {
+    "ddp reduces twice": (
+        "ddp",
+        """
+        from parallel.gradient_reducer import GradientReducer
+        whole = GradientReducer.finish_step
+        def twice(self):
+            whole(self)
+            whole(self)
+        GradientReducer.finish_step = twice
+        """,
+        ("step 1: gradient gradient.", "a factor of 2: reduced twice, or not averaged, over strategy.dp_replicate (2)"),
+    ),
+    "experts' gradients are not reduced": (
+        "hsdp_ep",
+        """
+        from parallel.mesh import Axis, Grid
+        import torch.distributed as dist
+        whole = Grid.mesh
+        def without_copies(self, names, device_type):
+            return whole(self, names[-1:] if names[0] == "copies" else names, device_type)
+        Grid.mesh = without_copies
+        """,
+        ("two ranks that hold the same part differ",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_named(name: str, tmp_path: Path) -> None:
+    """With the code broken in every process, as a user's own change would."""
+    strategy, code, said = BROKEN[name]
+    lines = [line.removeprefix("        ") for line in code.splitlines()]
+    (tmp_path / "sitecustomize.py").write_text("\n".join(lines))
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.cli", "verify", "model=tiny", f"strategy={strategy}", "train.steps=1"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "1 of 1 layout differ" in done.stdout
+    for text in said:
+        assert text in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def raise_on_rank_1(world: World) -> int:
+    if world.rank == 1:
+        raise RuntimeError("out of luck")
+    torch.distributed.barrier()
+    return world.rank
+
+
+def be_killed_on_rank_1(world: World) -> int:
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
+    return world.rank
+
+
+def tell_rank(world: World) -> int:
+    print("noise, which goes to a file")
+    return world.rank
+
+
+def test_ranks_return_or_the_first_that_failed_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_ranks(3, "cpu", tell_rank) == [0, 1, 2]
+    with pytest.raises(RankFailed, match=r"^rank 1: out of luck$"):
+        run_ranks(2, "cpu", raise_on_rank_1)
+    with pytest.raises(RankFailed, match=r"^rank 1: died with exit code -9$"):
+        run_ranks(2, "cpu", be_killed_on_rank_1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("model", ["tiny_mla", "moe_5b", "dsv3"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_scaled_job_is_small_and_keeps_what_is_divided(model: str, strategy: str) -> None:
+    words = [f"model={model}", "train.global_batch_size=32", "data=synthetic", "data.sequence_length=128"]
+    job = Job.compose(strategy, words, None, None)
+    asked = compose([*words, f"strategy={strategy}"]).config
+    validate(job.scaled, job.n_ranks)
+    was, now = asked.model, job.scaled.model
+    assert count_parameters(now).total < 6e6
+    assert replace(now.moe, expert_dim=0) == replace(was.moe, expert_dim=0)
+    for name in ("n_heads", "n_kv_heads", "kind", "yarn", "qk_norm", "bias", "rope_fraction"):
+        assert getattr(now.attention, name) == getattr(was.attention, name)
+    assert now.n_dense_layers == was.n_dense_layers
+    assert job.degrees == Degrees.resolve(asked.strategy, job.n_ranks)
+    assert job.scaled.train.micro_batches(job.degrees.dp, job.degrees.pp) >= 2 * job.degrees.pp * (job.degrees.pp > 1)
+
+
+def test_layers_go_by_whole_rounds_of_stages() -> None:
+    tiny = compose(["model=tiny", "strategy=pp", "strategy.pp=4", "train.global_batch_size=16"]).config
+    for n_layers in range(8, 64):
+        job = replace(tiny, model=replace(tiny.model, n_layers=n_layers))
+        scaled = scale_down(job, Degrees.resolve(job.strategy, 4))
+        assert scaled.model.n_layers <= n_layers
+        assert (n_layers - scaled.model.n_layers) % 4 == 0
+        assert scaled.model.n_layers <= 1 + 8 + 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["strategy=fdsp"], "strategy=fdsp: no such strategy; did you mean fsdp?"),
+        (["strategy=ddp,nope"], "strategy=nope: no such strategy"),
+        (["strategy=ddp", "nproc=0"], "nproc=0: set it to the number of ranks, at least 1"),
+        (["strategy=fsdp_tp", "nproc=3"], "strategy.tp=2 takes a multiple of 2 ranks, and 3 were started"),
+        (
+            ["strategy=tp", "model.attention.n_heads=3", "model.attention.n_kv_heads=1"],
+            "does not divide over strategy.tp",
+        ),
+        (["strategy=ddp", "train.stepz=1"], "unknown key 'train.stepz'"),
+    ],
+)
+def test_bad_words_are_refused_before_a_process_is_started(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", "model=tiny", *words]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert not captured.out
+
+
+def test_names_of_strategies() -> None:
+    assert strategies("all", LINE) == STRATEGIES
+    assert strategies("ddp,tp", LINE) == ["ddp", "tp"]
+    assert strategies(None, LINE) == ["ddp"]
+    with pytest.raises(ConfigError, match="no such strategy"):
+        strategies("", LINE)
+
+
+def test_the_job_that_is_compared_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "model=moe_5b", "strategy=ep", "--cfg", "job"]) == 0
+    out = capsys.readouterr().out
+    assert "# ep on 2 ranks, as it is compared" in out
+    assert "n_routed: 64" in out
+
+
+def step(**changes: object) -> WholeStep:
+    same = WholeStep(
+        loss=2.0,
+        router_loss=0.0,
+        grad_norm=1.0,
+        chosen_LE=np.array([[3.0, 5.0]]),
+        dropped_LE=np.zeros((1, 2)),
+        gradients={"gradient.a": np.array([1.0, 2.0]), "gradient.b": np.array([0.5, -0.5])},
+        weights={"model.a": np.array([1.0, 1.0])},
+        eval_loss=3.0,
+    )
+    return replace(same, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"loss": 2.0 * (1 + 1e-15)}, None),
+        ({"loss": 4.0}, "loss is 4, and 2 in one process; the same but for a factor of 2: reduced twice"),
+        ({"loss": float("nan")}, "loss is nan, and 2 in one process"),
+        ({"grad_norm": 3.0}, r"grad_norm is 3, .*reduced twice, or not averaged, over strategy.tp \(3\)"),
+        (
+            {"chosen_LE": np.array([[4.0, 4.0]])},
+            "other experts.* first in MoE layer 0, expert 0: 4, and 3 in one process",
+        ),
+        ({"dropped_LE": np.ones((1, 2))}, "2 pairs were dropped for want of capacity, and 0 in one process"),
+        ({"weights": {"model.a": np.array([1.0, 1.1])}}, "updated weight model.a differs: norm ratio"),
+        ({"weights": {}}, "updated weight model.a is only in one process"),
+        ({"eval_loss": 3.1}, "held-out loss is 3.1, and 3 in one process"),
+    ],
+)
+def test_the_first_thing_that_differs_is_said(changes: dict[str, object], said: str | None) -> None:
+    comparison = compare([step(**changes)], [step()], FLOAT64, {"strategy.tp": 3, "strategy.pp": 1})
+    if said is None:
+        assert comparison.first is None
+    else:
+        assert comparison.first is not None
+        assert re.search(said, comparison.first), comparison.first
+
+
+A = np.array([1.0, -2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        (4 * A, "a factor of 4: reduced twice, or not averaged, over all ranks (4)"),
+        (A / 4, "a factor of 0.25: averaged once too often over all ranks (4)"),
+        (2 * A, "a factor of 2: reduced twice"),
+        (A / 2, "a factor of 1/2: divided twice"),
+        (1.7 * A, "a factor of 1.7"),
+        (-A, "the same but for its sign"),
+        (0 * A, "it is zero"),
+        (A + np.array([1, 1, 0]), "it points elsewhere"),
+        (A * [1, 1, float("nan")], "1 of its 3 elements are not finite"),
+    ],
+)
+def test_how_a_tensor_differs(ours: np.ndarray, said: str) -> None:
+    assert said in describe(ours, A, {"all ranks": 4})
+
+
+def test_pieces_make_a_whole_or_say_why_not() -> None:
+    left, right = Piece(np.array([1.0, 2.0]), (3,), (0,)), Piece(np.array([2.0, 3.0]), (3,), (1,))
+    np.testing.assert_array_equal(merge([{"a": left}, {"a": right}])["a"], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="a: no rank has all of it"):
+        merge([{"a": left}])
+    with pytest.raises(ValueError, match="a: two ranks that hold the same part differ"):
+        merge([{"a": left}, {"a": Piece(np.array([9.0, 3.0]), (3,), (1,))}])
