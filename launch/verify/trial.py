@@ -40,8 +40,8 @@ class Trial:
     """Steps, batch, evaluation and seed."""
     batching: BatchMaker
     optim: OptimConfig = field(default_factory=OptimConfig)
-    rate: float = 1e-2
-    """Large, so that a wrong update shows."""
+    rate: float = 1e-3
+    """As large as a model of that size bears: a wrong update shows, and rounding is not blown up from step to step."""
     pinned: Choices | None = None
     """Which experts every token takes, instead of what routers say."""
 
