@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 NPROC ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),2)
 ARGS ?=
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test soak lint clean
@@ -18,10 +19,10 @@ train: setup ## train the default model: one rank per GPU, or 2 on CPU (NPROC=â€
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/torchrun --standalone --nproc-per-node $(NPROC) -m train $(ARGS)
 
 test: setup ## run the test suite, CPU and gloo (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 soak: setup ## run the long matrices
-	$(BIN)/python -m pytest -m soak $(ARGS)
+	$(BIN)/python -m pytest -m soak $(SIDE_BY_SIDE) $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -23,7 +23,12 @@ def pool() -> Iterator[WorkerPool]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no device, and leave `soak` tests out unless -m speaks of them."""
+    """Skip `gpu` tests where there is no device, and leave `soak` tests out unless -m speaks of them.
+
+    Where two processes share the tests (`make test`), a folder goes to one of them: its files share jobs and a pool.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path.parent.relative_to(TESTS))))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -32,7 +32,7 @@ from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
-from train.failure import INTERRUPTED, fail, refuse
+from train.failure import INTERRUPTED, exit_at_once, fail, refuse
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
@@ -228,3 +228,4 @@ def _open_loader(job: Accepted, engine: Engine, degrees: Degrees, world: World, 
 
 if __name__ == "__main__":
     main()
+    exit_at_once(0)

@@ -1,4 +1,4 @@
-"""How a rank ends when it cannot go on: one message, on the right rank, and an exit code that says which kind.
+"""How a rank ends, above all when it cannot go on: one message, on the right rank, and an exit code that says which kind.
 
 torchrun stops the job when one rank exits, and closes with the message of the rank whose record bears the earliest
 time. Two things would spoil that. A refused configuration fails on all ranks at once: only one of them may speak. And a
@@ -38,7 +38,7 @@ def refuse(error: ConfigError, launch: Launch) -> NoReturn:
         print(line, file=sys.stderr, flush=True)
     _record_line(line)
     # No clean-up: a process group that lacks a peer does not end by itself.
-    _exit_at_once(REFUSED)
+    exit_at_once(REFUSED)
 
 
 def fail(error: BaseException, launch: Launch) -> NoReturn:
@@ -49,7 +49,7 @@ def fail(error: BaseException, launch: Launch) -> NoReturn:
     print(f"switchyard: rank {launch.rank} failed\n{trace}", file=sys.stderr, flush=True)
     if ERROR_FILE in os.environ:
         get_error_handler().record_exception(error)
-    _exit_at_once(FAILED)
+    exit_at_once(FAILED)
 
 
 def _record_line(line: str) -> None:
@@ -60,7 +60,9 @@ def _record_line(line: str) -> None:
             Path(os.environ[ERROR_FILE]).write_text(json.dumps({"message": {"message": line, "extraInfo": extra}}))
 
 
-def _exit_at_once(code: int) -> NoReturn:
+def exit_at_once(code: int) -> NoReturn:
+    """End this process without the interpreter's own end, in which a thread of a library may still abort it: a job that
+    was trained and saved would then be one that failed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
