@@ -1,4 +1,4 @@
-"""How a rank ends, above all when it cannot go on: one message, on the right rank, and an exit code that says which kind.
+"""How a rank ends, above all when it cannot go on: one message, on the right rank, and an exit code of its kind.
 
 torchrun stops the job when one rank exits, and closes with the message of the rank whose record bears the earliest
 time. Two things would spoil that. A refused configuration fails on all ranks at once: only one of them may speak. And a

@@ -14,8 +14,8 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
     """A row for each strategy, the steps of a single one, and what is wrong, in words."""
     first = verdicts[0].job.scaled
     console.print(
-        f"{first.model.name}, scaled down, {first.train.steps} steps on random tokens in {first.precision.compute.value}: "
-        "largest relative differences from one process",
+        f"{first.model.name}, scaled down, {first.train.steps} steps on random tokens: largest relative differences "
+        "from one process",
         highlight=False,
     )
     console.print(_strategies(verdicts))

@@ -21,7 +21,7 @@ def error_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(train.failure, "_exit_at_once", leave)
+    monkeypatch.setattr(train.failure, "exit_at_once", leave)
     monkeypatch.setattr(train.failure, "GRACE_S", 0.0)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     return tmp_path / "error.json"
