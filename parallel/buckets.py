@@ -33,7 +33,7 @@ def fill_buckets(parameters: Reduced, bucket_bytes: int) -> list[Bucket]:
     buckets: list[Bucket] = []
     # By stage number before chain, so that two ranks that hold the same stages in two chains agree on the order.
     for stage in sorted(parameters, key=lambda key: (key.stage, key.chain), reverse=True):
-        named = list(reversed(parameters[stage].items()))
+        named = list(parameters[stage].items())[::-1]
         sizes = [((axis.group, p.dtype), p.numel() * p.element_size()) for _, (p, axis) in named]
         for members in divide_into_buckets(sizes, bucket_bytes):
             _, (_, axis) = named[members[0]]
@@ -41,7 +41,7 @@ def fill_buckets(parameters: Reduced, bucket_bytes: int) -> list[Bucket]:
     return buckets
 
 
-def divide_into_buckets(sizes: Iterable[tuple[Hashable, int]], bucket_bytes: float) -> list[list[int]]:
+def divide_into_buckets(sizes: Iterable[tuple[Hashable, int]], bucket_bytes: int) -> list[list[int]]:
     """Which of `sizes`, each (what its bucket must have in common, bytes), are in which bucket, by their places. One
     bucket is open for each thing in common, and closed once it holds `bucket_bytes`."""
     buckets: list[list[int]] = []

@@ -1,9 +1,10 @@
 """Activation recomputation: backward computes again what forward did not keep (Chen et al. 2016).
 
 A block's attention, its shared experts (or dense feed-forward) and its routed ones are recomputed apart, each just
-before its own backward; dispatch and combine stand outside, so no row travels twice. `selective` keeps the results of matrix products and of attention, which cost most to
-make, and computes the rest again (Korthikanti et al. 2022). Collectives inside the parts (tensor-parallel gathers, the
-counts of a batch-level balancing loss) are repeated by both, on all ranks alike.
+before its own backward; dispatch and combine stand outside, so no row travels twice. `selective` keeps the results of
+matrix products and of attention, which cost most to make, and computes the rest again (Korthikanti et al. 2022).
+Collectives inside the parts (tensor-parallel gathers, the counts of a batch-level balancing loss) are repeated by both,
+on all ranks alike.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def recompute_parts(stage: Transformer, what: Recompute) -> None:
         assert isinstance(block, Block)
         part: nn.Module
         for part in filter(None, (block.attention, block.experts.shared, block.experts.routed)):
-            part.forward = partial(again, part.forward)  # type: ignore[method-assign]
+            part.forward = partial(again, part.forward)
 
 
 def _keep_products() -> Any:

@@ -54,7 +54,6 @@ class MicroBatchTraffic:
         self._n_tokens = step.micro_batch_size * step.sequence_length // degrees.tp
         self.hidden_bytes = self._n_tokens * model.dim * self._itemsize
 
-
     def total(self) -> Traffic:
         """Of all layers, the embedding and the head."""
         outside, recomputed = [*self._scatter(), *self._head()], []

@@ -16,6 +16,8 @@ from parallel.engine import NativeEngine
 from parallel.mesh import Degrees
 from parallel.owned import masters
 from parallel.parallelize import ParallelModel, parallelize
+from parallel.traffic.meter import TrafficMeter
+from parallel.traffic.tally import Traffic
 from parallel.world import World
 from train.batch import BatchMaker
 from train.config import OptimConfig, TrainConfig
@@ -111,6 +113,8 @@ class Outcome:
     """The same with group and bytes."""
     waits: dict[CommKind, int]
     """Those that were waited for, by kind."""
+    traffic: Traffic
+    """All that this rank said in the last step, FSDP2's collectives too."""
 
 
 def lay_out(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> tuple[ParallelModel, TrainConfig]:
@@ -159,7 +163,8 @@ def run_layout(layout: Layout) -> Outcome:
     evals: list[float] = []
     comm.issued.clear()
     for index in range(layout.steps):
-        results.append(step(next(loader), rate=1e-2))
+        with TrafficMeter(comm) as meter:
+            results.append(step(next(loader), rate=1e-2))
         if index == 0:
             first_gradients = gradients_of(parallel)
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
@@ -182,6 +187,7 @@ def run_layout(layout: Layout) -> Outcome:
         calls=dict(comm.calls),
         issued=dict(comm.issued),
         waits=dict(comm.waits),
+        traffic=meter.traffic,
     )
 
 
