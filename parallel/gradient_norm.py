@@ -30,10 +30,12 @@ def clip_gradients(
     missing = [name for name, part in owned.items() if part.master.grad is None]
     if missing:
         raise RuntimeError(f"no gradient for {', '.join(missing)}")
-    gradients = [part.master.grad for part in owned.values() if part.master.grad is not None]
+    # By name: ranks that own the same in another order (DualPipe's pairs) must clip by the same bits.
+    parts_by_name = [owned[name] for name in sorted(owned)]
+    gradients = [part.master.grad for part in parts_by_name if part.master.grad is not None]
     norms = norms_in_float64(gradients)
     by_holders: dict[int, list[Tensor]] = defaultdict(list)
-    for part, norm in zip(owned.values(), norms, strict=True):
+    for part, norm in zip(parts_by_name, norms, strict=True):
         by_holders[part.n_holders].append(norm)
     # What every rank holds needs no sum; so data parallelism by replicas has none.
     everywhere = _square_sum(by_holders.pop(world_size, []), norms[0])
