@@ -92,22 +92,12 @@ def _fully_sharded(
 
 
 def _count_gathers(parts: Sequence[Part], ops: Sequence[Op]) -> list[int]:
-    """How often each part is gathered, where backward is not split.
-
-    Behind a part's backward FSDP2 gathers what went forward before it. What went before a stage's first part is, if
-    more than one micro-batch went forward since the last backward, the last part: its backward is over, and it is
-    gathered in vain.
-    """
-    n_gathers, there, n_forwards = [0] * len(parts), [False] * len(parts), 0
+    """How often each part is gathered, where backward is not split: before any use that does not find it there."""
+    n_gathers, there = [0] * len(parts), [False] * len(parts)
     for op in ops:
         for i, part in enumerate(parts):
             n_gathers[i] += not there[i]
             there[i] = op is Op.forward and not part.reshard
-        if op is Op.forward:
-            n_forwards += 1
-        else:
-            n_gathers[-1] += n_forwards > 1
-            n_forwards = 0
     return n_gathers
 
 

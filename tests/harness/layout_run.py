@@ -104,6 +104,8 @@ class Outcome:
     router_losses: list[float]
     dropped: list[float]
     """Pairs beyond an expert's capacity, of all ranks and layers, by step."""
+    chosen: list[list[list[float]]]
+    """Pairs of each expert, by step and MoE layer."""
     grad_norms: list[float]
     first_gradients: dict[str, Piece]
     weights: dict[str, Piece]
@@ -181,6 +183,7 @@ def run_layout(layout: Layout) -> Outcome:
         evals=evals,
         router_losses=[result.router_loss.item() for result in results],
         dropped=[result.counts.dropped_LE.sum().item() for result in results],
+        chosen=[result.counts.chosen_LE.tolist() for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=pieces(model_state(parallel.stages.values(), parallel.shard_of)),

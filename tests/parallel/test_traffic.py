@@ -47,12 +47,12 @@ def options(name: str, *words: str, **fields: Any) -> Layout:
 
 
 FURTHER = {
-    "recomputed_selective": (4, options("hsdp_ep", "strategy.recompute=selective")),
-    "recomputed_full": (4, options("fsdp_tp", "strategy.recompute=full", micro_batch_size=4)),
+    "recomputed_selective": (4, options("hsdp_ep", "recompute=selective")),
+    "recomputed_full": (4, options("fsdp_tp", "recompute=full", micro_batch_size=4)),
     "fsdp_bf16": (2, options("fsdp", precision=BF16)),
     "zero1_bf16": (2, options("zero1", precision=BF16)),
-    "experts_split_twice": (4, options("tp_ep", "strategy.ep=2", "strategy.etp=2")),
-    "gathered_in_vain": (4, options("pp_fsdp", "strategy.schedule=gpipe", overlap=OverlapConfig(param_prefetch=2))),
+    "experts_split_twice": (4, options("tp_ep", "ep=2", "etp=2")),
+    "several_in_flight": (4, options("pp_fsdp", "schedule=gpipe", overlap=OverlapConfig(param_prefetch=2))),
 }
 
 
