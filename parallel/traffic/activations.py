@@ -53,6 +53,7 @@ class MicroBatchTraffic:
         """Bytes of a routing weight, and of a logit in the loss."""
         self._n_tokens = step.micro_batch_size * step.sequence_length // degrees.tp
         self.hidden_bytes = self._n_tokens * model.dim * self._itemsize
+        """Of the residual stream, which pipeline stages hand on."""
 
     def total(self) -> Traffic:
         """Of all layers, the embedding and the head."""
