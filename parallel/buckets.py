@@ -1,6 +1,6 @@
 """Gradients in buckets, reduced behind backward, in one order on all ranks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,24 +24,35 @@ class Bucket:
     missing: set[str] = field(default_factory=set)
     """Parameters whose gradient of this micro-batch is still to come."""
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters.values())
-
 
 def fill_buckets(parameters: Reduced, bucket_bytes: int) -> list[Bucket]:
-    """Last stages and last parameters first: backward reaches them first. A bucket is closed once it holds
-    `bucket_bytes`; one is open for each group of ranks and dtype."""
+    """Last stages and last parameters first: backward reaches them first. A bucket is of one group of ranks and dtype.
+
+    See `divide_into_buckets`.
+    """
     buckets: list[Bucket] = []
     # By stage number before chain, so that two ranks that hold the same stages in two chains agree on the order.
     for stage in sorted(parameters, key=lambda key: (key.stage, key.chain), reverse=True):
-        filling: dict[tuple[object, torch.dtype], Bucket] = {}
-        for name, (parameter, axis) in reversed(list(parameters[stage].items())):
-            bucket = filling.get((axis.group, parameter.dtype))
-            if bucket is None or bucket.n_bytes >= bucket_bytes:
-                bucket = filling[axis.group, parameter.dtype] = Bucket(stage, axis)
-                buckets.append(bucket)
-            bucket.parameters[name] = parameter
+        named = list(parameters[stage].items())[::-1]
+        sizes = [((axis.group, p.dtype), p.numel() * p.element_size()) for _, (p, axis) in named]
+        for members in divide_into_buckets(sizes, bucket_bytes):
+            _, (_, axis) = named[members[0]]
+            buckets.append(Bucket(stage, axis, {named[i][0]: named[i][1][0] for i in members}))
+    return buckets
+
+
+def divide_into_buckets(sizes: Iterable[tuple[Hashable, int]], bucket_bytes: int) -> list[list[int]]:
+    """Which of `sizes`, each (what its bucket must have in common, bytes), are in which bucket, by their places. One
+    bucket is open for each thing in common, and closed once it holds `bucket_bytes`."""
+    buckets: list[list[int]] = []
+    filling: dict[Hashable, tuple[list[int], int]] = {}
+    for place, (common, n_bytes) in enumerate(sizes):
+        members, held = filling.get(common, ([], bucket_bytes))
+        if held >= bucket_bytes:
+            members, held = [], 0
+            buckets.append(members)
+        members.append(place)
+        filling[common] = (members, held + n_bytes)
     return buckets
 
 

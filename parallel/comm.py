@@ -29,6 +29,8 @@ class CommKind(Enum):
 
     dp = "dp"
     """Gradients and parameters between data-parallel ranks."""
+    fsdp = "fsdp"
+    """The same inside FSDP2. torch issues these: no Communicator sees them, parallel/traffic/meter.py does."""
     tp = "tp"
     """Activations and gradients between tensor-parallel ranks."""
     ep = "ep"
@@ -46,7 +48,7 @@ class Issued(NamedTuple):
     operation: str
     group_size: int
     n_bytes: int
-    """Of the larger of what goes in and what comes out of this rank."""
+    """That this rank puts in: 0 for a receive. So the ranks' sum does not depend on who sends how much to whom."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Communicator:
     def start_all_gather(self, tensor: Tensor, group: ProcessGroup, kind: CommKind) -> Pending:
         """Begin to gather [n, …] of every rank, equal shapes, into [ranks·n, …], in rank order."""
         output = tensor.new_empty(group.size() * tensor.shape[0], *tensor.shape[1:])
-        self._count(kind, "all_gather", group, output)
+        self._count(kind, "all_gather", group, tensor)
         return _pending(output, _all_gather(output, tensor.contiguous(), group=group, async_op=True), kind)
 
     def start_reduce_scatter(self, tensor: Tensor, group: ProcessGroup, kind: CommKind) -> Pending:
@@ -112,7 +114,7 @@ class Communicator:
     ) -> Pending:
         """Begin to send `sent[r]` neighbouring rows of [Σ sent, …] to each rank r, and to receive `received[r]`."""
         output = tensor.new_empty(sum(received), *tensor.shape[1:])
-        self._count(kind, "all_to_all", group, max((tensor, output), key=Tensor.numel))
+        self._count(kind, "all_to_all", group, tensor)
         work = dist.all_to_all_single(
             output, tensor.contiguous(), list(received), list(sent), group=group, async_op=True
         )
@@ -125,7 +127,7 @@ class Communicator:
 
     def start_receive(self, buffer: Tensor, from_group_rank: int, group: ProcessGroup, kind: CommKind) -> Pending:
         """Begin to fill `buffer` from a rank of `group`. What one rank sends another arrives in order."""
-        self._count(kind, "receive", group, buffer)
+        self._count(kind, "receive", group, None)
         return _pending(buffer, dist.irecv(buffer, group=group, group_src=from_group_rank), kind)
 
     def broadcast_object(self, value: T) -> T:
@@ -147,9 +149,10 @@ class Communicator:
         self.issued[Issued(CommKind.control, "barrier", dist.get_world_size(), 0)] += 1
         dist.all_reduce(torch.zeros(1))
 
-    def _count(self, kind: CommKind, operation: str, group: ProcessGroup | None, tensor: Tensor) -> None:
+    def _count(self, kind: CommKind, operation: str, group: ProcessGroup | None, put_in: Tensor | None) -> None:
         size = group.size() if group is not None else dist.get_world_size()
-        self.issued[Issued(kind, operation, size, tensor.numel() * tensor.element_size())] += 1
+        n_bytes = 0 if put_in is None else put_in.numel() * put_in.element_size()
+        self.issued[Issued(kind, operation, size, n_bytes)] += 1
 
 
 def _pending(output: Tensor, work: Work | None, kind: CommKind) -> Pending:

@@ -70,6 +70,11 @@ def shard_stage(
         module.set_force_sum_reduction_for_comms(True)
     if overlap.param_prefetch > 1:
         _prefetch([part[0] for part in parts], overlap.param_prefetch)
+    # By itself FSDP2 gathers, behind each part's backward, what went forward before it. Before the first part that was
+    # another micro-batch's last part, or an evaluation's: for nothing. Told to gather the first part, it gathers none.
+    first = parts[0][0]
+    assert isinstance(first, FSDPModule)
+    first.set_modules_to_backward_prefetch([first])
 
 
 class ShardedGradients:

@@ -1,9 +1,10 @@
 """Activation recomputation: backward computes again what forward did not keep (Chen et al. 2016).
 
-A block's attention and its experts are recomputed apart, each just before its own backward; dispatch and combine stand
-outside, so no row travels twice. `selective` keeps the results of matrix products and of attention, which cost most to
-make, and computes the rest again (Korthikanti et al. 2022). Collectives inside the parts (tensor-parallel gathers, the
-counts of a batch-level balancing loss) are repeated by both, on all ranks alike.
+A block's attention, its shared experts (or dense feed-forward) and its routed ones are recomputed apart, each just
+before its own backward; dispatch and combine stand outside, so no row travels twice. `selective` keeps the results of
+matrix products and of attention, which cost most to make, and computes the rest again (Korthikanti et al. 2022).
+Collectives inside the parts (tensor-parallel gathers, the counts of a batch-level balancing loss) are repeated by both,
+on all ranks alike.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,9 @@ EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
 
 def recompute_parts(stage: Transformer, what: Recompute) -> None:
     """Have `stage`'s parts recompute, in place. By their `forward`, not by a wrapper: names stay as they are, and the
-    hooks of FSDP2, which gather weights before a part runs, stay around it."""
+    hooks of FSDP2, which gather weights before a part runs, stay around it. None may be inside: in backward it does
+    other things than in forward, which `selective` takes for another computation. So shared and routed experts, which
+    may be sharded apart, are parts of their own."""
     if what is Recompute.none:
         return
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -33,8 +36,8 @@ def recompute_parts(stage: Transformer, what: Recompute) -> None:
     for block in stage.layers.values():
         assert isinstance(block, Block)
         part: nn.Module
-        for part in (block.attention, block.experts):
-            part.forward = partial(again, part.forward)  # type: ignore[method-assign]
+        for part in filter(None, (block.attention, block.experts.shared, block.experts.routed)):
+            part.forward = partial(again, part.forward)
 
 
 def _keep_products() -> Any:

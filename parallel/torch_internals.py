@@ -3,7 +3,7 @@
 Checked on torch 2.11 and 2.13; a new torch is first tried against this file's tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 # What torch.autograd.grad calls once it has looked its arguments over.
 from torch.autograd.graph import GradientEdge, _engine_run_backward
+from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 # The first half of a split backward; reached otherwise only through torch's own pipeline runtime.
@@ -22,6 +23,10 @@ from torch.distributed.tensor import DTensor
 # Where a DTensor's local shard lies in the whole. Uneven shards make this more than rank x size, torch computes it for
 # its own checkpoints, and there is no public name for it.
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+# Sees every operator that runs, FSDP2's collectives among them, of which no public hook tells all (there is none for
+# HSDP's all-reduce). Autograd takes it along into its own threads.
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def local_offset(tensor: DTensor) -> tuple[int, ...]:
@@ -42,6 +47,31 @@ def norms_in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
 def scale_in_place(tensors: Sequence[Tensor], factor: Tensor) -> None:
     """Multiply all of `tensors` by a scalar that is still on the device, in one launch, with no wait for its value."""
     torch._foreach_mul_(list(tensors), factor)
+
+
+INPUT_AND_GROUP = {
+    "_allgather_base_": ("all_gather", 1, 2),
+    "_reduce_scatter_base_": ("reduce_scatter", 1, 2),
+    "allreduce_": ("all_reduce", 0, 1),
+}
+"""By operator of torch.ops.c10d: what we call it, and which of its arguments are what goes in and the group."""
+
+
+class CollectiveObserver(TorchDispatchMode):
+    """While entered, tells `seen` of the collectives that FSDP2 is made of, whoever issues one: (all_gather,
+    reduce_scatter or all_reduce; group size; bytes that this rank puts in)."""
+
+    def __init__(self, seen: Callable[[str, int, int], None]) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.namespace == "c10d" and function.overloadpacket.__name__ in INPUT_AND_GROUP:
+            operation, input_at, group_at = INPUT_AND_GROUP[function.overloadpacket.__name__]
+            tensors = args[input_at] if isinstance(args[input_at], list) else [args[input_at]]
+            n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self._seen(operation, ProcessGroup.unbox(args[group_at]).size(), n_bytes)
+        return function(*args, **(kwargs or {}))
 
 
 def split_backward_input(

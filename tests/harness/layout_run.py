@@ -15,6 +15,8 @@ from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, St
 from parallel.mesh import Degrees
 from parallel.native_engine import NativeEngine
 from parallel.parallelize import ParallelModel, parallelize
+from parallel.traffic.meter import TrafficMeter
+from parallel.traffic.tally import Traffic
 from parallel.world import World
 from train.batch import BatchMaker
 from train.config import OptimConfig, TrainConfig
@@ -100,6 +102,8 @@ class Outcome:
     router_losses: list[float]
     dropped: list[float]
     """Pairs beyond an expert's capacity, of all ranks and layers, by step."""
+    chosen: list[list[list[float]]]
+    """Pairs of each expert, by step and MoE layer."""
     grad_norms: list[float]
     first_gradients: dict[str, Piece]
     weights: dict[str, Piece]
@@ -109,6 +113,8 @@ class Outcome:
     """The same with group and bytes."""
     waits: dict[CommKind, int]
     """Those that were waited for, by kind."""
+    traffic: Traffic
+    """All that this rank said in the last step, FSDP2's collectives too."""
 
 
 def lay_out(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> tuple[ParallelModel, TrainConfig]:
@@ -156,7 +162,8 @@ def run_layout(layout: Layout) -> Outcome:
     evals: list[float] = []
     comm.issued.clear()
     for index in range(layout.steps):
-        results.append(step(next(loader), rate=1e-2))
+        with TrafficMeter(comm) as meter:
+            results.append(step(next(loader), rate=1e-2))
         if index == 0:
             first_gradients = pieces(engine.gradients())
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
@@ -168,12 +175,14 @@ def run_layout(layout: Layout) -> Outcome:
         evals=evals,
         router_losses=[result.router_loss.item() for result in results],
         dropped=[result.counts.dropped_LE.sum().item() for result in results],
+        chosen=[result.counts.chosen_LE.tolist() for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=pieces(engine.weights()),
         calls=dict(comm.calls),
         issued=dict(comm.issued),
         waits=dict(comm.waits),
+        traffic=meter.traffic,
     )
 
 

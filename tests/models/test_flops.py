@@ -9,6 +9,7 @@ import models.attention
 from models.config import AttentionConfig, AttentionKind, ExpertBackend, ModelConfig, MoEConfig
 from models.flops import count_parameters, flops_per_token
 from models.initialise import initialise
+from models.parameter_shapes import parameter_shapes
 from models.transformer import Transformer
 
 MODELS = {
@@ -32,6 +33,16 @@ def test_parameter_count_is_exact(name: str) -> None:
     with torch.device("meta"):
         built = Transformer(model, torch.float32)
     assert count_parameters(model).total == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_is_named_in_order_with_its_shape(name: str) -> None:
+    model = MODELS[name]
+    for layers in (None, range(0, 1), range(1, model.n_layers)):
+        with torch.device("meta"):
+            built = Transformer(model, torch.float32, stage=layers)
+        of_network = [(name, tuple(parameter.shape)) for name, parameter in built.named_parameters()]
+        assert list(parameter_shapes(model, layers).items()) == of_network
 
 
 @pytest.mark.parametrize("name", MODELS)

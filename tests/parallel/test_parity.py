@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from harness.collective_counter import CollectiveCounter
 from harness.layout_run import (
     BF16,
     DDP,
@@ -24,6 +23,7 @@ from harness.layout_run import (
     merged_gradients,
     run_layout,
 )
+from harness.predicted_traffic import predicted_traffic
 from harness.worker_pool import WorkerFailure, WorkerPool
 
 from models.feed_forward import FeedForward
@@ -33,6 +33,7 @@ from parallel.config import OverlapConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import ScheduleName
+from parallel.traffic.tally import Channel, Traffic
 from train.batch import BatchMaker
 from train.config import TrainConfig
 
@@ -153,6 +154,8 @@ def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, refer
     assert weights.keys() == reference.weights.keys()
     for key, weight in merged([reference]).items():
         np.testing.assert_allclose(weights[key], weight, rtol=0, atol=1e-11, err_msg=key)
+    traffic = Traffic.total(outcome.traffic for outcome in outcomes)
+    assert traffic.rows() == predicted_traffic(layout, world_size, int(reference.dropped[-1])).rows()
 
 
 def test_the_reference_trains(pool: WorkerPool, references: dict) -> None:
@@ -229,15 +232,11 @@ def test_ddp_issues_one_all_reduce_per_bucket_and_step(pool: WorkerPool) -> None
 
 
 def test_hsdp_sums_over_replicas_once_per_step(pool: WorkerPool) -> None:
-    """Counted where FSDP2 calls: accumulation adds reduce-scatters, not all-reduces over the replicas."""
+    """Accumulation adds reduce-scatters, not all-reduces over the replicas."""
     at_once, accumulated = (
-        pool.run(4, count_fsdp_all_reduces, Layout(HSDP, micro_batch_size=micro))[0] for micro in (None, 1)
+        pool.run(4, run_layout, Layout(HSDP, micro_batch_size=micro, steps=1))[0].traffic.calls for micro in (None, 1)
     )
-    assert at_once == accumulated > 0
-
-
-def count_fsdp_all_reduces(layout: Layout) -> int:
-    with CollectiveCounter() as counter:
-        outcome = run_layout(layout)
-    ours = sum(n for (_, name), n in outcome.calls.items() if name == "all_reduce")
-    return counter.calls["allreduce_"] - ours
+    between_replicas = Channel(CommKind.fsdp, "all_reduce", 2)
+    assert at_once[between_replicas] == accumulated[between_replicas] > 0
+    scattered = Channel(CommKind.fsdp, "reduce_scatter", 2)
+    assert 2 * at_once[scattered] == accumulated[scattered]
