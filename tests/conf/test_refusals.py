@@ -306,6 +306,7 @@ COMBINATIONS = [
         "strategy.etp=1: model.n_dense_layers=4 leaves no layer with experts; set",
     ),
     ("strategy=ddp strategy.dispatcher=all_gather", 2, "with strategy.ep=1 no row travels; leave it out"),
+    ("strategy=ddp strategy.placement=round_robin", 2, "with strategy.ep=1 a rank has all experts; leave it out"),
     (
         "strategy=ddp strategy.schedule=gpipe",
         2,
