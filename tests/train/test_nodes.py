@@ -14,7 +14,7 @@ from harness.run_record import RunRecord, reproducible
 from harness.torchrun import CompletedRun, TorchrunLaunch, start_nodes
 
 JOB = ("model=tiny", "train.device=cpu", "train.log_every=1", "precision=fp64", "logging=off")
-SHORT = ("train.steps=5", "checkpoint=off", "train.eval_sequences=8")
+SHORT = ("train.steps=2", "checkpoint=off", "train.eval_sequences=8")
 
 
 @contextmanager
