@@ -1,4 +1,4 @@
-"""Stand-ins for SLURM's three programs, which start a job at once, and all its nodes here. A real one is not at hand."""
+"""Stand-ins for SLURM's three programs, which start a job at once, all its nodes here. A real one is not at hand."""
 
 from pathlib import Path
 

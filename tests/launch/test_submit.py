@@ -136,7 +136,8 @@ def test_the_script_asks_for_a_launcher_a_node(slurm: Path) -> None:
 def test_a_job_started_again_has_its_number_and_a_named_run_its_name(slurm: Path) -> None:
     assert "start 3: " in script(slurm, SLURM_RESTART_COUNT="2").splitlines()[0]
     for word in ("run.name=mine", "run.dir=mine"):
-        assert script(slurm, "model=tiny", word).splitlines()[-2:] == ["model=tiny", word]
+        out = script(slurm, "model=tiny", word).splitlines()
+        assert out[out.index("-m") :] == ["-m", "train", "model=tiny", word]
     given = {"OMP_NUM_THREADS": "3", "RANKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "8"}
     out = script(slurm, **given).splitlines()
     assert out[1] == "threads 3"
