@@ -14,6 +14,7 @@ from harness.run_record import RunRecord, reproducible
 from harness.torchrun import CompletedRun, TorchrunLaunch, start_nodes
 
 JOB = ("model=tiny", "train.device=cpu", "train.log_every=1", "precision=fp64", "logging=off")
+ENDS_WITHIN_S = 300.0
 SHORT = ("train.steps=2", "checkpoint=off", "train.eval_sequences=8")
 
 
@@ -25,9 +26,9 @@ def nodes(n_nodes: int, nproc: int, *words: str, **options: Any) -> Iterator[lis
 
 
 def ended(n_nodes: int, nproc: int, *words: str, **options: Any) -> list[CompletedRun]:
-    """The same, when they have ended by themselves."""
+    """The same, when they have ended by themselves, before a process group's ten minutes were over."""
     with nodes(n_nodes, nproc, *words, **options) as launches:
-        return [launch.wait(120) for launch in launches]
+        return [launch.wait(ENDS_WITHIN_S) for launch in launches]
 
 
 def lines(done: CompletedRun) -> list[str]:
@@ -50,20 +51,13 @@ def test_two_nodes_train_as_one_process(trained: Callable[[str], RunRecord], tmp
     assert {path.name for path in two.folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json"}
 
 
-def test_experts_across_nodes_are_said_and_matrices_refused(tmp_path: Path) -> None:
-    first, second = ended(2, 1, *JOB, *SHORT, "strategy=ep", f"run.dir={tmp_path / 'run'}")
-    assert first.returncode == second.returncode == 0, first.stderr
-    assert lines(first) == [
-        "switchyard: strategy.ep=2 does not fit into a node, which has 1 rank: rows to experts cross the network in "
-        "every layer"
-    ]
-    assert lines(second) == []
-    first, second = ended(2, 1, *JOB, *SHORT, "strategy=tp", f"run.dir={tmp_path / 'other'}")
+def test_tensor_parallelism_across_nodes_is_refused(tmp_path: Path) -> None:
+    first, second = ended(2, 1, *JOB, *SHORT, "strategy=tp", f"run.dir={tmp_path / 'run'}")
     assert first.returncode == second.returncode == 1  # torchrun's own
     (line,) = lines(first)
     assert "strategy.tp=2 does not fit into a node, which has 1 rank" in line
     assert line in second.stderr.partition("train FAILED")[2]  # torchrun's summary there
-    assert not (tmp_path / "other").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def own_file_system(folder: Path) -> list[str]:
@@ -93,49 +87,51 @@ def test_a_run_folder_that_a_node_does_not_see_stops_all(tmp_path: Path) -> None
         assert line in summary
         assert "Traceback" not in summary
         assert "switchyard: rank" not in ours
-        assert done.seconds < 40
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_one_node_refuses_the_other_does_not_wait_for(tmp_path: Path) -> None:
-    """A folder of options that is on one node alone."""
+    """A folder of options that is on one node alone. The other, which took the job, has told where experts' rows go."""
     mine = tmp_path / "mine"
     (mine / "model").mkdir(parents=True)
     (mine / "model" / "mine.yaml").write_text("dim: 64")
     elsewhere = ["sh", "-c", 'cd / && exec "$@"', "sh"]
-    words = (*JOB, *SHORT, "strategy=fsdp", f"run.dir={tmp_path / 'run'}", "--config-dir", "mine")
+    words = (*JOB, *SHORT, "strategy=ep", f"run.dir={tmp_path / 'run'}", "--config-dir", "mine")
     first, second = ended(2, 1, *words, cwd=tmp_path, before={1: elsewhere})
-    (line,) = lines(first)
+    note, line = lines(first)
+    assert note == (
+        "switchyard: strategy.ep=2 does not fit into a node, which has 1 rank: rows to experts cross the network in "
+        "every layer"
+    )
     assert ": --config-dir mine: name a folder that holds" in line
     assert line.startswith("switchyard: on ")
+    assert lines(second) == []
     assert "switchyard: --config-dir mine: name a folder" in second.stderr.partition("train FAILED")[2]
     for done in (first, second):
         assert done.returncode == 1
         assert "exitcode  : 2" in done.stderr
         assert "Traceback" not in done.stderr.partition("train FAILED")[2]
         assert "switchyard: rank" not in done.stderr
-        assert done.seconds < 40  # the process group would have waited ten minutes
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_node_that_went_away_ends_the_other_and_both_go_on(gone: int, tmp_path: Path) -> None:
-    words = (*JOB, "strategy=hsdp_ep", "train.steps=60", "train.eval_sequences=0", "checkpoint.every=10")
+    words = (*JOB, "strategy=hsdp_ep", "train.steps=120", "train.eval_sequences=0", "checkpoint.every=20")
     whole = RunRecord(tmp_path / "whole")
     for done in ended(2, 2, *words, f"run.dir={whole.folder}"):
         assert done.returncode == 0, done.stderr
     record = RunRecord(tmp_path / "run")
     with nodes(2, 2, *words, f"run.dir={record.folder}") as launches:
-        launches[0].wait_for(lambda _: record.last_step >= 12)
+        launches[0].wait_for(lambda _: record.last_step >= 25)
         launches[gone].kill_all()
-        assert record.last_step < 50
-        left = launches[1 - gone].wait(60)
+        assert not (record.folder / "summary.json").exists(), "it had ended"
+        left = launches[1 - gone].wait(ENDS_WITHIN_S)
     assert left.returncode == 1
     assert "lost its peers: a rank on another node went away" in left.stderr
-    assert left.seconds < 90
     for done in ended(2, 2, *words, f"run.dir={record.folder}"):
         assert done.returncode == 0, done.stderr
-        assert record.saved_steps[-1] == 60
+        assert record.saved_steps[-1] == 120
     assert [reproducible(row) for row in record.rows[-10:]] == [reproducible(row) for row in whole.rows[-10:]]
-    assert len(record.rows) > 60  # those between the last checkpoint and the end of the first attempt are there twice
+    assert len(record.rows) > 120  # those between the last checkpoint and the end of the first attempt are there twice
