@@ -14,7 +14,7 @@ USAGE = """\
   key=value          sets a key (train.steps=20) or picks an option (model=tiny strategy=fsdp); the last one counts
   --cfg job          prints the resolved configuration, all keys, and stops
   --config-dir DIR   adds the options in DIR/model, DIR/strategy, …
-
+{more}
 options, * by default:
 {options}
 """
@@ -29,8 +29,8 @@ class CommandLine:
     print_config: bool
 
     @classmethod
-    def parse(cls, words: Sequence[str], program: str) -> "CommandLine":
-        """Sort `words`; `--help` prints how to use `program` and exits 0.
+    def parse(cls, words: Sequence[str], program: str, more: str = "") -> "CommandLine":
+        """Sort `words`; `--help` prints how to use `program`, and `more` lines of words that it takes, and exits 0.
 
         Raises:
             ConfigError: for a flag that does not exist, or lacks its value.
@@ -46,7 +46,8 @@ class CommandLine:
                 rest.insert(0, value)
             if word in ("--help", "-h"):
                 if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks are asked, and one answers
-                    print(USAGE.format(program=program, options=Options.find(config_dir).describe()), end="")
+                    options = Options.find(config_dir).describe()
+                    print(USAGE.format(program=program, more=more, options=options), end="")
                 raise SystemExit(0)
             elif word in ("--cfg", "-c"):
                 if not rest or rest.pop(0) != "job":

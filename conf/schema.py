@@ -7,6 +7,7 @@ from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
+from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
 from train.metrics.config import LoggingConfig
@@ -41,8 +42,10 @@ class JobConfig:
     """The run folder."""
 
 
-def validate(config: JobConfig, world_size: int) -> None:
+def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = None) -> None:
     """Refuse every combination that cannot run on `world_size` ranks. Needs no process group and no device.
+
+    `ranks_per_node`: None if all are on one.
 
     Raises:
         ConfigError: one line that names the value to change and what to set it to.
@@ -55,6 +58,7 @@ def validate(config: JobConfig, world_size: int) -> None:
     config.overlap.check(config.strategy.reduction)
     config.precision.check(config.strategy.reduction)
     degrees = Degrees.resolve(config.strategy, world_size)
+    check_nodes(config.strategy, degrees, ranks_per_node or world_size)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)

@@ -8,6 +8,7 @@ from launch.export import export
 from launch.local import train
 from launch.schedule import schedule
 from launch.show import show
+from launch.submit import submit
 from launch.tokenize import tokenize
 from launch.verify.command import verify
 from models.config import ConfigError
@@ -15,6 +16,8 @@ from models.config import ConfigError
 USAGE = """\
 switchyard train [nproc=N] [key=value …]   start N ranks on this machine and train (see switchyard train --help)
 switchyard verify [nproc=N] [strategy=NAME,… | all] [key=value …]   a layout beside one process, on this machine
+switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over, then queue them with SLURM's sbatch
+    [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
 switchyard show RUN                        what a run did: its table and its loss curve
 switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
@@ -30,13 +33,14 @@ nproc=N is the number of ranks: by default one per GPU, or 2 on a machine withou
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "verify": verify,
+    "submit": submit,
     "tokenize": tokenize,
     "show": show,
     "export": export,
     "schedule": schedule,
 }
 HELP = ("--help", "-h")
-OWN_HELP = {"train", "verify", "tokenize"}
+OWN_HELP = {"train", "verify", "submit", "tokenize"}
 """Commands that have more to say about themselves than USAGE does."""
 
 

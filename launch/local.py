@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch.distributed import run as torchrun
@@ -12,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from conf.command_line import CommandLine
 from conf.compose import compose
 from conf.schema import validate
-from models.config import ConfigError
+from launch.ranks import code_environment, take_count
 
 
 def train(words: Sequence[str]) -> int:
@@ -48,27 +47,14 @@ def take_nproc(words: Sequence[str]) -> tuple[int, list[str]]:
     Raises:
         ConfigError: unless N is a number of at least 1.
     """
-    given = [word.removeprefix("nproc=") for word in words if word.startswith("nproc=")]
-    rest = [word for word in words if not word.startswith("nproc=")]
-    if not given:
-        return torch.cuda.device_count() or 2, rest
-    if not (given[-1].isascii() and given[-1].isdigit() and int(given[-1][:9]) > 0):
-        raise ConfigError(f"nproc={given[-1]}: set it to the number of ranks, at least 1")
-    return int(given[-1]), rest
+    nproc, rest = take_count(words, "nproc", "ranks")
+    return nproc or torch.cuda.device_count() or 2, rest
 
 
 def rank_environment(nproc: int) -> dict[str, str]:
-    """What the ranks' environment has besides ours: their share of the cores, unless the user has set it, and our code.
-
-    `python -m train` would otherwise find a train.py in the folder that it is started from.
-    """
+    """What the ranks' environment has besides ours: a share of the cores, unless the user has set it, and our code."""
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
-    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONSAFEPATH": "1",
-    }
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), **code_environment()}
 
 
 def torchrun_arguments(nproc: int, words: Sequence[str]) -> list[str]:

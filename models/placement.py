@@ -27,10 +27,18 @@ class ExpertPlacement:
         Raises:
             ValueError: if `n_ranks` does not divide `n_experts`.
         """
-        if n_experts % n_ranks:
-            raise ValueError(f"{n_experts} experts do not divide over {n_ranks} ranks")
-        per_rank = n_experts // n_ranks
+        per_rank = _per_rank(n_experts, n_ranks)
         return cls(tuple(tuple(range(r * per_rank, (r + 1) * per_rank)) for r in range(n_ranks)))
+
+    @classmethod
+    def round_robin(cls, n_experts: int, n_ranks: int) -> Self:
+        """Experts dealt out like cards, expert e to rank e mod n_ranks: neighbours, a group say, are on many ranks.
+
+        Raises:
+            ValueError: if `n_ranks` does not divide `n_experts`.
+        """
+        _per_rank(n_experts, n_ranks)
+        return cls(tuple(tuple(range(r, n_experts, n_ranks)) for r in range(n_ranks)))
 
     @classmethod
     def on_one_rank(cls, experts: Sequence[int]) -> Self:
@@ -48,3 +56,9 @@ class ExpertPlacement:
         for place, expert in enumerate(flat):
             position[expert] = place
         return position
+
+
+def _per_rank(n_experts: int, n_ranks: int) -> int:
+    if n_experts % n_ranks:
+        raise ValueError(f"{n_experts} experts do not divide over {n_ranks} ranks")
+    return n_experts // n_ranks

@@ -60,3 +60,7 @@ def _check_idle(strategy: StrategyConfig, degrees: Degrees) -> None:
         raise ConfigError(
             f"strategy.dispatcher={strategy.dispatcher.value}: with strategy.ep=1 no row travels; leave it out"
         )
+    if degrees.ep == 1 and strategy.placement is not default.placement:
+        raise ConfigError(
+            f"strategy.placement={strategy.placement.value}: with strategy.ep=1 a rank has all experts; leave it out"
+        )

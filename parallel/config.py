@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 
 from models.config import ConfigError
-from parallel.expert_parallel.build import DispatcherName
+from parallel.expert_parallel.build import DispatcherName, PlacementName
 from parallel.pipeline.schedules import ScheduleName
 
 
@@ -46,10 +46,14 @@ class StrategyConfig:
     """Ranks that split each routed expert by width: 1, or as many as tp."""
     dispatcher: DispatcherName = DispatcherName.all_to_all
     """ep above 1: how rows reach their experts, all_to_all (each to its own) or all_gather (all to all)."""
+    placement: PlacementName = PlacementName.contiguous
+    """ep above 1: contiguous keeps a group of experts on few ranks (fewer peers), round_robin on many (even load)."""
     schedule: ScheduleName = ScheduleName.one_f_one_b
     """pp above 1: in which order stages take micro-batches; switchyard schedule NAME draws it."""
     stages_per_rank: Optional[int] = None
     """pp above 1: stages of the model on each pipeline rank; null is the schedule's own number."""
+    nvlink_domain: Optional[int] = None
+    """Neighbouring ranks with a fast network, which tp is to stay in; null is a node's. A rack may be one (NVL72)."""
     recompute: Recompute = Recompute.none
     """What backward computes again: none, full (attention and experts) or selective (of these all but products)."""
 

@@ -17,14 +17,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from models.config import ModelConfig
 from models.initialise import Shard, initialise
-from models.placement import ExpertPlacement
 from models.surroundings import Surroundings
 from models.transformer import Transformer
 from models.whole_sequence import WholeSequence
 from parallel.collective_functions import Among
 from parallel.comm import CommKind, Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
-from parallel.expert_parallel.build import build_dispatcher
+from parallel.expert_parallel.build import build_dispatcher, build_placement
 from parallel.fully_shard import ShardedGradients, shard_stage
 from parallel.gradient_reducer import GradientReducer
 from parallel.gradient_sync import GradientSync
@@ -161,7 +160,7 @@ def _surroundings(model: ModelConfig, strategy: StrategyConfig, layout: Layout, 
     among_tp = Among(comm, tp.group, CommKind.tp)
     dispatcher = build_dispatcher(
         strategy.dispatcher,
-        ExpertPlacement.contiguous(model.moe.n_routed, degrees.ep),
+        build_placement(strategy.placement, model.moe.n_routed, degrees.ep),
         ep.rank,
         Among(comm, ep.group, CommKind.ep),
         among_tp if degrees.etp > 1 else None,

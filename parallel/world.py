@@ -1,6 +1,7 @@
 """This process among the others: rank, device, process group."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -8,6 +9,9 @@ import torch
 import torch.distributed as dist
 
 from models.config import ConfigError
+
+TIMEOUT = timedelta(minutes=10)
+"""How long ranks wait for each other, at the start and in a collective."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,17 @@ class Launch:
             local_world_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
             launched="RANK" in environment,
         )
+
+    def open_store(self, timeout: timedelta) -> dist.Store:
+        """Where the ranks find each other: torchrun's store, or one of this process's own."""
+        if not self.launched:
+            return dist.HashStore()
+        found: Iterator[tuple[dist.Store, int, int]] = dist.rendezvous(
+            "env://", self.rank, self.world_size, timeout=timeout
+        )
+        store, _, _ = next(found)
+        store.set_timeout(timeout)
+        return store
 
 
 def choose_device(wanted: str, launch: Launch) -> torch.device:
@@ -63,25 +78,19 @@ class World:
     device: torch.device
 
     @classmethod
-    def join(
-        cls,
-        launch: Launch,
-        device: torch.device,
-        timeout: timedelta = timedelta(minutes=10),
-        store: dist.Store | None = None,
-    ) -> "World":
-        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors.
+    def join(cls, launch: Launch, device: torch.device, store: dist.Store, timeout: timedelta = TIMEOUT) -> "World":
+        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors, as ranks meet in `store`.
 
-        Ranks meet in `store`; without one, where torchrun says.
+        A collective that takes longer than `timeout` is an error.
         """
         on_gpu = device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
         dist.init_process_group(
             backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=store if store or launch.launched else dist.HashStore(),
-            rank=-1 if launch.launched else launch.rank,
-            world_size=-1 if launch.launched else launch.world_size,
+            store=store,
+            rank=launch.rank,
+            world_size=launch.world_size,
             timeout=timeout,
         )
         return cls(launch.rank, launch.world_size, device)

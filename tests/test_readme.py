@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.slurm import stand_ins
 
 ROOT = Path(__file__).resolve().parents[1]
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 README = (ROOT / "README.md").read_text()
 
 
@@ -21,7 +23,7 @@ def start(command: str, folder: Path, **variables: str) -> subprocess.Popen:
     """`command` as a user of an activated environment types it."""
     # Without what a `make` that started this test would tell a `make` that this test starts: its own ARGS, above all.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    environment |= {"PATH": PATH, "COLUMNS": "120"}
     return subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
@@ -59,6 +61,9 @@ def test_command(command: str, folder: Path) -> None:
         outputs = [finish(node) for node in nodes]
         assert "4 × cpu" in outputs[0]
         assert (folder / "run" / "summary.json").exists()
+    elif command.startswith("switchyard submit"):
+        finish(start(command, folder, PATH=f"{stand_ins(folder / 'slurm')}:{PATH}"))
+        assert (folder / "runs" / "slurm-7" / "summary.json").exists()
     else:
         output = finish(start(command, folder))
         if "train.steps=40" in command:
@@ -77,15 +82,3 @@ def test_every_option_is_in_the_table() -> None:
 def test_every_linked_file_exists() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
-
-
-def test_the_slurm_script_starts_one_launcher_per_node(tmp_path: Path) -> None:
-    """With stand-ins for SLURM's two programs; a real SLURM has not been tried."""
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho localhost\n")
-    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nexec "$@"\n')
-    for name in ("scontrol", "srun"):
-        (tmp_path / name).chmod(0o755)
-    script = f"PATH={tmp_path}:$PATH bash {ROOT / 'launch' / 'slurm.sbatch'} model=tiny train.steps=2"
-    variables = {"SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
-    finish(start(script, tmp_path, **variables, RANKS_PER_NODE="2"))
-    assert (tmp_path / "runs" / "slurm-7" / "summary.json").exists()

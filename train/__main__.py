@@ -21,11 +21,13 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import function_values, word
+from parallel.acceptance import tell_refusal, wait_for_acceptance
 from parallel.comm import Communicator
 from parallel.engine import Engine
 from parallel.mesh import Degrees
+from parallel.nodes import experts_across_nodes
 from parallel.open_engine import open_engine
-from parallel.world import Launch, World, choose_device
+from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.batch import BatchMaker
 from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint
 from train.data.config import Boundaries
@@ -48,6 +50,7 @@ from train.run_folder import (
     new_folder,
     write_config,
 )
+from train.shared_folder import shared_folder
 from train.step import OptimizerStep
 
 
@@ -71,14 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     launch = Launch.from_environment()
     try:
-        line = CommandLine.parse(sys.argv[1:] if arguments is None else arguments, program="python -m train")
-        composed = compose(line.overrides, line.config_dir)
-        if line.print_config:
-            if launch.rank == 0:
-                print(composed.yaml, end="")
+        job = _read(sys.argv[1:] if arguments is None else arguments, launch)
+        if job is None:
             return
-        job = _accept(composed.config, yaml.safe_load(composed.yaml), launch)
-        world = World.join(launch, job.device)
+        store = launch.open_store(TIMEOUT)
+        wait_for_acceptance(store, launch.world_size)
+        world = World.join(launch, job.device, store)
         _train(job, world, started)
         world.leave()
     except ConfigError as error:
@@ -89,13 +90,35 @@ def main(arguments: list[str] | None = None) -> None:
         os._exit(INTERRUPTED)
 
 
+def _read(arguments: list[str], launch: Launch) -> Accepted | None:
+    """The job that the words say; None if they ask to see it and no more.
+
+    Raises:
+        ConfigError: one line that says what to change; ranks that find nothing wrong are told.
+    """
+    try:
+        line = CommandLine.parse(arguments, program="python -m train")
+        composed = compose(line.overrides, line.config_dir)
+        if not line.print_config:
+            return _accept(composed.config, yaml.safe_load(composed.yaml), launch)
+    except ConfigError as error:
+        tell_refusal(launch, error)
+        raise
+    if launch.rank == 0:
+        print(composed.yaml, end="")
+    return None
+
+
 def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted:
     """Look at everything that can be looked at without the other ranks.
 
     Raises:
         ConfigError: one line that says what to change.
     """
-    validate(config, launch.world_size)
+    validate(config, launch.world_size, launch.local_world_size)
+    degrees = Degrees.resolve(config.strategy, launch.world_size)
+    if launch.rank == 0 and (note := experts_across_nodes(config.strategy, degrees, launch.local_world_size)):
+        print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)
@@ -127,10 +150,17 @@ def _say_what_is_other(weights: CheckpointWeights, config: JobConfig) -> None:
 
 
 def _train(job: Accepted, world: World, started: float) -> None:
-    """Build what the configuration names, and let it run."""
+    """Agree on the corpus and the folder, and run."""
     config, comm = job.config, Communicator()
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
     folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
+    with shared_folder(folder, comm, world.rank):
+        _run(job, world, comm, folder, started)
+
+
+def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started: float) -> None:
+    """Build what the configuration names, and let it run."""
+    config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
     engine = _open_engine(config, degrees, world, comm)
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)

@@ -43,10 +43,13 @@ def refuse(error: ConfigError, launch: Launch) -> NoReturn:
 
 def fail(error: BaseException, launch: Launch) -> NoReturn:
     """Exit with code 1 and the traceback; a rank whose peer failed first leaves the word to that one."""
+    what = "failed"
     if launch.launched and is_peer_failure(error):
         time.sleep(GRACE_S)
+        if launch.world_size > launch.local_world_size:  # still here: our torchrun has none to end us for
+            what = "lost its peers: a rank on another node went away, see that node's output; it was waiting in:"
     trace = "".join(traceback.format_exception(error))
-    print(f"switchyard: rank {launch.rank} failed\n{trace}", file=sys.stderr, flush=True)
+    print(f"switchyard: rank {launch.rank} {what}\n{trace}", file=sys.stderr, flush=True)
     if ERROR_FILE in os.environ:
         get_error_handler().record_exception(error)
     exit_at_once(FAILED)

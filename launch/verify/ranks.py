@@ -126,7 +126,7 @@ def _be_rank(
         torch.set_num_threads(1)
         launch = Launch(rank, n_ranks, rank, n_ranks, launched=False)
         store = dist.FileStore(str(folder / "store"), n_ranks)
-        world = World.join(launch, choose_device(device, launch), COLLECTIVE_TIMEOUT, store)
+        world = World.join(launch, choose_device(device, launch), store, COLLECTIVE_TIMEOUT)
         answer: object = call(world)
         world.leave()
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Which dispatcher a layout has, and what it asks of a model."""
+"""Which placement and dispatcher a layout has, and what it asks of a model."""
 
 from enum import Enum
 
@@ -13,6 +13,18 @@ from parallel.expert_parallel.gathered import GatheredDispatcher
 class DispatcherName(Enum):
     all_to_all = "all_to_all"
     all_gather = "all_gather"
+
+
+class PlacementName(Enum):
+    contiguous = "contiguous"
+    round_robin = "round_robin"
+
+
+def build_placement(name: PlacementName, n_experts: int, n_ranks: int) -> ExpertPlacement:
+    """On which of `n_ranks` expert-parallel ranks each expert lives, and in which slot."""
+    if name is PlacementName.round_robin:
+        return ExpertPlacement.round_robin(n_experts, n_ranks)
+    return ExpertPlacement.contiguous(n_experts, n_ranks)
 
 
 def build_dispatcher(

@@ -306,6 +306,7 @@ COMBINATIONS = [
         "strategy.etp=1: model.n_dense_layers=4 leaves no layer with experts; set",
     ),
     ("strategy=ddp strategy.dispatcher=all_gather", 2, "with strategy.ep=1 no row travels; leave it out"),
+    ("strategy=ddp strategy.placement=round_robin", 2, "with strategy.ep=1 a rank has all experts; leave it out"),
     (
         "strategy=ddp strategy.schedule=gpipe",
         2,
@@ -524,10 +525,37 @@ def test_a_folder_without_options(tmp_path: Path) -> None:
     assert "unknown key 'nogroup'" in refusal("nogroup=x", extra_dir=tmp_path)
 
 
-def refusal(*words: str, ranks: int = 1, extra_dir: Path | None = None) -> str:
+NODES = [
+    ("strategy=tp", 2, 1, "strategy.tp=2 does not fit into a node, which has 1 rank: tensor-parallel ranks would talk"),
+    ("strategy=tp", 4, 2, "set strategy.tp=2 and another degree, as strategy.dp_shard, to -1 for the rest"),
+    ("strategy=fsdp_tp", 6, 3, "strategy.tp=2 does not fit into a node, which has 3 ranks"),
+    ("strategy=tp strategy.nvlink_domain=2", 4, 4, "does not fit into an NVLink domain of 2 (strategy.nvlink_domain)"),
+    ("strategy.nvlink_domain=0", 1, 1, "strategy.nvlink_domain=0: set it to at least 1, or null"),
+]
+
+
+@pytest.mark.parametrize(("words", "ranks", "per_node", "said"), NODES)
+def test_tensor_parallelism_across_nodes(words: str, ranks: int, per_node: int, said: str) -> None:
+    assert said in refusal(*words.split(), ranks=ranks, per_node=per_node)
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "per_node"),
+    [
+        ("strategy=tp", 4, 4),
+        ("strategy=fsdp_tp", 8, 2),
+        ("strategy=tp strategy.nvlink_domain=4", 4, 2),
+        ("strategy=pp_tp", 4, 2),
+    ],
+)
+def test_tensor_parallelism_inside_a_node(words: str, ranks: int, per_node: int) -> None:
+    validate(compose(["model=tiny", *words.split()]).config, ranks, per_node)
+
+
+def refusal(*words: str, ranks: int = 1, per_node: int | None = None, extra_dir: Path | None = None) -> str:
     """What a job of these words and ranks is refused with: one line, in the user's terms."""
     with pytest.raises(ConfigError) as refused:
-        validate(compose(words, extra_dir).config, ranks)
+        validate(compose(words, extra_dir).config, ranks, per_node)
     message = str(refused.value)
     assert "\n" not in message
     assert not re.search("full_key|object_type|override|merge|OmegaConf|[Vv]alidation|[Ss]tructured|Error", message), (

@@ -5,12 +5,13 @@ carries a token in its environment, which every process under it inherits: who h
 """
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -145,6 +146,36 @@ def start_torchrun(
     """Start `nproc` workers of `python -m module args...` on this host; `env` is added to the environment."""
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
     return TorchrunLaunch([*agent, "-m", module, *args], cwd, _environment(env))
+
+
+def start_nodes(
+    n_nodes: int,
+    nproc: int,
+    *args: str,
+    module: str = "train",
+    cwd: Path | str | None = None,
+    env: Mapping[str, str] | None = None,
+    before: Mapping[int, Sequence[str]] | None = None,
+) -> list[TorchrunLaunch]:
+    """Start `n_nodes` agents of `nproc` workers each, of one job, as if this host were as many.
+
+    `before`: by node, the words of a program that starts its agent in turn.
+    """
+    port = str(free_port())
+    launches = []
+    for node in range(n_nodes):
+        words = ["--nnodes", str(n_nodes), "--node-rank", str(node), "--nproc-per-node", str(nproc)]
+        words += ["--master-addr", "127.0.0.1", "--master-port", port, "-m", module, *args]
+        command = [*(before or {}).get(node, ()), sys.executable, "-m", "torch.distributed.run", *words]
+        launches.append(TorchrunLaunch(command, cwd, _environment(env)))
+    return launches
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def torchrun(

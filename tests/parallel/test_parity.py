@@ -30,7 +30,7 @@ from models.feed_forward import FeedForward
 from models.transformer import Transformer
 from parallel.comm import CommKind
 from parallel.config import OverlapConfig, Reduction, StrategyConfig
-from parallel.expert_parallel.build import DispatcherName
+from parallel.expert_parallel.build import DispatcherName, PlacementName
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import ScheduleName
 from parallel.traffic.tally import Channel, Traffic
@@ -47,6 +47,10 @@ LOSS_WEIGHTS = ("sequence_loss_weight", "batch_loss_weight", "z_loss_weight")
 
 def ep(degree: int) -> StrategyConfig:
     return StrategyConfig("ep", Reduction.all_reduce, dp_replicate=-1, ep=degree)
+
+
+def dealt(strategy: StrategyConfig, dispatcher: DispatcherName = DispatcherName.all_to_all) -> StrategyConfig:
+    return replace(strategy, placement=PlacementName.round_robin, dispatcher=dispatcher)
 
 
 def pipeline(degree: int, schedule: ScheduleName = ScheduleName.one_f_one_b) -> StrategyConfig:
@@ -82,6 +86,13 @@ CASES = {
         Layout(ep(3), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS, global_batch_size=6, eval_sequences=6),
     ),
     "ep_2_of_4_all_gather": (4, Layout(replace(ep(2), dispatcher=DispatcherName.all_gather))),
+    "ep_round_robin": (2, Layout(dealt(ep(2)), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
+    "ep_round_robin_all_gather": (
+        3,
+        Layout(dealt(ep(3), DispatcherName.all_gather), global_batch_size=6, eval_sequences=6),
+    ),
+    "fsdp_ep_round_robin": (4, Layout(dealt(replace(FSDP, ep=2)))),  # experts 0, 2, 4 and 1, 3, 5, two and one a rank
+    "pp_ep_round_robin": (4, Layout(dealt(replace(ep(2), pp=2), DispatcherName.all_gather))),
     "fsdp_ep": (4, Layout(replace(FSDP, ep=2), micro_batch_size=1)),
     "hsdp_ep_all_options": (4, Layout(replace(HSDP, ep=2), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
     "tp": (2, Layout(TP)),
@@ -156,6 +167,15 @@ def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, refer
         np.testing.assert_allclose(weights[key], weight, rtol=0, atol=1e-11, err_msg=key)
     traffic = Traffic.total(outcome.traffic for outcome in outcomes)
     assert traffic.rows() == predicted_traffic(layout, world_size, int(reference.dropped[-1])).rows()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "experts"), [(ep(2), [{0, 1, 2}, {3, 4, 5}]), (dealt(ep(2)), [{0, 2, 4}, {1, 3, 5}])]
+)
+def test_the_placement_says_which_experts_a_rank_holds(strategy, experts: list[set[int]], pool: WorkerPool) -> None:
+    for outcome, expected in zip(pool.run(2, run_layout, Layout(strategy, steps=1)), experts, strict=True):
+        names = [name.split(".") for name in outcome.weights if ".experts.routed." in name]
+        assert {int(name[name.index("routed") + 1]) for name in names} == expected
 
 
 def test_the_reference_trains(pool: WorkerPool, references: dict) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints by logical name: bit-equal in the same layout, whole in another, atomic."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from harness.worker_pool import WorkerFailure, WorkerPool
 
 from parallel.comm import Communicator
 from parallel.config import Reduction, StrategyConfig
+from parallel.expert_parallel.build import PlacementName
 from parallel.native_engine import NativeEngine
 from parallel.pipeline.schedules import ScheduleName
 from parallel.world import World
@@ -61,6 +63,8 @@ def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, 
 
 EP = StrategyConfig("ep", Reduction.all_reduce, dp_replicate=-1, ep=-1)
 FSDP_EP = StrategyConfig("fsdp_ep", Reduction.shard, dp_shard=-1, ep=2)
+EP_DEALT = StrategyConfig("ep_dealt", Reduction.all_reduce, dp_replicate=-1, ep=-1, placement=PlacementName.round_robin)
+FSDP_EP_DEALT = replace(FSDP_EP, name="fsdp_ep_dealt", placement=PlacementName.round_robin)
 TP = StrategyConfig("tp", tp=-1)
 ETP = StrategyConfig("etp", tp=2, etp=2)
 PP_FSDP = StrategyConfig("pp_fsdp", Reduction.shard, pp=2, dp_shard=-1)
@@ -85,6 +89,10 @@ DUALPIPE = StrategyConfig("dualpipe", pp=2, schedule=ScheduleName.dualpipe)
         (ETP, PP_FSDP, (2, 4)),
         (DUALPIPE, EP, (2, 2)),
         (TP, DUALPIPE, (2, 2)),
+        (EP_DEALT, EP, (3, 2)),
+        (EP, FSDP_EP_DEALT, (3, 4)),
+        (FSDP_EP_DEALT, EP_DEALT, (4, 3)),
+        (EP_DEALT, SINGLE, (2, 1)),
     ],
     ids=lambda v: v.name if isinstance(v, StrategyConfig) else "x".join(map(str, v)),
 )

@@ -1,0 +1,39 @@
+"""Stand-ins for SLURM's three programs, which start a job at once, all its nodes here. A real one is not at hand."""
+
+from pathlib import Path
+
+PROGRAMS = {
+    # As the real one, it runs a copy of the script that lies elsewhere.
+    "sbatch": """
+        here=$(dirname "$0") nodes=1
+        while [[ $1 == --* ]]; do
+            echo "$1" >> "$here/flags"
+            case $1 in --nodes=*) nodes=${1#*=} ;; esac
+            shift
+        done
+        cp "$1" "$here/slurm_script"
+        shift
+        export SLURM_JOB_ID=7 SLURM_JOB_NODELIST="node[0-9]" SLURM_JOB_NUM_NODES=$nodes SLURM_CPUS_ON_NODE=4
+        exec bash "$here/slurm_script" "$@"
+    """,
+    "scontrol": "echo localhost; echo another",
+    "srun": """
+        nodes=1
+        while [[ $1 == --* ]]; do
+            echo "$1" >> "$(dirname "$0")/flags"
+            case $1 in --nodes=*) nodes=${1#*=} ;; esac
+            shift
+        done
+        for ((node = 0; node < nodes; node++)); do SLURM_NODEID=$node "$@" & done
+        for ((node = 0; node < nodes; node++)); do wait -n || exit; done
+    """,
+}
+
+
+def stand_ins(folder: Path) -> Path:
+    """Write them to `folder`, which is to be put on the PATH. The flags they get are lines of `folder/flags`."""
+    folder.mkdir(exist_ok=True)
+    for name, body in PROGRAMS.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return folder

@@ -1,0 +1,121 @@
+"""Every dispatcher gives what LocalDispatcher, with all experts on one rank, gives of the same tokens."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from harness.worker_pool import WorkerPool
+from torch import Tensor, nn
+
+from models.config import ExpertBackend, MoEConfig
+from models.dispatcher import Dispatcher, LocalDispatcher
+from models.experts import RoutedExperts
+from models.placement import ExpertPlacement
+from models.router import Routing
+from parallel.collective_functions import Among
+from parallel.comm import CommKind, Communicator
+from parallel.expert_parallel.build import DispatcherName, build_dispatcher
+
+T, D, F, E, K = 11, 8, 4, 10, 3
+
+
+def tokens_of(rank: int, drop: bool) -> tuple[Tensor, Routing, Tensor]:
+    """One rank's tokens [T, D], their routing, and the gradient [T, D] of what becomes of them."""
+    generator = torch.Generator().manual_seed(100 + rank)
+    # Rank 0 has no row for the last expert.
+    choices = [torch.randperm(E - (rank == 0), generator=generator)[:K] for _ in range(T)]
+    x_TD, probe_TD = (torch.randn(T, D, generator=generator, dtype=torch.float64) for _ in range(2))
+    weights_TK = torch.rand(T, K, generator=generator, dtype=torch.float64)
+    kept_TK = torch.rand(T, K, generator=generator) > 0.3 if drop else None
+    return x_TD, Routing(torch.stack(choices), weights_TK, kept_TK=kept_TK), probe_TD
+
+
+def experts(slots: tuple[int, ...]) -> RoutedExperts:
+    """Experts by their logical numbers, wherever they lie."""
+    module = RoutedExperts(MoEConfig(n_routed=E, expert_dim=F), D, 1, slots, ExpertBackend.loop).double()
+    for name, parameter in module.named_parameters():
+        for slot, expert in enumerate(slots):
+            generator = torch.Generator().manual_seed(1000 * expert + len(name))
+            shape = parameter.shape[1:]
+            parameter.data[slot] = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return module
+
+
+def through(
+    dispatcher: Dispatcher, module: nn.Module, x_TD: Tensor, routing: Routing, probe_TD: Tensor
+) -> list[Tensor]:
+    """Outputs, and the gradients of tokens and routing weights; the module's are in its parameters."""
+    x_TD, weights_TK = x_TD.requires_grad_(), routing.weights_TK.requires_grad_()
+    dispatched = dispatcher.dispatch(x_TD, routing)
+    y_TD = dispatcher.combine(module(dispatched.rows_ND, dispatched.offsets_E), dispatched, routing)
+    (y_TD * probe_TD).sum().backward()
+    assert x_TD.grad is not None
+    assert weights_TK.grad is not None
+    return [y_TD.detach(), x_TD.grad, weights_TK.grad, dispatched.counts_E]
+
+
+def gradients(module: RoutedExperts) -> dict[tuple[str, int], np.ndarray]:
+    """By parameter and logical expert."""
+    return {
+        (name, expert): parameter.grad[slot].numpy()
+        for name, parameter in module.named_parameters()
+        for slot, expert in enumerate(module.expert_of_slot)
+        if parameter.grad is not None
+    }
+
+
+def over_ranks(name: DispatcherName, placement: ExpertPlacement, drop: bool) -> tuple[list, dict]:
+    rank, comm = torch.distributed.get_rank(), Communicator()
+    world = torch.distributed.group.WORLD
+    assert world is not None
+    dispatcher = build_dispatcher(name, placement, rank, Among(comm, world, CommKind.ep), among_etp=None)
+    assert not isinstance(dispatcher, LocalDispatcher)
+    module = experts(placement.slots_of_rank[rank])
+    outcome = through(dispatcher, module, *tokens_of(rank, drop))
+    assert comm.calls[CommKind.ep, name.value] > 0
+    return [tensor.numpy() for tensor in outcome], gradients(module)
+
+
+def permuted(n_ranks: int, slots: list[int]) -> ExpertPlacement:
+    """Experts in random order, `slots[r]` of them on rank r."""
+    order = random.Random(n_ranks).sample(range(E), E)
+    begins = [sum(slots[:rank]) for rank in range(n_ranks)]
+    return ExpertPlacement(tuple(tuple(order[b : b + n]) for b, n in zip(begins, slots, strict=True)))
+
+
+PLACEMENTS = {
+    "round_robin": ExpertPlacement.round_robin(E, 2),
+    "permuted": permuted(2, [5, 5]),
+    "permuted_uneven": permuted(3, [2, 7, 1]),
+    "permuted_4": permuted(4, [3, 1, 4, 2]),
+}
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["dropless", "drop"])
+@pytest.mark.parametrize("name", list(DispatcherName), ids=lambda name: name.value)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_any_placement_equals_all_experts_on_one_rank(
+    placement: str, name: DispatcherName, drop: bool, pool: WorkerPool
+) -> None:
+    table = PLACEMENTS[placement]
+    n_ranks = len(table.slots_of_rank)
+    outcomes = pool.run(n_ranks, over_ranks, name, table, drop)
+    everything = experts(tuple(range(E)))
+    local = LocalDispatcher(ExpertPlacement.contiguous(E))
+    for rank, (got, _) in enumerate(outcomes):  # gradients of the experts add up over the ranks' tokens
+        for ours, theirs in zip(got, through(local, everything, *tokens_of(rank, drop)), strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-13)
+    expected = gradients(everything)
+    found = [part for _, of_rank in outcomes for part in of_rank.items()]
+    assert sorted(key for key, _ in found) == sorted(expected)
+    for key, gradient in found:
+        np.testing.assert_allclose(gradient, expected[key], rtol=0, atol=1e-13, err_msg=str(key))
+
+
+def test_round_robin_spreads_a_group() -> None:
+    """Eight experts in two groups of four neighbours: dealt out, each rank has one of each group."""
+    assert ExpertPlacement.round_robin(8, 4).slots_of_rank == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert ExpertPlacement.contiguous(8, 4).slots_of_rank == ((0, 1), (2, 3), (4, 5), (6, 7))
+    with pytest.raises(ValueError, match="8 experts do not divide over 3 ranks"):
+        ExpertPlacement.round_robin(8, 3)
