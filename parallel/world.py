@@ -79,9 +79,9 @@ class World:
 
     @classmethod
     def join(cls, launch: Launch, device: torch.device, store: dist.Store, timeout: timedelta = TIMEOUT) -> "World":
-        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors, as ranks meet in `store`.
+        """Make the default process group: gloo for CPU tensors, NCCL beside it for GPU tensors.
 
-        A collective that takes longer than `timeout` is an error.
+        Ranks meet in `store`; a collective that takes longer than `timeout` is an error.
         """
         on_gpu = device.type == "cuda"
         if on_gpu:
