@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.verify.verdict import Verdict
+from parallel.traffic.tally import Traffic
 
 COLUMNS = ("loss", "norm", "gradient", "weight")
 
@@ -21,6 +22,7 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
     console.print(_strategies(verdicts))
     if len(verdicts) == 1 and verdicts[0].comparison:
         console.print(_steps(verdicts[0]))
+        console.print(_traffic(verdicts[0]))
     for verdict in verdicts:
         said = verdict.failure or (verdict.comparison and verdict.comparison.first)
         if said:
@@ -39,15 +41,17 @@ def _strategies(verdicts: Sequence[Verdict]) -> Table:
     for name in COLUMNS:
         table.add_column(name, justify="right")
     table.add_column("counts")
+    table.add_column("traffic", justify="right")
     table.add_column("s", justify="right")
     table.add_column("", no_wrap=True)
     for verdict in verdicts:
         job, comparison = verdict.job, verdict.comparison
-        numbers = ["–"] * (len(COLUMNS) + 1)
+        numbers = ["–"] * (len(COLUMNS) + 2)
         if comparison:
             steps = comparison.steps
             worst = (max(getattr(step, name) for step in steps) for name in ("loss", "grad_norm", "gradient", "weight"))
-            numbers = [*(f"{number:.1e}" for number in worst), _counts(all(step.counts_equal for step in steps))]
+            counts = _counts(all(step.counts_equal for step in steps))
+            numbers = [*(f"{number:.1e}" for number in worst), counts, _total(verdict)]
         verdict_text = "[green]equal[/]" if verdict.equal else "[red]differs[/]" if comparison else "[red]failed[/]"
         table.add_row(job.name, str(job.n_ranks), job.layout, *numbers, f"{verdict.seconds:.1f}", verdict_text)
     return table
@@ -70,6 +74,35 @@ def _steps(verdict: Verdict) -> Table:
             _counts(step.counts_equal),
         )
     return table
+
+
+def _traffic(verdict: Verdict) -> Table:
+    """Of the last step and all ranks, channel by channel, and what the config predicts."""
+    table = Table()
+    for name in ("communication", "operation"):
+        table.add_column(name)
+    for name in ("ranks of a group", "calls", "bytes put in", "calls predicted", "bytes predicted"):
+        table.add_column(name, justify="right")
+    measured, predicted = ({row[:3]: row[3:] for row in traffic.rows()} for traffic in _both(verdict))
+    for channel in sorted(measured.keys() | predicted.keys()):
+        is_so, was_said = measured.get(channel, (0, 0)), predicted.get(channel, (0, 0))
+        style = None if is_so == was_said else "yellow"
+        table.add_row(*map(str, channel), *(f"{number:,}" for number in (*is_so, *was_said)), style=style)
+    return table
+
+
+def _total(verdict: Verdict) -> str:
+    """All that a step's ranks put into collectives, and whether the config foretells it."""
+    measured, predicted = _both(verdict)
+    as_predicted = measured.rows() == predicted.rows()
+    total = sum(measured.n_bytes.values())
+    return f"{total / 2**20:.2f} MiB" if as_predicted else f"[yellow]{total / 2**20:.2f} MiB, not as predicted[/]"
+
+
+def _both(verdict: Verdict) -> tuple[Traffic, Traffic]:
+    assert verdict.traffic is not None
+    assert verdict.predicted is not None
+    return verdict.traffic, verdict.predicted
 
 
 def _counts(equal: bool) -> str:

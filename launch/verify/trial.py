@@ -12,11 +12,15 @@ import numpy as np
 from launch.verify.pieces import Piece, merge, pieces
 from launch.verify.routing import Choices, pinned, recorded
 from models.config import ModelConfig
-from parallel.comm import Communicator, Issued
+from parallel.comm import Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.engine import Engine
 from parallel.mesh import Degrees
 from parallel.open_engine import open_engine
+from parallel.traffic.meter import TrafficMeter
+from parallel.traffic.predict import predict_traffic
+from parallel.traffic.step_shape import StepShape
+from parallel.traffic.tally import Traffic
 from parallel.world import World
 from train.batch import BatchMaker
 from train.config import OptimConfig, TrainConfig
@@ -44,6 +48,18 @@ class Trial:
     """As large as a model of that size bears: a wrong update shows, and rounding is not blown up from step to step."""
     pinned: Choices | None = None
     """Which experts every token takes, instead of what routers say."""
+
+    def predicted_traffic(self, world_size: int, n_dropped: int) -> Traffic:
+        """Of one step of the native engine on `world_size` ranks, all ranks together."""
+        degrees = Degrees.resolve(self.strategy, world_size)
+        shape = StepShape(
+            self.train.micro_batches(degrees.dp, degrees.pp),
+            self.train.micro_batch(degrees.dp, degrees.pp),
+            self.sequence_length,
+            counts_targets=self.batching.separator is not None,
+            n_dropped=n_dropped,
+        )
+        return predict_traffic(self.model, self.strategy, self.overlap, self.precision, degrees, shape)
 
     def in_one_process(self, world_size: int) -> "Trial":
         """The same job on one rank: what `world_size` ranks of this one are to equal."""
@@ -74,6 +90,8 @@ class StepRecord:
     """Parameters and buffers after the update."""
     eval_loss: float | None
     """Held-out loss after it."""
+    traffic: Traffic
+    """What this rank put into collectives; of all ranks when put together."""
 
 
 @dataclass
@@ -83,8 +101,6 @@ class Record:
     steps: list[StepRecord]
     choices: Choices
     """[step][layer]: this rank's tokens' experts."""
-    issued: dict[Issued, int]
-    """Collectives of ours over all steps, evaluations included."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,7 @@ class WholeStep:
     gradients: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     eval_loss: float | None
+    traffic: Traffic
 
 
 def run_trial(trial: Trial, world: World) -> Record:
@@ -137,12 +154,11 @@ def run_trial(trial: Trial, world: World) -> Record:
     step = OptimizerStep(
         engine, comm, trial.batching, train.global_batch_size, trial.optim.clip_norm, before_update=keep_gradients
     )
-    comm.issued.clear()
     steps: list[StepRecord] = []
     choices: Choices = []
     for number in range(train.steps):
         pin = nullcontext() if trial.pinned is None else pinned(trial.pinned[number], engine.data, micro_batch_size)
-        with pin, recorded(trial.sequence_length) as of_layers:
+        with pin, recorded(trial.sequence_length) as of_layers, TrafficMeter(comm) as meter:
             result = step(next(loader), trial.rate)
         choices.append(of_layers)
         weights = pieces(engine.weights())
@@ -151,12 +167,16 @@ def run_trial(trial: Trial, world: World) -> Record:
         if train.eval_sequences and number % 2 == 0:
             size = train.eval_micro_batch(degrees.dp, degrees.pp)
             eval_loss = evaluate(engine, corpus.heldout, trial.batching, train.eval_sequences, size, comm, world.device)
-        steps.append(_record(result, gradients.pop(), weights, eval_loss))
-    return Record(steps, choices, dict(comm.issued))
+        steps.append(_record(result, gradients.pop(), weights, eval_loss, meter.traffic))
+    return Record(steps, choices)
 
 
 def _record(
-    result: StepResult, gradients: dict[str, Piece], weights: dict[str, Piece], eval_loss: float | None
+    result: StepResult,
+    gradients: dict[str, Piece],
+    weights: dict[str, Piece],
+    eval_loss: float | None,
+    traffic: Traffic,
 ) -> StepRecord:
     return StepRecord(
         result.loss.item(),
@@ -167,6 +187,7 @@ def _record(
         gradients,
         weights,
         eval_loss,
+        traffic,
     )
 
 
@@ -198,6 +219,7 @@ def whole_steps(records: list[Record]) -> list[WholeStep]:
                 gradients,
                 weights,
                 first.eval_loss,
+                Traffic.total(record.traffic for record in of_ranks),
             )
         )
     return wholes

@@ -8,6 +8,7 @@ from launch.verify.compare import FLOAT64, Comparison, compare
 from launch.verify.job import Job
 from launch.verify.ranks import RankFailed, run_ranks
 from launch.verify.trial import Trial, WholeStep, run_trial, whole_steps
+from parallel.traffic.tally import Traffic
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Verdict:
     failure: str | None
     """Why not; None if it did."""
     seconds: float
+    traffic: Traffic | None = None
+    """Of the last step, of all ranks."""
+    predicted: Traffic | None = None
+    """What the config says it is."""
 
     @property
     def equal(self) -> bool:
@@ -44,11 +49,12 @@ class References:
 def judge(job: Job, device: str, references: References) -> Verdict:
     """Run `job` and its reference, and compare them."""
     started = time.monotonic()
-    comparison = failure = None
     try:
         reference = references.of(job.trial.in_one_process(job.n_ranks))
-        records = run_ranks(job.n_ranks, device, partial(run_trial, job.trial))
-        comparison = compare(whole_steps(records), reference, FLOAT64, job.groups)
+        ours = whole_steps(run_ranks(job.n_ranks, device, partial(run_trial, job.trial)))
     except (RankFailed, ValueError) as error:
-        failure = str(error)
-    return Verdict(job, comparison, failure, time.monotonic() - started)
+        return Verdict(job, None, str(error), time.monotonic() - started)
+    comparison = compare(ours, reference, FLOAT64, job.groups)
+    last = ours[-1]
+    predicted = job.trial.predicted_traffic(job.n_ranks, int(last.dropped_LE.sum()))
+    return Verdict(job, comparison, None, time.monotonic() - started, last.traffic, predicted)

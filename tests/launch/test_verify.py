@@ -27,6 +27,7 @@ from launch.verify.trial import WholeStep
 from models.config import ConfigError
 from models.flops import count_parameters
 from parallel.mesh import Degrees
+from parallel.traffic.tally import Traffic
 from parallel.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ def test_layouts_that_are_right_are_green(capsys: pytest.CaptureFixture[str]) ->
     assert main(["verify", "model=tiny_mla", "strategy=fsdp_ep,pp", "data.boundaries=attention"]) == 0
     out = capsys.readouterr().out
     assert "2 layouts equal to one process" in out
+    assert "not as predicted" not in out
     assert "dp_shard=2 ep=2" in out
     assert "pp=2 1f1b" in out
 
@@ -195,6 +197,7 @@ def step(**changes: object) -> WholeStep:
         gradients={"gradient.a": np.array([1.0, 2.0]), "gradient.b": np.array([0.5, -0.5])},
         weights={"model.a": np.array([1.0, 1.0])},
         eval_loss=3.0,
+        traffic=Traffic(),
     )
     return replace(same, **changes)
 
