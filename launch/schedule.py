@@ -115,6 +115,8 @@ def _name(names: Sequence[str]) -> ScheduleName:
     known = [name.value for name in ScheduleName]
     if len(names) != 1:
         raise ConfigError(f"schedule takes one name out of {', '.join(known)}: {USAGE}")
+    if names[0] in ScheduleName.__members__:  # as strategy.schedule has it
+        return ScheduleName[names[0]]
     if names[0] not in known:
         raise ConfigError(f"no schedule {names[0]!r}: choose from {', '.join(known)}")
     return ScheduleName(names[0])
