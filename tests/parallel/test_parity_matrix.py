@@ -82,7 +82,7 @@ FACTORS = {
     "overlap": tuple(OVERLAPS),
     "micro_batch": ("default", "1"),
     "dispatcher": tuple(name.value for name in DispatcherName),
-    "experts": ("whole", "split"),
+    "experts": ("whole", "split", "copied"),  # split: by width too; copied: divided over some of the ranks only
 }
 
 
@@ -93,15 +93,15 @@ def allowed(case: Case) -> bool:
     if split_backward and get("recompute", "none") != "none":
         return False
     if "strategy" not in case:
-        return not (get("experts") == "split" and get("routing") == "dense")
+        return get("experts", "whole") == "whole" or get("routing") != "dense"
     chosen = STRATEGIES[case["strategy"]]
     if chosen.pp == 1 and get("schedule", "1f1b") != "1f1b":
         return False
     if chosen.ep == 1 and get("dispatcher", "all_to_all") != "all_to_all":
         return False
-    if get("experts") == "split" and (chosen.tp == 1 or case["strategy"] == "tp_ep"):
-        return False  # tp_ep: its experts are divided over all ranks already
-    if get("routing") == "dense" and (chosen.ep != 1 or get("experts") == "split"):
+    if (get("experts") == "split" and chosen.tp == 1) or (get("experts") == "copied" and chosen.ep != -1):
+        return False
+    if get("routing") == "dense" and (chosen.ep != 1 or get("experts", "whole") != "whole"):
         return False
     if chosen.reduction is not Reduction.shard:
         return True
@@ -112,8 +112,10 @@ CASES = covering_cases(FACTORS, allowed)
 
 
 def world_of(number: int) -> int:
-    """Ranks of case `number`: its strategy's worlds in turn."""
+    """Ranks of case `number`: its strategy's worlds in turn, or enough for two copies of the experts."""
     name = CASES[number]["strategy"]
+    if CASES[number]["experts"] == "copied":
+        return 4 * STRATEGIES[name].pp
     before = sum(case["strategy"] == name for case in CASES[:number])
     return WORLDS[name][before % len(WORLDS[name])]
 
@@ -135,6 +137,8 @@ def layout_of(case: Case, world_size: int) -> Layout:
     }
     if case["experts"] == "split":
         words["etp"] = Degrees.resolve(chosen, world_size).tp
+    if case["experts"] == "copied":
+        words["ep"] = 2
     return Layout(
         replace(chosen, **words),
         OVERLAPS[case["overlap"]],
