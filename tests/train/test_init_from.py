@@ -26,7 +26,7 @@ from parallel.config import StrategyConfig
 from parallel.parallelize import ParallelModel
 from parallel.world import World
 from tests.models.test_hf_oracle import GLM, V2, V3, attention, published_tensors
-from tests.train.test_checkpoint import arrays, build, named_buffers, save
+from tests.train.test_checkpoint import FSDP_EP_DEALT, arrays, build, named_buffers, save
 from train.init_from import find_weights, wanted_tensors
 from train.logical_state import model_state
 
@@ -113,7 +113,9 @@ def publish(model: ModelConfig, folder: Path, dtype: torch.dtype, shard_size: st
 
 def state_after_published(folder: Path, model: ModelConfig, strategy: StrategyConfig) -> dict[str, Piece]:
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
-    parallel, _ = lay_out(Layout(strategy, precision=FP32, model=model), world, Communicator(), seed=5)
+    parallel, _ = lay_out(
+        Layout(strategy, precision=FP32, model=model, global_batch_size=24), world, Communicator(), seed=5
+    )
     for name, buffer in named_buffers(parallel):
         if name.endswith("expert_bias_E"):
             buffer += 1.0
@@ -148,7 +150,7 @@ def expected_state(folder: Path, model: ModelConfig, interleaved: bool) -> dict[
     ("model", "dtype", "shard_size", "changes", "layouts"),
     [
         (V3, torch.bfloat16, "20KB", {}, ((SINGLE, 1), (DDP, 2), (FSDP, 2), (FSDP, 4))),
-        (V3, torch.float32, "50MB", {"rope_interleave": False}, ((FSDP, 2),)),
+        (V3, torch.float32, "50MB", {"rope_interleave": False}, ((FSDP, 2), (FSDP_EP_DEALT, 4))),
         (attention(V2, q_lora_rank=0, bias=True), torch.float16, "50MB", {}, ((SINGLE, 1), (FSDP, 3), (HSDP, 4))),
         (attention(GLM, qk_norm=True, bias=True), torch.float32, "20KB", {}, ((DDP, 2), (FSDP, 2))),
     ],
