@@ -30,10 +30,12 @@ def clip_gradients(
     missing = [name for name, part in owned.items() if part.master.grad is None]
     if missing:
         raise RuntimeError(f"no gradient for {', '.join(missing)}")
-    gradients = [part.master.grad for part in owned.values() if part.master.grad is not None]
+    # By name: two ranks that hold the same stages in two chains (DualPipe) must add up in one order, or they part.
+    parts_here = [owned[name] for name in sorted(owned)]
+    gradients = [part.master.grad for part in parts_here if part.master.grad is not None]
     norms = norms_in_float64(gradients)
     by_holders: dict[int, list[Tensor]] = defaultdict(list)
-    for part, norm in zip(owned.values(), norms, strict=True):
+    for part, norm in zip(parts_here, norms, strict=True):
         by_holders[part.n_holders].append(norm)
     # What every rank holds needs no sum; so data parallelism by replicas has none.
     everywhere = _square_sum(by_holders.pop(world_size, []), norms[0])
