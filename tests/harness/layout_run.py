@@ -3,13 +3,12 @@ weights. The reference is the same function on one rank."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from launch.verify.pieces import Piece, merge, pieces
 from models.config import AttentionConfig, AttentionKind, ModelConfig, MoEConfig, ScoreFunction
-from models.initialise import Shard
 from parallel.comm import CommKind, Communicator, Issued
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.mesh import Degrees
@@ -82,15 +81,6 @@ class Layout:
     steps: int = 3
     eval_sequences: int = 32
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
-
-
-class Piece(NamedTuple):
-    """A part of an array."""
-
-    array: np.ndarray
-    shape: tuple[int, ...]
-    """Of the whole."""
-    offset: tuple[int, ...]
 
 
 @dataclass
@@ -186,36 +176,11 @@ def run_layout(layout: Layout) -> Outcome:
     )
 
 
-def pieces(state: dict[str, Shard]) -> dict[str, Piece]:
-    """Copies, as arrays, with where each lies in the whole."""
-    return {
-        name: Piece(shard.local.detach().numpy().copy(), tuple(shard.global_shape), tuple(shard.offset))
-        for name, shard in state.items()
-    }
-
-
 def merged(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
     """The weights of all ranks."""
-    return merged_pieces([outcome.weights for outcome in outcomes])
+    return merge([outcome.weights for outcome in outcomes])
 
 
 def merged_gradients(outcomes: list[Outcome]) -> dict[str, np.ndarray]:
     """The first step's gradients of all ranks."""
-    return merged_pieces([outcome.first_gradients for outcome in outcomes])
-
-
-def merged_pieces(by_rank: list[dict[str, Piece]]) -> dict[str, np.ndarray]:
-    """Whole arrays from all ranks' parts. Every element must be there; of two ranks that hold it, to the bit alike."""
-    wholes: dict[str, np.ndarray] = {}
-    filled: dict[str, np.ndarray] = {}
-    for parts in by_rank:
-        for name, piece in parts.items():
-            whole = wholes.setdefault(name, np.zeros(piece.shape, piece.array.dtype))
-            there = filled.setdefault(name, np.zeros(piece.shape, bool))
-            box = tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.array.shape, strict=True))
-            known = there[box]
-            np.testing.assert_array_equal(whole[box][known], piece.array[known], err_msg=name)
-            whole[box], there[box] = piece.array, True
-    for name, there in filled.items():
-        assert there.all(), f"no rank has all of {name}"
-    return wholes
+    return merge([outcome.first_gradients for outcome in outcomes])

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.layout_run import DDP, FSDP, HSDP, SINGLE, ZERO1, Layout, Piece, lay_out, merged_pieces, pieces
+from harness.layout_run import DDP, FSDP, HSDP, SINGLE, ZERO1, Layout, lay_out
 from harness.worker_pool import WorkerFailure, WorkerPool
 
+from launch.verify.pieces import Piece, merge, pieces
 from parallel.comm import Communicator
 from parallel.config import Reduction, StrategyConfig
 from parallel.expert_parallel.build import PlacementName
@@ -99,9 +100,9 @@ DUALPIPE = StrategyConfig("dualpipe", pp=2, schedule=ScheduleName.dualpipe)
 def test_any_layout_reads_any_other(
     saver: StrategyConfig, loader: StrategyConfig, ranks: tuple[int, int], pool: WorkerPool, tmp_path: Path
 ) -> None:
-    saved = merged_pieces(pool.run(ranks[0], save, saver, tmp_path))
+    saved = merge(pool.run(ranks[0], save, saver, tmp_path))
     outcomes = pool.run(ranks[1], resume, loader, tmp_path)
-    loaded = merged_pieces([outcome[1] for outcome in outcomes])
+    loaded = merge([outcome[1] for outcome in outcomes])
     assert loaded.keys() == saved.keys()
     for name, array in saved.items():
         np.testing.assert_array_equal(loaded[name], array, err_msg=name)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.layout_run import DDP, FP32, FSDP, HSDP, MODEL, SINGLE, Layout, Piece, lay_out, merged_pieces, pieces
+from harness.layout_run import DDP, FP32, FSDP, HSDP, MODEL, SINGLE, Layout, lay_out
 from harness.run_record import RunRecord
 from harness.torchrun import alone
 from harness.worker_pool import WorkerPool
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from launch.verify.pieces import Piece, merge, pieces
 from models.config import AttentionKind, ConfigError, ModelConfig
 from models.hf import PublishedNames
 from models.hf_config import write_config
@@ -27,7 +28,7 @@ from parallel.config import StrategyConfig
 from parallel.native_engine import NativeEngine
 from parallel.world import World
 from tests.models.test_hf_oracle import GLM, V2, V3, attention, published_tensors
-from tests.train.test_checkpoint import arrays, build, save
+from tests.train.test_checkpoint import FSDP_EP_DEALT, arrays, build, save
 from train.config import OptimConfig
 from train.init_from import find_weights, wanted_tensors
 from train.optimizer import build_optimizer
@@ -70,9 +71,9 @@ def state_after_run(folder: Path) -> dict[str, Piece]:
 
 
 def test_a_runs_weights_and_nothing_else(pool: WorkerPool, tmp_path: Path) -> None:
-    saved = merged_pieces(pool.run(1, save, SINGLE, tmp_path / "checkpoints"))
+    saved = merge(pool.run(1, save, SINGLE, tmp_path / "checkpoints"))
     for folder in (tmp_path, tmp_path / "checkpoints" / "step-00000007"):
-        loaded = merged_pieces(pool.run(2, state_after_run, folder))
+        loaded = merge(pool.run(2, state_after_run, folder))
         for name, array in loaded.items():
             np.testing.assert_array_equal(array, saved[name] if name.startswith("model.") else 0.0, err_msg=name)
 
@@ -153,7 +154,7 @@ def expected_state(folder: Path, model: ModelConfig, interleaved: bool) -> dict[
     ("model", "dtype", "shard_size", "changes", "layouts"),
     [
         (V3, torch.bfloat16, "20KB", {}, ((SINGLE, 1), (DDP, 2), (FSDP, 2), (FSDP, 4))),
-        (V3, torch.float32, "50MB", {"rope_interleave": False}, ((FSDP, 2),)),
+        (V3, torch.float32, "50MB", {"rope_interleave": False}, ((FSDP, 2), (FSDP_EP_DEALT, 4))),
         (attention(V2, q_lora_rank=0, bias=True), torch.float16, "50MB", {}, ((SINGLE, 1), (FSDP, 3), (HSDP, 4))),
         (attention(GLM, qk_norm=True, bias=True), torch.float32, "20KB", {}, ((DDP, 2), (FSDP, 2))),
     ],
@@ -173,7 +174,7 @@ def test_every_rank_fills_what_it_holds(
     assert (tmp_path / INDEX).exists() == (shard_size == "20KB")
     expected = expected_state(tmp_path, model, interleaved=not changes)
     for strategy, ranks in layouts:
-        loaded = merged_pieces(pool.run(ranks, state_after_published, tmp_path, model, strategy))
+        loaded = merge(pool.run(ranks, state_after_published, tmp_path, model, strategy))
         assert loaded.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_array_equal(loaded[name], array, err_msg=f"{strategy.name} {name}")
