@@ -1,10 +1,10 @@
-"""A transformer block, cut where communication happens:
+"""A transformer block, cut where rows travel to experts:
 
     attention  ->  dispatch  ->  experts  ->  combine
 
-    attention   norm, attention, residual, norm, route      weights, no communication
+    attention   norm, attention, residual, norm, route      weights
     dispatch    rows to the ranks of their experts          no weights
-    experts     routed and shared experts                   weights, no communication
+    experts     routed and shared experts                   weights
     combine     rows back, weighted sum, residual           no weights
 
 Four modules with explicit inputs and outputs: whoever hides communication re-orders these four calls (two

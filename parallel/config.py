@@ -63,9 +63,9 @@ class OverlapConfig:
     name: str = "default"
     """Name of the preset, as in overlap=NAME."""
     grad_reduce: bool = True
-    """ddp: all-reduce a bucket of gradients behind the backward of earlier layers; false reduces after backward."""
+    """Without FSDP2: reduce gradients, in buckets, behind the backward of earlier layers; false reduces after it."""
     bucket_mib: float = 25.0
-    """ddp: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
+    """Without FSDP2: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
     param_prefetch: int = 1
     """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
     reshard_after_forward: bool = True
@@ -132,6 +132,6 @@ class PrecisionConfig:
                 )
         if reduction not in (Reduction.shard, Reduction.shard_optimizer) and self.reduce is not self.parameters:
             raise ConfigError(
-                f"precision.reduce={self.reduce.value}: only sharding (strategy=fsdp) reduces in a dtype of its own; "
+                f"precision.reduce={self.reduce.value}: only sharding (fsdp, zero1) reduces in a dtype of its own; "
                 f"set it to {parameters}, as precision.parameters"
             )

@@ -69,7 +69,7 @@ def shard_stage(
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     if overlap.param_prefetch > 1:
-        _prefetch([part[0] for part in parts], overlap.param_prefetch)
+        _prefetch(parts, overlap.param_prefetch)
     # By itself FSDP2 gathers, behind each part's backward, what went forward before it. Before the first part that was
     # another micro-batch's last part, or an evaluation's: for nothing. Told to gather the first part, it gathers none.
     first = parts[0][0]
@@ -153,13 +153,17 @@ def _sharded(stage: nn.Module) -> list[FSDPModule]:
     return [module for module in stage.modules() if isinstance(module, FSDPModule)]
 
 
-def _prefetch(parts: Sequence[nn.Module], depth: int) -> None:
-    """Gather the next `depth` parts' parameters while one computes.
+def _prefetch(parts: Sequence[Sequence[nn.Module]], depth: int) -> None:
+    """Gather the next `depth` parts' parameters while one computes, those of the experts inside them too.
 
     compute   F(1)          F(2)          F(3)
     gather    2, 3          4             5          depth 2; backward the same, the other way
     """
-    sharded: list[FSDPModule] = [part for part in parts if isinstance(part, FSDPModule)]
-    for index, part in enumerate(sharded):
-        part.set_modules_to_forward_prefetch(sharded[index + 1 : index + 1 + depth])
-        part.set_modules_to_backward_prefetch(sharded[max(0, index - depth) : index][::-1])
+    groups = [
+        [module for root in part for module in root.modules() if isinstance(module, FSDPModule)] for part in parts
+    ]
+    for index, group in enumerate(groups):
+        following: list[FSDPModule] = [module for other in groups[index + 1 : index + 1 + depth] for module in other]
+        before: list[FSDPModule] = [module for other in groups[max(0, index - depth) : index][::-1] for module in other]
+        group[0].set_modules_to_forward_prefetch(following)
+        group[0].set_modules_to_backward_prefetch(before)

@@ -175,8 +175,6 @@ class Layout:
     experts: Grid
     """pipe, mirror, copies, efsdp, ep, etp."""
     pp_rank: int
-    dp_rank: int
-    """Which of the data this rank sees."""
 
     @classmethod
     def over_world(cls, degrees: Degrees, rank: int) -> "Layout":
@@ -193,7 +191,6 @@ class Layout:
             dense=Grid(dense, ("pipe", "mirror", "dp_replicate", "dp_shard", "tp"), rank, known),
             experts=Grid(experts, ("pipe", "mirror", "copies", "efsdp", "ep", "etp"), rank, known),
             pp_rank=rank // (d.dp * d.tp),
-            dp_rank=rank // d.tp % d.dp,
         )
 
 
@@ -203,7 +200,8 @@ def _wrong_world(strategy: StrategyConfig, degrees: dict[str, int], fixed: int, 
         return f"strategy={strategy.name} is 1 rank, {were_started}: choose strategy=ddp or strategy=fsdp, or start 1"
     product = " × ".join(f"strategy.{name}={degree}" for name, degree in degrees.items() if degree not in (1, -1))
     if -1 in degrees.values():
-        return f"{product} takes a multiple of {fixed} ranks, {were_started}: set it to a divisor of {world_size}"
+        it = "it" if "×" not in product else "them"
+        return f"{product} takes a multiple of {fixed} ranks, {were_started}: set {it} to divide {world_size}"
     free = [name for name in DENSE if name not in IGNORED[strategy.reduction]]
     # The widest; of equals the data-parallel ones, which any model can have.
     widest = max(free, key=lambda name: (degrees[name], name.startswith("dp"), name))

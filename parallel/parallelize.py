@@ -44,7 +44,6 @@ from parallel.zero1 import ShardedOptimizer
 class ParallelModel:
     """A model laid over ranks, and what is needed to drive it."""
 
-    config: ModelConfig
     stages: dict[StageKey, Transformer]
     """What this rank computes with; one stage, the whole model, where there is no pipeline."""
     schedule: Schedule
@@ -132,7 +131,6 @@ def parallelize(
 
     owned, gradients = _lay_gradients(stages, splits, strategy, overlap, precision, layout, schedule, comm)
     parallel = ParallelModel(
-        config=model_config,
         stages=stages,
         schedule=schedule,
         owned=owned,
@@ -180,6 +178,18 @@ def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMe
     return dense, layout.experts.mesh(names, device_type)
 
 
+@dataclass(frozen=True)
+class _Holders:
+    """The ranks that hold a parameter, or the same part of it."""
+
+    summed: Axis
+    """Over which its gradient is summed, outside FSDP2's mesh."""
+    n_shards: int
+    """In FSDP2's mesh, which share it out."""
+    count: int
+    """Of the world."""
+
+
 def _lay_gradients(
     stages: Mapping[StageKey, Transformer],
     splits: Mapping[str, Split],
@@ -197,52 +207,42 @@ def _lay_gradients(
     """
     sharding = strategy.reduction is Reduction.shard
     degrees = layout.degrees
+    mirrors = 2 if degrees.paired else 1
     copied = ("mirror",) if sharding else ("mirror", "dp_replicate", "dp_shard")
     copied_experts = ("mirror",) if sharding else ("mirror", "copies", "efsdp")
-    # Made by all ranks in this order, whether their stages have such parameters or not.
-    sums = {
-        "experts": layout.experts.axis(*copied_experts),
-        "split": layout.dense.axis(*copied),
-        "whole": layout.dense.axis(*copied, "tp"),
-    }
-    n_shards = {
-        "experts": degrees.efsdp if sharding else 1,
-        "split": degrees.dp_shard if sharding else 1,
-        "whole": degrees.dp_shard if sharding else 1,
-    }
-    n_holders = {
-        "experts": (2 if degrees.paired else 1) * degrees.expert_copies * degrees.efsdp,
-        "split": (2 if degrees.paired else 1) * degrees.dp,
-        "whole": (2 if degrees.paired else 1) * degrees.dp * degrees.tp,
-    }
+    dense_shards, expert_shards = (degrees.dp_shard, degrees.efsdp) if sharding else (1, 1)
+    # Groups are made by all ranks in this order, whether their stages have such parameters or not.
+    experts = _Holders(
+        layout.experts.axis(*copied_experts), expert_shards, mirrors * degrees.expert_copies * degrees.efsdp
+    )
+    split = _Holders(layout.dense.axis(*copied), dense_shards, mirrors * degrees.dp)
+    whole = _Holders(layout.dense.axis(*copied, "tp"), dense_shards, mirrors * degrees.dp * degrees.tp)
 
-    def kind(name: str) -> str:
+    def holders(name: str) -> _Holders:
         if ".experts.routed." in name:
-            return "experts"
-        return "split" if name in splits else "whole"
+            return experts
+        return split if name in splits else whole
 
     named = {key: dict(stage.named_parameters()) for key, stage in stages.items()}
-    reduced = {key: {n: (p, sums[kind(n)]) for n, p in parameters.items()} for key, parameters in named.items()}
+    reduced = {key: {n: (p, holders(n).summed) for n, p in parameters.items()} for key, parameters in named.items()}
     bucket_bytes = int(overlap.bucket_mib * 2**20)
-    # Where weight gradients are made apart, or two chains share a group, buckets may fill in different orders.
-    behind_backward = overlap.grad_reduce and not schedule.splits_backward and schedule.n_chains == 1
     if strategy.reduction is Reduction.shard_optimizer:
         sharded = ShardedOptimizer(
             reduced,
             splits,
-            {n: n_holders[kind(n)] for parameters in named.values() for n in parameters},
+            {n: holders(n).count for parameters in named.values() for n in parameters},
             precision,
             comm,
             bucket_bytes,
-            behind_backward,
+            overlap.grad_reduce,
         )
         return sharded.owned, sharded
     owned = {
-        name: own(parameter, splits.get(name), n_holders[kind(name)] // n_shards[kind(name)])
+        name: own(parameter, splits.get(name), holders(name).count // holders(name).n_shards)
         for parameters in named.values()
         for name, parameter in parameters.items()
     }
     if sharding:
-        beyond = {name: sums[kind(name)] for name in owned}
+        beyond = {name: holders(name).summed for name in owned}
         return owned, ShardedGradients(stages, owned, beyond, comm, schedule.splits_backward)
-    return owned, GradientReducer(reduced, comm, bucket_bytes, overlap=behind_backward)
+    return owned, GradientReducer(reduced, comm, bucket_bytes, overlap.grad_reduce)

@@ -66,6 +66,7 @@ class ShardedOptimizer:
         self._slices = [_lay_out(bucket) for bucket in self._buckets]
         self._sums = [_buffer(bucket, slices, precision.reduce.torch) for bucket, slices in self._each()]
         self._index = {id(bucket): index for index, bucket in enumerate(self._buckets)}
+        self._bucket_of = {(b.stage, name): i for i, b in enumerate(self._buckets) for name in b.parameters}
         self._queue = BucketQueue(self._buckets, self._start, comm, overlap)
         self.owned: dict[str, Owned] = {}
         for bucket, slices in self._each():
@@ -84,13 +85,12 @@ class ShardedOptimizer:
 
     def arrived(self, stage: StageKey, name: str) -> None:
         """Add this micro-batch's gradient to the sum, in the reduce dtype, and free it."""
-        for (bucket, slices), buffer in zip(self._each(), self._sums, strict=True):
-            if bucket.stage == stage and name in slices:
-                part = slices[name]
-                assert part.parameter.grad is not None
-                for rank in range(bucket.axis.size):
-                    part.of_rank(buffer[rank], rank).add_(part.parameter.grad[part.rows_of(rank)])
-                part.parameter.grad = None
+        index = self._bucket_of[stage, name]
+        buffer, part = self._sums[index], self._slices[index][name]
+        assert part.parameter.grad is not None
+        for rank in range(len(buffer)):
+            part.of_rank(buffer[rank], rank).add_(part.parameter.grad[part.rows_of(rank)])
+        part.parameter.grad = None
         self._queue.arrived(stage, name)
 
     def made_by_hand(self, stage: StageKey) -> None:
@@ -107,18 +107,24 @@ class ShardedOptimizer:
     @torch.no_grad()
     def publish(self) -> None:
         """Give every rank all rows of the masters, rounded to the compute dtype."""
-        pending = []
-        for bucket, slices in self._each():
-            rounded = _buffer(bucket, slices, self._dtype)[:1].zero_()
-            for name, part in slices.items():
+        before: tuple[int, Pending] | None = None
+        for index, bucket in enumerate(self._buckets):
+            rounded = torch.zeros(1, self._sums[index].shape[1], dtype=self._dtype, device=self._sums[index].device)
+            for name, part in self._slices[index].items():
                 part.of_rank(rounded[0], bucket.axis.rank).copy_(self.owned[name].master)
-            pending.append(self._comm.start_all_gather(rounded, bucket.axis.group, CommKind.dp))
-        for (bucket, slices), gathering in zip(self._each(), pending, strict=True):
-            gathered = self._comm.wait(gathering)
-            for part in slices.values():
-                for rank in range(bucket.axis.size):
-                    rows = part.of_rank(gathered[rank], rank)
-                    part.parameter[part.rows_of(rank)].copy_(rows)
+            gathering = self._comm.start_all_gather(rounded, bucket.axis.group, CommKind.dp)
+            # One bucket is unpacked while the next one travels; more at once would only take memory.
+            if before:
+                self._unpack(*before)
+            before = index, gathering
+        if before:
+            self._unpack(*before)
+
+    def _unpack(self, index: int, gathering: Pending) -> None:
+        gathered = self._comm.wait(gathering)
+        for part in self._slices[index].values():
+            for rank in range(self._buckets[index].axis.size):
+                part.parameter[part.rows_of(rank)].copy_(part.of_rank(gathered[rank], rank))
 
     def _each(self) -> list[tuple[Bucket, dict[str, _Slice]]]:
         return list(zip(self._buckets, self._slices, strict=True))

@@ -63,7 +63,9 @@ class AllToAllDispatcher:
         rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
         counts_in_Rs = comm.wait(coming).view(n_ranks, self._n_slots)
         sent_R = torch.stack([counts.sum() for counts in counts_out_E.split(self._slots_of_rank)])
-        sent, received = torch.stack((sent_R, counts_in_Rs.sum(1))).tolist()  # the one wait for the GPU
+        sent, received = torch.stack(
+            (sent_R, counts_in_Rs.sum(1))
+        ).tolist()  # a wait for the GPU, the only one where no pair is dropped
 
         arrived_ND = all_to_all(rows_ND, sent, received, self._among)
         slots_Rs = torch.arange(self._n_slots, device=device).repeat(n_ranks)

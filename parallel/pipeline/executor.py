@@ -4,7 +4,7 @@
     comm          a0 ─────────→ behind F1     g0 ──────→ waited for by B0
 
 Plain accumulation is a table of one rank; a pipeline is one of several, with messages in between. A message is started
-where the table says and waited for where it is needed: a receive by the cell that takes it, a send at the step's end.
+where the table says and waited for where it is needed: a receive by the cell that takes it, a send once it is answered.
 The executor never looks inside a stage, and a stage never learns of the others.
 """
 
@@ -98,7 +98,8 @@ class _Step:
         """For the forward of (chain, stage, micro-batch)."""
         self._grads: dict[At, Tensor | Pending] = {}
         """For its backward."""
-        self._sends: list[Pending] = []
+        self._sends: dict[tuple[bool, At], Pending] = {}
+        """Under way: of a gradient or an activation, for (chain, stage, micro-batch)."""
         self._losses = torch.zeros(2, dtype=torch.float64, device=batches[0].tokens_BS.device)
 
     def run(self, row: Sequence[Any]) -> Tensor:
@@ -114,7 +115,7 @@ class _Step:
                 continue
             for action in actions_of(cell):
                 run_op[action.op](action)
-        for pending in self._sends:
+        for pending in self._sends.values():
             self._of._comm.wait(pending)
         return self._losses
 
@@ -178,6 +179,9 @@ class _Step:
         alive = self._alive[at]
         if action.stage < self._of._schedule.n_stages - 1:
             alive.output_grads.append(self._take(self._grads, at))
+            # The gradient is the answer to an activation that was sent, and so has arrived: it need not be kept.
+            if sent := self._sends.pop((False, (action.chain, action.stage + 1, action.micro_batch)), None):
+                self._of._comm.wait(sent)
         while len(alive.output_grads) < len(alive.outputs):
             alive.output_grads.append(torch.ones_like(alive.outputs[len(alive.output_grads)]))
         return at, alive
@@ -198,7 +202,10 @@ class _Step:
         if transfer.send:
             tensor = where.pop(at)
             assert isinstance(tensor, Tensor)
-            self._sends.append(comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp))
+            # Nothing answers a gradient, nor an activation of an evaluation.
+            self._sends = {key: sent for key, sent in self._sends.items() if not sent.work.is_completed()}
+            pending = comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp)
+            self._sends[transfer.gradient, at] = pending
             return
         tokens_BS = self._batches[transfer.micro_batch].tokens_BS
         width = next(iter(self._of._stages.values())).config.dim

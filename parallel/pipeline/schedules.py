@@ -12,6 +12,7 @@ torch generates the four in the middle; one process is 1f1b with one rank: plain
 """
 
 from enum import Enum
+from functools import cache
 
 from models.config import ConfigError
 from parallel.pipeline.action import Action, Cell, Op, Schedule
@@ -83,6 +84,7 @@ def check_schedule(name: ScheduleName, n_ranks: int, n_micro_batches: int, stage
             raise ConfigError(f"{said} takes multiples of {n_ranks} micro-batches, {instead}")
 
 
+@cache
 def build_schedule(
     name: ScheduleName, n_ranks: int, n_micro_batches: int, stages_per_rank: int | None = None
 ) -> Schedule:
@@ -112,11 +114,11 @@ def build_schedule(
 
 
 def forward_schedule(rank_of_stage: tuple[int, ...], n_micro_batches: int) -> Schedule:
-    """Forward alone, through one chain: evaluation."""
+    """Forward alone, through one chain: evaluation. A rank takes all micro-batches through its first stage, then all
+    through the next: in a V, one at a time would have to come all the way back before the next one starts."""
     rows: list[list[Cell]] = [[] for _ in range(max(rank_of_stage) + 1)]
-    for micro_batch in range(n_micro_batches):
-        for stage, rank in enumerate(rank_of_stage):
-            rows[rank].append(Action(Op.forward, 0, stage, micro_batch))
+    for stage, rank in enumerate(rank_of_stage):
+        rows[rank] += [Action(Op.forward, 0, stage, micro_batch) for micro_batch in range(n_micro_batches)]
     return Schedule("forward", n_micro_batches, (rank_of_stage,), tuple(tuple(row) for row in rows))
 
 

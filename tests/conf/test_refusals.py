@@ -345,7 +345,7 @@ COMBINATIONS = [
         2,
         "precision.reduce=float64 is wider than precision.parameters=float32",
     ),
-    ("strategy=ddp precision.reduce=bfloat16", 2, "only sharding (strategy=fsdp) reduces in a dtype of its own; set"),
+    ("strategy=ddp precision.reduce=bfloat16", 2, "only sharding (fsdp, zero1) reduces in a dtype of its own; set"),
     # the optimizer
     ("optim.beta1=1", 1, "optim.beta1=1.0: set it in [0, 1)"),
     ("optim.min_lr_ratio=1.1", 1, "optim.min_lr_ratio=1.1: set it in [0, 1]"),

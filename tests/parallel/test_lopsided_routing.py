@@ -63,7 +63,7 @@ def compare(name: str, world_size: int, strategy: StrategyConfig, pool: WorkerPo
     for key, gradient in merged_gradients([reference]).items():
         np.testing.assert_allclose(gradients[key], gradient, rtol=0, atol=1e-13, err_msg=key)
     for expert in idle:
-        assert not gradients[f"model.layers.1.experts.routed.{expert}.up_FD"].any()
+        assert not gradients[f"gradient.layers.1.experts.routed.{expert}.up_FD"].any()
     weights = merged(outcomes)
     for key, weight in merged([reference]).items():
         np.testing.assert_allclose(weights[key], weight, rtol=0, atol=1e-11, err_msg=key)
