@@ -24,14 +24,26 @@ class Reduction(Enum):
     all_reduce = "all_reduce"
     shard = "shard"
     shard_optimizer = "shard_optimizer"
+    shard_gradients = "shard_gradients"
+
+
+class EngineName(Enum):
+    """Whose code lays the model over ranks and steps it."""
+
+    native = "native"
+    accelerate = "accelerate"
+    deepspeed = "deepspeed"
 
 
 @dataclass
 class StrategyConfig:
     name: str = "single"
     """Name of the strategy, as in strategy=NAME."""
+    engine: EngineName = EngineName.native
+    """Who runs it: native (everything below), accelerate (DDP, FSDP2) or deepspeed (ZeRO-1, 2, 3)."""
     reduction: Reduction = Reduction.none
-    """none: no data parallelism; all_reduce: replicas (DDP); shard: FSDP2; shard_optimizer: ZeRO-1."""
+    """none: no data parallelism; all_reduce: replicas (DDP); shard: FSDP2, ZeRO-3; shard_optimizer: ZeRO-1;
+    shard_gradients: ZeRO-2."""
     pp: int = 1
     """Pipeline ranks, each with some of the layers; outermost. -1 is the rest of the world."""
     dp_replicate: int = 1
@@ -59,9 +71,9 @@ class OverlapConfig:
     name: str = "default"
     """Name of the preset, as in overlap=NAME."""
     grad_reduce: bool = True
-    """ddp: all-reduce a bucket of gradients behind the backward of earlier layers; false reduces after backward."""
+    """ddp, deepspeed: reduce a bucket of gradients behind the backward of earlier layers; false waits for it."""
     bucket_mib: float = 25.0
-    """ddp: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
+    """ddp, zero: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
     param_prefetch: int = 1
     """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
     reshard_after_forward: bool = True
@@ -108,7 +120,7 @@ class PrecisionConfig:
     compute: Dtype = Dtype.float32
     """Activations, and the weights that they meet; norms, router, softmax and loss use at least float32."""
     reduce: Dtype = Dtype.float32
-    """fsdp, zero1: gradients on the wire and in their sum."""
+    """fsdp, zero: gradients on the wire and in their sum."""
 
     def check(self, reduction: Reduction) -> None:
         """Refuse dtypes that cannot meet, or that nothing would read.
@@ -126,7 +138,7 @@ class PrecisionConfig:
                     f"precision.{name}=float64 is wider than precision.parameters={parameters}: "
                     f"set it to {parameters}, or use precision=fp64"
                 )
-        if reduction not in (Reduction.shard, Reduction.shard_optimizer) and self.reduce is not self.parameters:
+        if reduction in (Reduction.none, Reduction.all_reduce) and self.reduce is not self.parameters:
             raise ConfigError(
                 f"precision.reduce={self.reduce.value}: only sharding (strategy=fsdp) reduces in a dtype of its own; "
                 f"set it to {parameters}, as precision.parameters"
