@@ -39,11 +39,10 @@ class EngineName(Enum):
 class StrategyConfig:
     name: str = "single"
     """Name of the strategy, as in strategy=NAME."""
+    reduction: Reduction = Reduction.none
+    """none; all_reduce: replicas (DDP); shard: FSDP2, ZeRO-3; shard_optimizer: ZeRO-1; shard_gradients: ZeRO-2."""
     engine: EngineName = EngineName.native
     """Who runs it: native (everything below), accelerate (DDP, FSDP2) or deepspeed (ZeRO-1, 2, 3)."""
-    reduction: Reduction = Reduction.none
-    """none: no data parallelism; all_reduce: replicas (DDP); shard: FSDP2, ZeRO-3; shard_optimizer: ZeRO-1;
-    shard_gradients: ZeRO-2."""
     pp: int = 1
     """Pipeline ranks, each with some of the layers; outermost. -1 is the rest of the world."""
     dp_replicate: int = 1
@@ -81,8 +80,8 @@ class OverlapConfig:
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
 
-    def check(self, reduction: Reduction) -> None:
-        """Refuse what this part of the layout cannot do.
+    def check(self) -> None:
+        """Refuse values that no layout has.
 
         Raises:
             ConfigError: naming the key and what to set it to.
@@ -93,10 +92,6 @@ class OverlapConfig:
             raise ConfigError(f"overlap.param_prefetch={self.param_prefetch}: set it to at least 1")
         if self.data < 0:
             raise ConfigError(f"overlap.data={self.data}: set it to 0 (load between steps) or more")
-        if reduction is Reduction.shard and not self.grad_reduce:
-            raise ConfigError(
-                "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set overlap.grad_reduce=true"
-            )
 
 
 class Dtype(Enum):

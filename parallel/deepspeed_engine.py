@@ -13,7 +13,10 @@ What differs from native layouts, and is DeepSpeed's own:
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -62,12 +65,13 @@ class DeepSpeedEngine(WholeModelEngine):
             return without_moments(make_optimizer, parameters, [len(whole_shape(p)) for p in parameters])
 
         deepspeed.init_distributed(dist_backend=deepspeed.get_accelerator().communication_backend_name())
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=list(model.parameters()),
-            optimizer=optimizer,
-            config=_deepspeed_config(self._stage, config, overlap, precision, n_micro_batches),
-        )
+        with redirect_stdout(StringIO()):  # BF16_Optimizer prints what memory is in use, step by step
+            self._engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=list(model.parameters()),
+                optimizer=optimizer,
+                config=_deepspeed_config(self._stage, config, overlap, precision, n_micro_batches),
+            )
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._state = DeepSpeedState(self._engine, list(self._parameters.values()), make_optimizer)
         self._arrived: set[str] = set()
@@ -205,6 +209,8 @@ def _import_deepspeed(world: World) -> Any:
     for handler in log.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)  # our last words on stdout are read by programs
+    # Renamed in torch 2.13, which warns at each call; DeepSpeed keeps the names that 2.11 has too.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated")
     # On CPU it would compile collectives of its own over shared memory, for a minute and a half at the first start and
     # by all ranks at once. Called incompatible, they are left out, and gloo does them.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

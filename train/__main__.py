@@ -21,6 +21,7 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import function_values, word
+from parallel.check_engine import check_engine_device
 from parallel.comm import Communicator
 from parallel.engine import Engine
 from parallel.mesh import Degrees
@@ -97,6 +98,7 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
     """
     validate(config, launch.world_size)
     device = choose_device(config.train.device.value, launch)
+    check_engine_device(config.strategy, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)
     if folder:
