@@ -1,5 +1,4 @@
-"""Hugging Face Accelerate as an engine: torch's DDP, or on GPUs FSDP2 (`fsdp_version=2`), as `Accelerator.prepare` makes
-them.
+"""Hugging Face Accelerate as an engine: torch's DDP, or on GPUs FSDP2 (`fsdp_version=2`), by `Accelerator.prepare`.
 
 Its own mixed precision is off: that is autocast, which would round the matrix products of the router and would leave
 rounding of weights to each operator. The network casts as it does in every layout; FSDP2 gathers parameters in
@@ -8,7 +7,7 @@ rounding of weights to each operator. The network casts as it does in every layo
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.config import ModelConfig
-from models.initialise import Shard, initialise
-from models.transformer import Batch, LossTerms, Transformer
+from models.initialise import Shard, initialise, whole
+from models.transformer import Batch, LossTerms
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.engine import OptimizerMaker
@@ -28,7 +27,7 @@ from parallel.late_moments import add_moments, without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.owned import own
 from parallel.pipeline.executor import LossScale
-from parallel.whole_model_engine import WholeModelEngine, build_whole_model, whole_buffer
+from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World
 
 WRAPPED = ("Embedding", "Block")
@@ -80,11 +79,19 @@ class AccelerateEngine(WholeModelEngine):
         self._optimizer.step()
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
 
+    def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
+        """See Engine. FSDP2's parameters are resharded afterwards: no backward comes that would do it."""
+        total = super().cross_entropy_sum(batches)
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return total
+
     def weights(self) -> dict[str, Shard]:
         """See Engine; parameters' and buffers' own storage."""
 
         def shard_of(name: str, tensor: Tensor) -> Shard:
-            return self._local(name) if name in self._parameters else whole_buffer(tensor)
+            return self._local(name) if name in self._parameters else whole(name, tensor)
 
         return model_state([self._model], shard_of)
 
@@ -137,12 +144,6 @@ class AccelerateEngine(WholeModelEngine):
 
     def _without_gradient(self) -> list[str]:
         return [name for name, parameter in self._parameters.items() if parameter.grad is None]
-
-    def _end_evaluation(self) -> None:
-        """No backward comes that would free what FSDP2 has gathered."""
-        for module in self._model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
 
     def _check(self, world: World) -> None:
         """Accelerate takes what it can get: on CPU it ignores its plugins and runs DDP, and without launcher variables

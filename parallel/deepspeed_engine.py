@@ -14,8 +14,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.initialise import Shard, fill_parameter
+from models.initialise import Shard, fill_parameter, reset_buffers, whole
 from models.transformer import Batch, LossTerms
 from parallel.comm import CommKind, Communicator
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
@@ -32,7 +33,7 @@ from parallel.engine import OptimizerMaker
 from parallel.late_moments import without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state, put_together
 from parallel.pipeline.executor import LossScale
-from parallel.whole_model_engine import WholeModelEngine, build_whole_model, whole_buffer
+from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World
 
 STAGES = {Reduction.shard_optimizer: 1, Reduction.shard_gradients: 2, Reduction.shard: 3}
@@ -93,7 +94,7 @@ class DeepSpeedEngine(WholeModelEngine):
 
         def shard_of(name: str, tensor: Tensor) -> Shard:
             if name not in self._parameters:
-                return whole_buffer(tensor)
+                return whole(name, tensor)
             return self._keep(name, self._state.master(self._parameters[name]))
 
         return model_state([self._model], shard_of)
@@ -106,7 +107,7 @@ class DeepSpeedEngine(WholeModelEngine):
         """See Engine; copies of what this rank keeps."""
         state: dict[str, Shard] = {}
         for moment in MOMENTS:
-            state |= self._kept(f"optimizer.{moment}", lambda p, moment=moment: self._state.moment(p, moment))
+            state |= self._kept(f"optimizer.{moment}", partial(self._state.moment, moment))
         return state
 
     def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
@@ -116,31 +117,27 @@ class DeepSpeedEngine(WholeModelEngine):
             if steps_done:
                 for moment in MOMENTS:
                     value = self._from_keeper(name, f"optimizer.{moment}", filled)
-                    self._state.set_moment(parameter, moment, value)
+                    self._state.set_moment(moment, parameter, value)
         self._state.publish()
         for count in self._state.step_counts:
             count.fill_(steps_done)
 
     def _start(self, seed: int) -> None:
         """The same start as everywhere, written into the masters: those that DeepSpeed made are of rounded weights."""
-        for module in self._model.modules():
-            if hasattr(module, "reset_buffers"):
-                module.reset_buffers()
+        reset_buffers(self._model)
         for name, parameter in self._parameters.items():
-            shape = tuple(whole_shape(parameter))
-            value = torch.empty(shape, dtype=torch.float32, device=self._world.device)
-            owner = self._model.get_submodule(name.rpartition(".")[0])
-            fill_parameter(owner, name, Shard(value, shape, (0,) * len(shape)), seed)
+            value = torch.empty(whole_shape(parameter), dtype=torch.float32, device=self._world.device)
+            fill_parameter(self._model.get_submodule(name.rpartition(".")[0]), name, whole(name, value), seed)
             self._state.set_master(parameter, value)
         self._state.publish()
 
-    def _kept(self, prefix: str, whole: Any) -> dict[str, Shard]:
-        return named_state([self._model], prefix, lambda name, _: self._keep(name, whole(self._parameters[name])))
+    def _kept(self, prefix: str, gather: Callable[[nn.Parameter], Tensor]) -> dict[str, Shard]:
+        return named_state([self._model], prefix, lambda name, _: self._keep(name, gather(self._parameters[name])))
 
-    def _keep(self, name: str, whole: Tensor) -> Shard:
-        """`whole` on the rank that keeps it; on the others none of it."""
-        local = whole if self._keeper(name) == self._world.rank else whole[:0]
-        return Shard(local.to("cpu", copy=True), tuple(whole.shape), (0,) * whole.dim())
+    def _keep(self, name: str, tensor: Tensor) -> Shard:
+        """The whole `tensor` on the rank that keeps it; on the others none of it."""
+        local = tensor if self._keeper(name) == self._world.rank else tensor[:0]
+        return Shard(local.to("cpu", copy=True), tuple(tensor.shape), (0,) * tensor.dim())
 
     def _keeper(self, name: str) -> int:
         return list(self._parameters).index(name) % self._world.size

@@ -20,7 +20,7 @@ from parallel.late_moments import add_moments
 class DeepSpeedState:
     """The state behind the parameters of one `deepspeed.initialize`d engine."""
 
-    def __init__(self, engine: Any, parameters: Sequence[nn.Parameter], make_optimizer: OptimizerMaker) -> None:
+    def __init__(self, engine: Any, parameters: Sequence[Any], make_optimizer: OptimizerMaker) -> None:
         from deepspeed import utils, zero
 
         self._utils, self._zero, self._optimizer = utils, zero, engine.optimizer
@@ -36,7 +36,7 @@ class DeepSpeedState:
         self.step_counts: list[Tensor] = [state["step"] for state in base.state.values()]
         if not self._whole_partitions:
             for parameter in parameters:
-                mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+                mapping: Any = parameter._hp_mapping
                 if mapping is not None:  # else nothing of it is here
                     partition = stepped[mapping.param_group_index]
                     mapping.set_optim_state_fragment(partition, base.state[partition])
@@ -49,7 +49,7 @@ class DeepSpeedState:
         """The whole gradient, averaged over ranks; between the last backward and the step."""
         return self._there(self._utils.safe_get_full_grad(parameter))
 
-    def moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+    def moment(self, moment: str, parameter: nn.Parameter) -> Tensor:
         """The whole of one of AdamW's moments."""
         return self._there(self._utils.safe_get_full_optimizer_state(parameter, moment))
 
@@ -63,7 +63,7 @@ class DeepSpeedState:
             if self._rank == 0:
                 parameter.data.copy_(value)
 
-    def set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+    def set_moment(self, moment: str, parameter: nn.Parameter, value: Tensor) -> None:
         """Take `value`, which every rank has, as a moment."""
         if self._whole_partitions:
             part = self._own_part(parameter, value)
@@ -76,9 +76,9 @@ class DeepSpeedState:
         if not self._whole_partitions:
             self._optimizer.update_lp_params()
 
-    def _own_part(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This rank's part. `safe_set_full_…` of ZeRO-3 cannot do it: it reads past the end where the last is padded."""
-        size: int = parameter.partition_numel()  # type: ignore[operator]
+    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's part. ZeRO-3's `safe_set_full_…` cannot do it: it reads past the end where the last is padded."""
+        size: int = parameter.partition_numel()
         padded = value.new_zeros(size * self._world_size)
         padded[: value.numel()] = value.flatten()
         return padded[size * self._rank : size * (self._rank + 1)]

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.dispatcher import LocalDispatcher
-from models.initialise import Shard
 from models.placement import ExpertPlacement
 from models.surroundings import Surroundings
 from models.transformer import Batch, ExpertCounts, LossTerms, Transformer
@@ -72,7 +71,6 @@ class WholeModelEngine(ABC):
         for batch in batches:
             total += self._forward(batch).cross_entropy_sum.double()
         self._model.train()
-        self._end_evaluation()
         return total
 
     def take_expert_counts(self) -> ExpertCounts:
@@ -106,9 +104,6 @@ class WholeModelEngine(ABC):
     def _without_gradient(self) -> list[str]:
         """Names of the parameters that backward has not reached in this step."""
 
-    def _end_evaluation(self) -> None:
-        """Nothing, where evaluation leaves nothing behind."""
-
 
 def build_whole_model(
     config: ModelConfig, precision: PrecisionConfig, resident: torch.dtype, recompute: Recompute, comm: Communicator
@@ -128,8 +123,3 @@ def build_whole_model(
             buffer.data = buffer.data.to(precision.parameters.torch)
     recompute_parts(model, recompute)
     return model
-
-
-def whole_buffer(tensor: Tensor) -> Shard:
-    """A buffer: the same on every rank."""
-    return Shard(tensor, tuple(tensor.shape), (0,) * tensor.dim())

@@ -13,13 +13,14 @@ from models.initialise import Shard
 from parallel.comm import CommKind, Communicator, Issued
 from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.engine import Engine
-from parallel.mesh import Degrees
+from parallel.mesh import Axis, Degrees
 from parallel.open_engine import open_engine
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.world import World
 from train.batch import BatchMaker
 from train.config import OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
+from train.data.source import Corpus
 from train.data.synthetic import open_synthetic
 from train.evaluate import evaluate
 from train.optimizer import build_optimizer
@@ -174,17 +175,8 @@ def run_layout(layout: Layout) -> Outcome:
     pp = degrees.pp
     engine = open_layout(layout, world, comm)
     data = engine.data
-    corpus = open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
-    loader = BatchLoader(
-        stream=corpus.train,
-        global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch(data.size, pp),
-        dp_rank=data.rank,
-        dp_size=data.size,
-        start_step=0,
-        prefetch=0,
-        device=world.device,
-    )
+    corpus = corpus_of(layout)
+    loader = batches_of(layout, data)
     first_gradients: dict[str, Piece] = {}
 
     def keep_first(engine: Engine) -> None:
@@ -215,6 +207,26 @@ def run_layout(layout: Layout) -> Outcome:
         calls=dict(comm.calls),
         issued=dict(comm.issued),
         waits=dict(comm.waits),
+    )
+
+
+def corpus_of(layout: Layout) -> Corpus:
+    """Its tokens."""
+    return open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
+
+
+def batches_of(layout: Layout, data: Axis, start_step: int = 0) -> BatchLoader:
+    """This rank's micro-batches of each step."""
+    pp = Degrees.resolve(layout.strategy, torch.distributed.get_world_size()).pp
+    return BatchLoader(
+        stream=corpus_of(layout).train,
+        global_batch_size=layout.global_batch_size,
+        micro_batch_size=train_config(layout).micro_batch(data.size, pp),
+        dp_rank=data.rank,
+        dp_size=data.size,
+        start_step=start_step,
+        prefetch=0,
+        device=torch.device("cpu"),
     )
 
 
