@@ -7,6 +7,8 @@ What differs from native layouts, and is DeepSpeed's own:
 - ZeRO-1 reduces once per step; ZeRO-2 and 3 with every micro-batch, or their gradients could not stay shared out.
 - ZeRO-1 with bfloat16 compute is another of its optimizers (BF16_Optimizer), which reduces after backward in one piece:
   there is nothing behind backward, and no bucket.
+- ZeRO-3 puts a function of its own in the place of torch.nn.functional.linear, for the whole process: one that keeps no
+  view of a gathered weight. Views that others keep (of routed experts, by grouped_mm) stay gathered until backward.
 - The gradient norm is summed in float32, and a step whose norm is not finite is skipped.
 """
 
@@ -209,8 +211,8 @@ def _import_deepspeed(world: World) -> Any:
     # Renamed in torch 2.13, which warns at each call; DeepSpeed keeps the names that 2.11 has too.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor` is deprecated")
     # On CPU it would compile collectives of its own over shared memory, for a minute and a half at the first start and
-    # by all ranks at once. Called incompatible, they are left out, and gloo does them.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # by all ranks at once, if it found on probing that they can be had. Told that nothing can, it leaves them to gloo.
+    deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
 
 

@@ -122,6 +122,11 @@ class Outcome:
     """Those that were waited for, by kind."""
 
 
+def this_world() -> World:
+    """The calling rank, where a process group runs already."""
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
+
+
 def train_config(layout: Layout) -> TrainConfig:
     """Its batch."""
     return TrainConfig(
@@ -168,8 +173,7 @@ def open_layout(layout: Layout, world: World, comm: Communicator, seed: int = 1)
 
 def run_layout(layout: Layout) -> Outcome:
     """Train `layout` on synthetic tokens over the running process group."""
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    world, comm = World(rank, size, torch.device("cpu")), Communicator()
+    world, comm = this_world(), Communicator()
     train = train_config(layout)
     degrees = Degrees.resolve(layout.strategy, world.size)
     pp = degrees.pp

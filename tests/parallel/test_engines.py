@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.collective_counter import CollectiveCounter
 from harness.layout_run import (
     BF16,
     DDP,
@@ -32,16 +31,19 @@ from harness.layout_run import (
     open_layout,
     pieces,
     run_layout,
+    this_world,
 )
 from harness.worker_pool import WorkerFailure, WorkerPool
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from models.config import ConfigError
 from models.feed_forward import FeedForward
 from parallel import deepspeed_engine
+from parallel.accelerate_engine import AccelerateEngine
 from parallel.check_engine import check_engine_device
 from parallel.comm import Communicator
 from parallel.config import EngineName, OverlapConfig, Recompute, Reduction, StrategyConfig
-from parallel.world import World
 from train.checkpoint import CheckpointStore, Progress
 from train.step import OptimizerStep
 
@@ -175,22 +177,36 @@ def test_bfloat16(name: str, pool: WorkerPool, references: dict) -> None:
         np.testing.assert_allclose(outcome.losses, native.losses, rtol=0, atol=2e-2)
 
 
-def count_all_reduces(layout: Layout) -> int:
-    """Of more than a scalar's worth, in a step of two micro-batches."""
-    with CollectiveCounter() as counter:
-        outcome = run_engine(replace(layout, steps=1, eval_sequences=0))
-    return counter.calls["allreduce_"] - sum(n for (_, name), n in outcome.calls.items() if name == "all_reduce")
+def count_buckets(layout: Layout) -> list[int]:
+    """Buckets that DDP reduces in each of two steps."""
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ["WORLD_SIZE"]
+    world, comm = this_world(), Communicator()
+    engine = open_layout(layout, world, comm)
+    assert isinstance(engine, AccelerateEngine)
+    buckets = []
+
+    def reduce(group: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        buckets.append(bucket.index())
+        return allreduce_hook(None, bucket)
+
+    engine._wrapped.register_comm_hook(None, reduce)
+    step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, clip_norm=1.0)
+    batches, counts = batches_of(layout, engine.data), []
+    for _ in range(2):
+        step(next(batches), rate=1e-2)
+        counts.append(len(buckets))
+        buckets.clear()
+    return counts
 
 
 def test_accelerate_reduces_once_per_step(pool: WorkerPool) -> None:
     """Accumulation adds none; smaller buckets do."""
     layout = replace(LAYOUT, strategy=ENGINES["accelerate_ddp"], model=MODEL_MLA_SOFTMAX)
-    at_once, accumulated = (
-        pool.run(2, count_all_reduces, replace(layout, micro_batch_size=size))[0] for size in (4, 1)
-    )
-    assert at_once == accumulated > 0
-    buckets = pool.run(2, count_all_reduces, replace(layout, overlap=OverlapConfig(bucket_mib=0.005)))[0]
-    assert buckets > at_once
+    for micro_batch_size in (4, 1):
+        assert pool.run(2, count_buckets, replace(layout, micro_batch_size=micro_batch_size))[0] == [1, 1]
+    # DDP's first plan has a bucket of 1 MiB whatever it is told.
+    small = pool.run(2, count_buckets, replace(layout, overlap=OverlapConfig(bucket_mib=0.005)))[0]
+    assert small[1] > 5
 
 
 def lose_a_gradient(layout: Layout) -> None:
@@ -220,10 +236,7 @@ def run_legs(folder: Path, legs: list[Leg]) -> list[tuple[list[float], dict[str,
     os.environ["LOCAL_WORLD_SIZE"] = os.environ["WORLD_SIZE"]
     told = []
     for layout, until in legs:
-        world, comm = (
-            World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu")),
-            Communicator(),
-        )
+        world, comm = this_world(), Communicator()
         engine = open_layout(layout, world, comm, seed=len(told))
         store = CheckpointStore(folder, comm, world.rank)
         progress = store.resume(engine)
