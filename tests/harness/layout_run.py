@@ -87,6 +87,7 @@ class Layout:
     global_batch_size: int = 8
     micro_batch_size: int | None = None
     steps: int = 3
+    rate: float = 1e-2
     eval_sequences: int = 32
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
 
@@ -122,9 +123,12 @@ class Outcome:
     """Those that were waited for, by kind."""
 
 
-def this_world() -> World:
+CPU = torch.device("cpu")
+
+
+def this_world(device: torch.device = CPU) -> World:
     """The calling rank, where a process group runs already."""
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
 def train_config(layout: Layout) -> TrainConfig:
@@ -171,16 +175,16 @@ def open_layout(layout: Layout, world: World, comm: Communicator, seed: int = 1)
     )
 
 
-def run_layout(layout: Layout) -> Outcome:
+def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
     """Train `layout` on synthetic tokens over the running process group."""
-    world, comm = this_world(), Communicator()
+    world, comm = this_world(device), Communicator()
     train = train_config(layout)
     degrees = Degrees.resolve(layout.strategy, world.size)
     pp = degrees.pp
     engine = open_layout(layout, world, comm)
     data = engine.data
     corpus = corpus_of(layout)
-    loader = batches_of(layout, data)
+    loader = batches_of(layout, data, device=device)
     first_gradients: dict[str, Piece] = {}
 
     def keep_first(engine: Engine) -> None:
@@ -194,7 +198,7 @@ def run_layout(layout: Layout) -> Outcome:
     evals: list[float] = []
     comm.issued.clear()
     for index in range(layout.steps):
-        results.append(step(next(loader), rate=1e-2))
+        results.append(step(next(loader), rate=layout.rate))
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
         if index % 2 == 0:
             sequences, micro_batch = train.eval_sequences, train.eval_micro_batch(data.size, pp)
@@ -219,7 +223,7 @@ def corpus_of(layout: Layout) -> Corpus:
     return open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
 
 
-def batches_of(layout: Layout, data: Axis, start_step: int = 0) -> BatchLoader:
+def batches_of(layout: Layout, data: Axis, start_step: int = 0, device: torch.device = CPU) -> BatchLoader:
     """This rank's micro-batches of each step."""
     pp = Degrees.resolve(layout.strategy, torch.distributed.get_world_size()).pp
     return BatchLoader(
@@ -230,14 +234,14 @@ def batches_of(layout: Layout, data: Axis, start_step: int = 0) -> BatchLoader:
         dp_size=data.size,
         start_step=start_step,
         prefetch=0,
-        device=torch.device("cpu"),
+        device=device,
     )
 
 
 def pieces(state: dict[str, Shard]) -> dict[str, Piece]:
     """Copies, as arrays, with where each lies in the whole."""
     return {
-        name: Piece(shard.local.detach().numpy().copy(), tuple(shard.global_shape), tuple(shard.offset))
+        name: Piece(shard.local.detach().cpu().numpy().copy(), tuple(shard.global_shape), tuple(shard.offset))
         for name, shard in state.items()
     }
 
