@@ -13,6 +13,7 @@ What differs from native layouts, and is DeepSpeed's own:
 """
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -60,20 +61,25 @@ class DeepSpeedEngine(WholeModelEngine):
         deepspeed = _import_deepspeed(world)
         self._comm, self._world = comm, world
         model = build_whole_model(config, precision, precision.compute.torch, strategy.recompute, comm)
-        model.to_empty(device=world.device)
         super().__init__(model, world, n_micro_batches)
         self._stage = STAGES[strategy.reduction]
+        deepspeed_config = _deepspeed_config(self._stage, config, overlap, precision, n_micro_batches)
 
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return without_moments(make_optimizer, parameters, [len(whole_shape(p)) for p in parameters])
 
         deepspeed.init_distributed(dist_backend=deepspeed.get_accelerator().communication_backend_name())
+        for module in model.modules():
+            module.to_empty(device=world.device, recurse=False)
+            if self._stage == 3 and next(module.parameters(recurse=False), None) is not None:
+                # Cut at once, so that no rank ever holds more than one module whole.
+                deepspeed.zero.Init(module=module, config_dict_or_path=deepspeed_config, dtype=precision.compute.torch)
         with redirect_stdout(StringIO()):  # BF16_Optimizer prints what memory is in use, step by step
             self._engine, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=list(model.parameters()),
                 optimizer=optimizer,
-                config=_deepspeed_config(self._stage, config, overlap, precision, n_micro_batches),
+                config=deepspeed_config,
             )
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._state = DeepSpeedState(self._engine, list(self._parameters.values()), make_optimizer)
@@ -188,12 +194,16 @@ class DeepSpeedEngine(WholeModelEngine):
             "world size": engine.world_size,
             "micro-batches of a step": engine.gradient_accumulation_steps(),
             "bfloat16": engine.bfloat16_enabled(),
-            "partitioned parameters": sum(hasattr(parameter, "ds_tensor") for parameter in parameters),
+            "partitioned parameters": sum(self._is_partitioned(parameter) for parameter in parameters),
             "optimizer state shared out": stepped <= total / self._world.size + len(parameters),  # + padding
         }
         differing = [f"{name} is {got[name]} and not {asked[name]}" for name in asked if got[name] != asked[name]]
         if differing:
             raise RuntimeError(f"DeepSpeed does not do what strategy.engine=deepspeed asks: {'; '.join(differing)}")
+
+    def _is_partitioned(self, parameter: nn.Parameter) -> bool:
+        part: Tensor | None = getattr(parameter, "ds_tensor", None)
+        return part is not None and part.numel() == math.ceil(whole_shape(parameter).numel() / self._world.size)
 
 
 def _import_deepspeed(world: World) -> Any:
