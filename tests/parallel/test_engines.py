@@ -5,6 +5,7 @@ Not in the session's pool: these libraries keep state in their modules, which mu
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -54,6 +55,17 @@ def pool() -> Iterator[WorkerPool]:
     pool = WorkerPool()
     yield pool
     pool.close()
+
+
+@contextmanager
+def another_pool() -> Iterator[WorkerPool]:
+    """For a case of other ranks: the libraries keep those of a process' first one, and count what it made. And for a
+    case that fails, which ends a pool."""
+    pool = WorkerPool()
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 def forget_group(*strategies: StrategyConfig) -> None:
@@ -149,7 +161,8 @@ IN_EVERY_RUN = {("deepspeed_zero3", "recompute_full"), ("deepspeed_zero2", "smal
 def test_variants(name: str, variant: str, pool: WorkerPool, references: dict) -> None:
     ranks, of_strategy, of_layout = VARIANTS[variant]
     layout = replace(LAYOUT, **of_layout)
-    outcomes = pool.run(ranks, run_engine, replace(layout, strategy=replace(ENGINES[name], **of_strategy)))
+    with nullcontext(pool) if ranks == 2 else another_pool() as ranks_pool:
+        outcomes = ranks_pool.run(ranks, run_engine, replace(layout, strategy=replace(ENGINES[name], **of_strategy)))
     assert_equal_in_float32(outcomes, reference_of(layout, ranks, pool, references))
 
 
@@ -163,7 +176,8 @@ def test_deepspeed_without_overlap(name: str, pool: WorkerPool, references: dict
 @pytest.mark.soak
 @pytest.mark.parametrize("name", DEEPSPEED)
 def test_deepspeed_in_one_process(name: str, pool: WorkerPool, references: dict) -> None:
-    outcomes = pool.run(1, run_engine, replace(LAYOUT, strategy=ENGINES[name]))
+    with another_pool() as one:
+        outcomes = one.run(1, run_engine, replace(LAYOUT, strategy=ENGINES[name]))
     assert_equal_in_float32(outcomes, reference_of(LAYOUT, 1, pool, references))
 
 
@@ -230,10 +244,8 @@ def lose_a_gradient(layout: Layout) -> None:
 @pytest.mark.parametrize("name", sampled({"deepspeed_zero2"}, ENGINES))
 def test_a_lost_gradient_stops_the_run(name: str) -> None:
     """DeepSpeed would put zeros in its place, and train on."""
-    pool = WorkerPool()
-    with pytest.raises(WorkerFailure, match=r"no gradient for .*experts\.shared\.down\.weight"):
+    with another_pool() as pool, pytest.raises(WorkerFailure, match=r"no gradient for .*experts\.shared\.down\.weight"):
         pool.run(2, lose_a_gradient, replace(LAYOUT, strategy=ENGINES[name]))
-    pool.close()
 
 
 # One leg of a job: its layout, and the step it goes on to.
@@ -327,10 +339,8 @@ def with_another_stage(layout: Layout) -> None:
     ],
 )
 def test_what_a_library_does_instead_is_an_error(name: str, wrong, said: str) -> None:
-    pool = WorkerPool()
-    with pytest.raises(WorkerFailure, match=said):
+    with another_pool() as pool, pytest.raises(WorkerFailure, match=said):
         pool.run(2, wrong, replace(LAYOUT, strategy=ENGINES[name]))
-    pool.close()
 
 
 def test_fsdp_of_accelerate_is_refused_on_cpu() -> None:
@@ -373,12 +383,10 @@ def run_fsdp_of_accelerate(layout: Layout) -> Outcome:
 def test_fsdp_of_accelerate_if_it_ran_on_cpu(precision, overlap: OverlapConfig, references: dict) -> None:
     """What is ours of it: the start, the optimizer's tensors, sums, evaluation, counts and state by name."""
     layout = replace(LAYOUT, precision=precision, overlap=overlap)
-    pool = WorkerPool()
-    reference = reference_of(layout, 2, pool, references)
-    outcomes = pool.run(
-        2, run_fsdp_of_accelerate, replace(layout, strategy=replace(FSDP, engine=EngineName.accelerate))
-    )
-    pool.close()
+    with another_pool() as pool:
+        reference = reference_of(layout, 2, pool, references)
+        sharded = replace(layout, strategy=replace(FSDP, engine=EngineName.accelerate))
+        outcomes = pool.run(2, run_fsdp_of_accelerate, sharded)
     bound = {"fp64": 1e-12, "fp32": 2e-5, "bf16": 2e-2}[precision.name]
     for outcome in outcomes:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=bound)
