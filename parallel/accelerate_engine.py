@@ -100,7 +100,7 @@ class AccelerateEngine(WholeModelEngine):
 
         def gradient(name: str, _: nn.Parameter) -> Shard:
             grad = self._parameters[name].grad
-            assert grad is not None, f"no gradient for {name}"
+            assert grad is not None, "forward_backward looks for those that lack"
             return self._local(name, grad)
 
         return named_state([self._model], "gradient", gradient)
@@ -161,6 +161,7 @@ class AccelerateEngine(WholeModelEngine):
             "gradient_accumulation_steps": 1,  # else it would divide the loss by it
             "is_fsdp2": self._sharded,
             "wrapper": FSDPModule if self._sharded else DistributedDataParallel,
+            "broadcast_buffers": False,
             "sharded parameters": len(self._parameters) if self._sharded else 0,
         }
         got = {name: getattr(accelerator, name) for name in asked if hasattr(accelerator, name)}
@@ -168,6 +169,7 @@ class AccelerateEngine(WholeModelEngine):
         got["device"] = (accelerator.device.type, accelerator.device.index or 0)
         wrapper: Any = asked["wrapper"]
         got["wrapper"] = wrapper if isinstance(self._wrapped, wrapper) else type(self._wrapped)
+        got["broadcast_buffers"] = getattr(self._wrapped, "broadcast_buffers", False)
         got["sharded parameters"] = sum(isinstance(p, DTensor) for p in self._parameters.values())
         differing = [f"{name} is {got[name]} and not {asked[name]}" for name in asked if got[name] != asked[name]]
         if differing:

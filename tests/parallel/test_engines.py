@@ -234,10 +234,16 @@ def test_accelerate_reduces_once_per_step(pool: WorkerPool) -> None:
 
 
 def lose_a_gradient(layout: Layout) -> None:
-    """The shared experts' output is cut from the graph, as a hook that does not fire would."""
+    """In the second step the shared experts' output is cut from the graph, as a hook that does not fire would."""
+    calls, of_one_step = [], LAYOUT.model.n_layers * (LAYOUT.global_batch_size // 2 // 2)
+    forward = FeedForward.forward
+
+    def cut(self: FeedForward, x: torch.Tensor) -> torch.Tensor:
+        calls.extend([x.shape] if torch.is_grad_enabled() else [])
+        return forward(self, x).detach() if len(calls) > of_one_step else forward(self, x)
+
     with pytest.MonkeyPatch.context() as patch:
-        forward = FeedForward.forward
-        patch.setattr(FeedForward, "forward", lambda self, x: forward(self, x).detach())
+        patch.setattr(FeedForward, "forward", cut)
         run_engine(layout)
 
 
@@ -351,8 +357,9 @@ def test_fsdp_of_accelerate_is_refused_on_cpu() -> None:
     check_engine_device(ENGINES["accelerate_ddp"], torch.device("cpu"))
 
 
-def run_fsdp_of_accelerate(layout: Layout) -> Outcome:
-    """Its FSDP2 is torch's, which runs on gloo as it does on NCCL. Accelerate chooses it on GPUs alone; here it is made
+@contextmanager
+def as_if_on_gpus() -> Iterator[None]:
+    """Accelerate's FSDP2 is torch's, which runs on gloo as on NCCL. It chooses it on GPUs alone; here it is made
     to believe that it did."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -368,7 +375,17 @@ def run_fsdp_of_accelerate(layout: Layout) -> Outcome:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AcceleratorState, "__init__", decide_for_fsdp)
+        yield
+
+
+def run_fsdp_of_accelerate(layout: Layout) -> Outcome:
+    with as_if_on_gpus():
         return run_engine(layout)
+
+
+def run_legs_of_accelerate(folder: Path, legs: list[Leg]) -> list:
+    with as_if_on_gpus():
+        return run_legs(folder, legs)
 
 
 @pytest.mark.parametrize(
@@ -396,3 +413,17 @@ def test_fsdp_of_accelerate_if_it_ran_on_cpu(precision, overlap: OverlapConfig, 
         assert outcomes[0].chosen == reference.chosen
         for key, weight in merged([reference]).items():
             assert np.linalg.norm(merged(outcomes)[key] - weight) <= 50 * bound * np.linalg.norm(weight), key
+
+
+def test_fsdp_of_accelerate_resumes_if_it_ran_on_cpu(tmp_path: Path) -> None:
+    """To the bit; and from a native layout's state."""
+    layout = replace(LAYOUT, precision=FP64, strategy=replace(FSDP, engine=EngineName.accelerate))
+    with another_pool() as pool:
+        whole = pool.run(2, run_legs_of_accelerate, tmp_path / "whole", [(layout, 4)])
+        parts = pool.run(2, run_legs_of_accelerate, tmp_path / "parts", [(layout, 2), (layout, 4)])
+        native = [(replace(layout, strategy=DDP), 2), (layout, 4)]
+        mixed = pool.run(2, run_legs_of_accelerate, tmp_path / "mixed", native)
+    assert parts[0][0][0] + parts[0][1][0] == whole[0][0][0]
+    np.testing.assert_allclose(mixed[0][0][0] + mixed[0][1][0], whole[0][0][0], rtol=0, atol=1e-12)
+    for key, array in whole_state(whole, 0, 2).items():
+        np.testing.assert_array_equal(whole_state(parts, 1, 2)[key], array, err_msg=key)
