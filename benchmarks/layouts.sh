@@ -10,6 +10,7 @@ run() { # run NAME words…
     local name="$1"; shift
     [ -e "runs/layout-$name/summary.json" ] && return
     rm -rf "runs/layout-$name"
+    echo "$*" > "runs/layout-$name.words"
     timeout 150 python3 -m torch.distributed.run --standalone --nproc-per-node 2 -m train model=moe_5b precision=bf16 \
         optim=adamw_large checkpoint=off logging=off train.log_every=5 data=synthetic train.eval_sequences=0 \
         "train.steps=$steps" train.global_batch_size=8 "run.name=layout-$name" "$@" > "runs/layout-$name.log" 2>&1 \
@@ -27,15 +28,25 @@ run tp_ep strategy=tp_ep "$@"
 for schedule in one_f_one_b interleaved_1f1b zbv dualpipev; do
     run "pp_$schedule" strategy=pp "strategy.schedule=$schedule" train.micro_batch_size=1 "$@"
 done
+# DeepSpeed keeps more beside its weights than native layouts do (ZeRO-1 in bf16 all gradients in float32), and its buckets
+# are meant to be large. On 80 GB they fit with recompute and half the tokens; on 141 GB try them without.
+cut="strategy.recompute=full train.global_batch_size=4 overlap.bucket_mib=200"
+run accelerate_fsdp strategy=accelerate_fsdp "$@"
+run deepspeed_zero1 strategy=deepspeed_zero1 ${cut% *} "$@" # reads no bucket size in bf16
+run deepspeed_zero2 strategy=deepspeed_zero2 $cut "$@"
+run deepspeed_zero3 strategy=deepspeed_zero3 $cut "$@"
 python3 - runs/layout-*/summary.json <<'PY'
 import json, sys
 from pathlib import Path
 
-print("| layout | tokens/s | step, ms | MFU | memory a GPU, GiB |")
-print("|---|---|---|---|---|")
+print("| layout | tokens/s | step, ms | MFU | memory a GPU, GiB | words |")
+print("|---|---|---|---|---|---|")
 for path in sys.argv[1:]:
     s = json.loads(Path(path).read_text())
     name = Path(path).parent.name.removeprefix("layout-")
     step = f"{s['step_time_s'] * 1e3:.1f} ± {s['step_time_iqr_s'] * 1e3:.1f}"
-    print(f"| {name} | {s['tokens_per_sec'] / 1e3:.1f}k | {step} | {s['mfu']:.1%} | {s['peak_memory_gib']:.0f} |")
+    kept = Path(f"runs/layout-{name}.words")
+    words = kept.read_text().strip() if kept.exists() else ""
+    memory = f"{s['peak_memory_gib']:.0f}"
+    print(f"| {name} | {s['tokens_per_sec'] / 1e3:.1f}k | {step} | {s['mfu']:.1%} | {memory} | {words} |")
 PY

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from conf.keys import Keys, values
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
+from parallel.check_engine import check_engine
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
@@ -55,10 +56,11 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.train.check()
     config.optim.check()
     config.checkpoint.check()
-    config.overlap.check(config.strategy.reduction)
+    config.overlap.check()
     config.precision.check(config.strategy.reduction)
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)
+    check_engine(config.strategy, config.overlap, config.precision, degrees)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)

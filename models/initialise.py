@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,19 +46,31 @@ def initialise(model: nn.Module, seed: int, shard_of: Callable[[str, Tensor], Sh
 
     Modules that own parameters say by `init_std` how: a deviation for each of their names, or None for ones.
     """
+    reset_buffers(model)
     for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            logical_name = f"{path}.{name}"
+            fill_parameter(module, logical_name, shard_of(logical_name, parameter), seed)
+
+
+def reset_buffers(model: nn.Module) -> None:
+    """Start `model`'s buffers, materialised."""
+    for module in model.modules():
         if isinstance(module, Router | DispatchPart):
             module.reset_buffers()
-        for name, parameter in module.named_parameters(recurse=False):
-            std = None if module.init_std is None else module.init_std[name]
-            logical_name = f"{path}.{name}"
-            shard = shard_of(logical_name, parameter)
-            if std is None:
-                shard.local.fill_(1.0)
-            elif isinstance(module, RoutedExperts):
-                _fill_experts(shard, seed, logical_name, float(std), module.expert_of_slot)
-            else:
-                _fill(shard.local, shard.global_shape, shard.offset, tensor_key(seed, logical_name), float(std))
+
+
+@torch.no_grad()
+def fill_parameter(module: nn.Module, logical_name: str, shard: Shard, seed: int) -> None:
+    """The start of one parameter of `module`, or of the part of it that `shard` is."""
+    deviations: Any = module.init_std
+    std = None if deviations is None else deviations[logical_name.rpartition(".")[2]]
+    if std is None:
+        shard.local.fill_(1.0)
+    elif isinstance(module, RoutedExperts):
+        _fill_experts(shard, seed, logical_name, float(std), module.expert_of_slot)
+    else:
+        _fill(shard.local, shard.global_shape, shard.offset, tensor_key(seed, logical_name), float(std))
 
 
 def tensor_key(seed: int, logical_name: str, logical_expert: int | None = None) -> int:

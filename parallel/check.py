@@ -1,7 +1,7 @@
 """What a layout asks of the model and the batch: every rule that ties them, before any process group."""
 
 from models.config import ConfigError, ModelConfig
-from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
+from parallel.config import EngineName, OverlapConfig, Recompute, Reduction, StrategyConfig
 from parallel.expert_parallel.build import check_expert_parallel
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import build_schedule
@@ -33,7 +33,11 @@ def check_layout(
         check_tensor_parallel(model, degrees.tp, sequence_length)
     schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
     split_layers(model, schedule.n_stages, sequence_length)
-    sharding = strategy.reduction is Reduction.shard
+    sharding = strategy.reduction is Reduction.shard and strategy.engine is EngineName.native
+    if sharding and not overlap.grad_reduce:
+        raise ConfigError(
+            "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set overlap.grad_reduce=true"
+        )
     if schedule.splits_backward and sharding and overlap.reshard_after_forward:
         raise ConfigError(
             f"strategy.schedule={strategy.schedule.value} computes weight gradients apart, for which FSDP2's "

@@ -130,6 +130,11 @@ class Communicator:
         self._count(kind, "receive", group, None)
         return _pending(buffer, dist.irecv(buffer, group=group, group_src=from_group_rank), kind)
 
+    def broadcast(self, tensor: Tensor, source: int, kind: CommKind) -> Tensor:
+        """Give every rank of the world what rank `source` has in `tensor`, in place, and wait."""
+        self._count(kind, "broadcast", None, tensor)
+        return self.wait(_pending(tensor, dist.broadcast(tensor, source, async_op=True), kind))
+
     def broadcast_object(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
         self.issued[Issued(CommKind.control, "broadcast_object", dist.get_world_size(), 0)] += 1

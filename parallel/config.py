@@ -24,6 +24,15 @@ class Reduction(Enum):
     all_reduce = "all_reduce"
     shard = "shard"
     shard_optimizer = "shard_optimizer"
+    shard_gradients = "shard_gradients"
+
+
+class EngineName(Enum):
+    """Whose code lays the model over ranks and steps it."""
+
+    native = "native"
+    accelerate = "accelerate"
+    deepspeed = "deepspeed"
 
 
 @dataclass
@@ -31,7 +40,9 @@ class StrategyConfig:
     name: str = "single"
     """Name of the strategy, as in strategy=NAME."""
     reduction: Reduction = Reduction.none
-    """none: no data parallelism; all_reduce: replicas (DDP); shard: FSDP2; shard_optimizer: ZeRO-1."""
+    """none; all_reduce: replicas (DDP); shard: FSDP2, ZeRO-3; shard_optimizer: ZeRO-1; shard_gradients: ZeRO-2."""
+    engine: EngineName = EngineName.native
+    """Who runs it: native (everything below), accelerate (DDP, FSDP2) or deepspeed (ZeRO-1, 2, 3)."""
     pp: int = 1
     """Pipeline ranks, each with some of the layers; outermost. -1 is the rest of the world."""
     dp_replicate: int = 1
@@ -73,8 +84,8 @@ class OverlapConfig:
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
 
-    def check(self, reduction: Reduction) -> None:
-        """Refuse what this part of the layout cannot do.
+    def check(self) -> None:
+        """Refuse values that no layout has.
 
         Raises:
             ConfigError: naming the key and what to set it to.
@@ -85,10 +96,6 @@ class OverlapConfig:
             raise ConfigError(f"overlap.param_prefetch={self.param_prefetch}: set it to at least 1")
         if self.data < 0:
             raise ConfigError(f"overlap.data={self.data}: set it to 0 (load between steps) or more")
-        if reduction is Reduction.shard and not self.grad_reduce:
-            raise ConfigError(
-                "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set overlap.grad_reduce=true"
-            )
 
 
 class Dtype(Enum):
@@ -112,7 +119,7 @@ class PrecisionConfig:
     compute: Dtype = Dtype.float32
     """Activations, and the weights that they meet; norms, router, softmax and loss use at least float32."""
     reduce: Dtype = Dtype.float32
-    """fsdp, zero1: gradients on the wire and in their sum."""
+    """fsdp, zero: gradients on the wire and in their sum."""
 
     def check(self, reduction: Reduction) -> None:
         """Refuse dtypes that cannot meet, or that nothing would read.
@@ -130,7 +137,7 @@ class PrecisionConfig:
                     f"precision.{name}=float64 is wider than precision.parameters={parameters}: "
                     f"set it to {parameters}, or use precision=fp64"
                 )
-        if reduction not in (Reduction.shard, Reduction.shard_optimizer) and self.reduce is not self.parameters:
+        if reduction in (Reduction.none, Reduction.all_reduce) and self.reduce is not self.parameters:
             raise ConfigError(
                 f"precision.reduce={self.reduce.value}: only sharding (fsdp, zero1) reduces in a dtype of its own; "
                 f"set it to {parameters}, as precision.parameters"

@@ -27,9 +27,7 @@ def clip_gradients(
     Raises:
         RuntimeError: if a parameter has no gradient. A layout that loses one trains on and is silently wrong.
     """
-    missing = [name for name, part in owned.items() if part.master.grad is None]
-    if missing:
-        raise RuntimeError(f"no gradient for {', '.join(missing)}")
+    require_gradients(owned)
     # By name: ranks that own the same in another order (DualPipe's pairs) must clip by the same bits.
     parts_by_name = [owned[name] for name in sorted(owned)]
     gradients = [part.master.grad for part in parts_by_name if part.master.grad is not None]
@@ -49,6 +47,15 @@ def clip_gradients(
         coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         scale_in_place(gradients, coefficient.to(gradients[0].dtype))
     return norm
+
+
+def require_gradients(owned: Mapping[str, Owned]) -> None:
+    """Raises:
+    RuntimeError: naming the parameters that have no gradient.
+    """
+    missing = [name for name, part in owned.items() if part.master.grad is None]
+    if missing:
+        raise RuntimeError(f"no gradient for {', '.join(missing)}")
 
 
 def _square_sum(norms: list[Tensor], like: Tensor) -> Tensor:

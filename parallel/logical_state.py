@@ -9,8 +9,9 @@ views of their slots, named by logical expert. So ranks may hold any experts in 
 save and load the same names; and a load into the views fills the stack.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from models.experts import RoutedExperts
@@ -52,3 +53,13 @@ def _take_apart(stage: nn.Module, name: str, shard: Shard) -> Iterator[tuple[str
         expert = module.expert_of_slot[shard.offset[0] + i]
         part = Shard(shard.local[i], shard.global_shape[1:], shard.offset[1:])
         yield f"{module_name}.{expert}.{leaf.replace('_E', '_')}", part
+
+
+def put_together(stage: nn.Module, name: str, prefix: str, state: Mapping[str, Shard]) -> Tensor:
+    """The whole tensor of a parameter of `stage` again, of whole parts that `state` has as `prefix.*`."""
+    module_name, _, leaf = name.rpartition(".")
+    module = stage.get_submodule(module_name)
+    if not isinstance(module, RoutedExperts):
+        return state[f"{prefix}.{name}"].local
+    leaf = leaf.replace("_E", "_")
+    return torch.stack([state[f"{prefix}.{module_name}.{expert}.{leaf}"].local for expert in module.expert_of_slot])

@@ -26,6 +26,7 @@ IGNORED = {
     Reduction.all_reduce: ("dp_shard",),
     Reduction.shard: (),
     Reduction.shard_optimizer: ("dp_shard",),
+    Reduction.shard_gradients: ("dp_shard",),
 }
 """Degrees that a reduction has no use for."""
 DENSE = ("pp", "dp_replicate", "dp_shard", "tp")

@@ -10,7 +10,7 @@ from models.initialise import Shard
 from models.transformer import Batch, ExpertCounts
 from parallel.comm import Communicator
 from parallel.engine import OptimizerMaker
-from parallel.gradient_norm import clip_gradients
+from parallel.gradient_norm import clip_gradients, require_gradients
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.mesh import Axis
 from parallel.owned import masters
@@ -98,10 +98,11 @@ class NativeEngine:
 
     def gradients(self) -> dict[str, Shard]:
         """See Engine; the masters' own gradients."""
+        require_gradients(self._parallel.owned)
 
         def gradient(name: str, _: nn.Parameter) -> Shard:
             owned = self._parallel.owned[name]
-            assert owned.master.grad is not None, f"no gradient for {name}"
+            assert owned.master.grad is not None
             return Shard(owned.master.grad, owned.shard.global_shape, owned.shard.offset)
 
         return named_state(self._parallel.stages.values(), "gradient", gradient)

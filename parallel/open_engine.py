@@ -2,7 +2,7 @@
 
 from models.config import ModelConfig
 from parallel.comm import Communicator
-from parallel.config import OverlapConfig, PrecisionConfig, StrategyConfig
+from parallel.config import EngineName, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.engine import Engine, OptimizerMaker
 from parallel.native_engine import NativeEngine
 from parallel.parallelize import parallelize
@@ -22,5 +22,18 @@ def open_engine(
     make_optimizer: OptimizerMaker,
 ) -> Engine:
     """`model` over the ranks of `world`, started from `seed`. Called by all ranks together; see parallelize."""
-    parallel = parallelize(model, strategy, overlap, precision, world, comm, seed, n_micro_batches, sequence_length)
-    return NativeEngine(parallel, make_optimizer, comm, precision.compute.torch)
+    whole_model = (model, strategy, overlap, precision, world, comm, seed, n_micro_batches, make_optimizer)
+    match strategy.engine:
+        case EngineName.accelerate:
+            from parallel.accelerate_engine import AccelerateEngine
+
+            return AccelerateEngine(*whole_model)
+        case EngineName.deepspeed:
+            from parallel.deepspeed_engine import DeepSpeedEngine
+
+            return DeepSpeedEngine(*whole_model)
+        case EngineName.native:
+            parallel = parallelize(
+                model, strategy, overlap, precision, world, comm, seed, n_micro_batches, sequence_length
+            )
+            return NativeEngine(parallel, make_optimizer, comm, precision.compute.torch)

@@ -68,6 +68,11 @@ def test_command(command: str, folder: Path) -> None:
         output = finish(start(command, folder))
         if "train.steps=40" in command:
             assert "resuming after step 20" in output
+        if "strategy=accelerate_ddp" in command:  # where DeepSpeed stopped
+            assert "resuming after step 3" in output
+        if "strategy=deepspeed" in command:
+            assert "DeepSpeed" not in output
+            assert "Warning" not in output
         if "show" in command:
             assert "loss" in output
 

@@ -22,6 +22,7 @@ from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import function_values, word
 from parallel.acceptance import tell_refusal, wait_for_acceptance
+from parallel.check_engine import check_engine_device
 from parallel.comm import Communicator
 from parallel.engine import Engine
 from parallel.mesh import Degrees
@@ -120,6 +121,7 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
     if launch.rank == 0 and (note := experts_across_nodes(config.strategy, degrees, launch.local_world_size)):
         print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
+    check_engine_device(config.strategy, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)
     if folder:

@@ -10,9 +10,10 @@ import torch
 from launch.verify.pieces import Piece, merge, pieces
 from models.config import AttentionConfig, AttentionKind, ModelConfig, MoEConfig, ScoreFunction
 from parallel.comm import CommKind, Communicator, Issued
-from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
-from parallel.mesh import Degrees
-from parallel.native_engine import NativeEngine
+from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
+from parallel.engine import Engine
+from parallel.mesh import Axis, Degrees
+from parallel.open_engine import open_engine
 from parallel.parallelize import ParallelModel, parallelize
 from parallel.traffic.meter import TrafficMeter
 from parallel.traffic.tally import Traffic
@@ -20,6 +21,7 @@ from parallel.world import World
 from train.batch import BatchMaker
 from train.config import OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
+from train.data.source import Corpus
 from train.data.synthetic import open_synthetic
 from train.evaluate import evaluate
 from train.optimizer import build_optimizer
@@ -65,6 +67,13 @@ SINGLE = StrategyConfig("single", Reduction.none)
 DDP = StrategyConfig("ddp", Reduction.all_reduce, dp_replicate=-1)
 ZERO1 = StrategyConfig("zero1", Reduction.shard_optimizer, dp_replicate=-1)
 FSDP = StrategyConfig("fsdp", Reduction.shard, dp_shard=-1)
+ENGINES = {
+    "accelerate_ddp": replace(DDP, engine=EngineName.accelerate),
+    "deepspeed_zero1": replace(ZERO1, engine=EngineName.deepspeed),
+    "deepspeed_zero2": replace(ZERO1, engine=EngineName.deepspeed, reduction=Reduction.shard_gradients),
+    "deepspeed_zero3": replace(FSDP, engine=EngineName.deepspeed),
+}
+"""Those that run on CPU."""
 HSDP = StrategyConfig("hsdp", Reduction.shard, dp_replicate=2, dp_shard=-1)
 
 
@@ -79,6 +88,7 @@ class Layout:
     global_batch_size: int = 8
     micro_batch_size: int | None = None
     steps: int = 3
+    rate: float = 1e-2
     eval_sequences: int = 32
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
 
@@ -90,10 +100,10 @@ class Outcome:
     losses: list[float]
     evals: list[float]
     router_losses: list[float]
+    chosen: list[list[list[float]]]
+    """(token, expert) pairs of all ranks, by step, MoE layer and expert."""
     dropped: list[float]
     """Pairs beyond an expert's capacity, of all ranks and layers, by step."""
-    chosen: list[list[list[float]]]
-    """Pairs of each expert, by step and MoE layer."""
     grad_norms: list[float]
     first_gradients: dict[str, Piece]
     weights: dict[str, Piece]
@@ -107,13 +117,26 @@ class Outcome:
     """All that this rank said in the last step, FSDP2's collectives too."""
 
 
-def lay_out(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> tuple[ParallelModel, TrainConfig]:
-    """Its model over the running process group."""
-    train = TrainConfig(
+CPU = torch.device("cpu")
+
+
+def this_world(device: torch.device = CPU) -> World:
+    """The calling rank, where a process group runs already."""
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def train_config(layout: Layout) -> TrainConfig:
+    """Its batch."""
+    return TrainConfig(
         global_batch_size=layout.global_batch_size,
         micro_batch_size=layout.micro_batch_size,
         eval_sequences=layout.eval_sequences,
     )
+
+
+def lay_out(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> tuple[ParallelModel, TrainConfig]:
+    """Its model over the running process group, natively."""
+    train = train_config(layout)
     degrees = Degrees.resolve(layout.strategy, world.size)
     parallel = parallelize(
         layout.model,
@@ -129,33 +152,48 @@ def lay_out(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> 
     return parallel, train
 
 
-def run_layout(layout: Layout) -> Outcome:
-    """Train `layout` on synthetic tokens over the running process group."""
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    world, comm = World(rank, size, torch.device("cpu")), Communicator()
-    parallel, train = lay_out(layout, world, comm)
-    data, pp = parallel.data, parallel.layout.degrees.pp
-    corpus = open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
-    loader = BatchLoader(
-        stream=corpus.train,
-        global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch(data.size, pp),
-        dp_rank=data.rank,
-        dp_size=data.size,
-        start_step=0,
-        prefetch=0,
-        device=world.device,
+def open_layout(layout: Layout, world: World, comm: Communicator, seed: int = 1) -> Engine:
+    """Its engine over the running process group."""
+    degrees = Degrees.resolve(layout.strategy, world.size)
+    return open_engine(
+        layout.model,
+        layout.strategy,
+        layout.overlap,
+        layout.precision,
+        world,
+        comm,
+        seed=seed,
+        n_micro_batches=train_config(layout).micro_batches(degrees.dp, degrees.pp),
+        sequence_length=layout.model.max_sequence_length,
+        make_optimizer=partial(build_optimizer, optim=OptimConfig()),
     )
-    engine = NativeEngine(parallel, partial(build_optimizer, optim=OptimConfig()), comm, layout.precision.compute.torch)
-    step = OptimizerStep(engine, comm, layout.batching, train.global_batch_size, clip_norm=1.0)
+
+
+def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
+    """Train `layout` on synthetic tokens over the running process group."""
+    world, comm = this_world(device), Communicator()
+    train = train_config(layout)
+    degrees = Degrees.resolve(layout.strategy, world.size)
+    pp = degrees.pp
+    engine = open_layout(layout, world, comm)
+    data = engine.data
+    corpus = corpus_of(layout)
+    loader = batches_of(layout, data, device=device)
+    first_gradients: dict[str, Piece] = {}
+
+    def keep_first(engine: Engine) -> None:
+        if not first_gradients:
+            first_gradients.update(pieces(engine.gradients()))
+
+    step = OptimizerStep(
+        engine, comm, layout.batching, train.global_batch_size, clip_norm=1.0, before_update=keep_first
+    )
     results: list[StepResult] = []
     evals: list[float] = []
     comm.issued.clear()
     for index in range(layout.steps):
         with TrafficMeter(comm) as meter:
-            results.append(step(next(loader), rate=1e-2))
-        if index == 0:
-            first_gradients = pieces(engine.gradients())
+            results.append(step(next(loader), rate=layout.rate))
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
         if index % 2 == 0:
             sequences, micro_batch = train.eval_sequences, train.eval_micro_batch(data.size, pp)
@@ -164,8 +202,8 @@ def run_layout(layout: Layout) -> Outcome:
         losses=[result.loss.item() for result in results],
         evals=evals,
         router_losses=[result.router_loss.item() for result in results],
-        dropped=[result.counts.dropped_LE.sum().item() for result in results],
         chosen=[result.counts.chosen_LE.tolist() for result in results],
+        dropped=[result.counts.dropped_LE.sum().item() for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=pieces(engine.weights()),
@@ -173,6 +211,26 @@ def run_layout(layout: Layout) -> Outcome:
         issued=dict(comm.issued),
         waits=dict(comm.waits),
         traffic=meter.traffic,
+    )
+
+
+def corpus_of(layout: Layout) -> Corpus:
+    """Its tokens."""
+    return open_synthetic(layout.model.max_sequence_length, layout.model.vocab_size, seed=1)
+
+
+def batches_of(layout: Layout, data: Axis, start_step: int = 0, device: torch.device = CPU) -> BatchLoader:
+    """This rank's micro-batches of each step."""
+    pp = Degrees.resolve(layout.strategy, torch.distributed.get_world_size()).pp
+    return BatchLoader(
+        stream=corpus_of(layout).train,
+        global_batch_size=layout.global_batch_size,
+        micro_batch_size=train_config(layout).micro_batch(data.size, pp),
+        dp_rank=data.rank,
+        dp_size=data.size,
+        start_step=start_step,
+        prefetch=0,
+        device=device,
     )
 
 
