@@ -10,12 +10,14 @@ from conf.overrides import typed_value
 from conf.schema import JobConfig, validate
 from launch.verify.scale_down import STEPS, scale_down
 from launch.verify.trial import Trial
-from parallel.config import Dtype, PrecisionConfig, StrategyConfig
+from parallel.config import Dtype, EngineName, PrecisionConfig, StrategyConfig
 from parallel.mesh import DENSE, Degrees
 from train.batch import BatchMaker
 from train.data.config import Boundaries
 
 FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
+FP32 = PrecisionConfig("fp32", Dtype.float32, Dtype.float32, Dtype.float32)
+"""Of engines of other libraries, which lack float64."""
 SEPARATOR = 3
 """The id that ends documents, where the job has any."""
 
@@ -41,9 +43,18 @@ class Job:
         validate(job, n_ranks)
         degrees = Degrees.resolve(job.strategy, n_ranks)
         typed = typed_value("train.steps", words)
-        scaled = scale_down(replace(job, precision=FP64), degrees, job.train.steps if typed else STEPS)
+        native = job.strategy.engine is EngineName.native
+        if not native:  # whose routing is pinned in training only
+            job = replace(job, train=replace(job.train, eval_sequences=0))
+        precision = FP64 if native else FP32
+        scaled = scale_down(replace(job, precision=precision), degrees, job.train.steps if typed else STEPS)
         validate(scaled, n_ranks)
         return cls(strategy, n_ranks, scaled, degrees)
+
+    @property
+    def native(self) -> bool:
+        """Whether it is our own engine's."""
+        return self.scaled.strategy.engine is EngineName.native
 
     @property
     def trial(self) -> Trial:

@@ -22,13 +22,17 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
     console.print(_strategies(verdicts))
     if len(verdicts) == 1 and verdicts[0].comparison:
         console.print(_steps(verdicts[0]))
-        console.print(_traffic(verdicts[0]))
+        if verdicts[0].traffic:
+            console.print(_traffic(verdicts[0]))
     for verdict in verdicts:
         said = verdict.failure or (verdict.comparison and verdict.comparison.first)
         if said:
             console.print(f"{verdict.job.name}: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
-    wrong = sum(not verdict.equal for verdict in verdicts)
-    total = f"{len(verdicts)} layout{'s' * (len(verdicts) != 1)}"
+        if verdict.elsewhere:
+            console.print(verdict.elsewhere, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    run = [verdict for verdict in verdicts if not verdict.elsewhere]
+    wrong = sum(not verdict.equal for verdict in run)
+    total = f"{len(run)} layout{'s' * (len(run) != 1)}"
     said = f"{wrong} of {total} differ from one process" if wrong else f"{total} equal to one process"
     console.print(said, style="red" if wrong else "green", highlight=False)
 
@@ -52,9 +56,16 @@ def _strategies(verdicts: Sequence[Verdict]) -> Table:
             worst = (max(getattr(step, name) for step in steps) for name in ("loss", "grad_norm", "gradient", "weight"))
             counts = _counts(all(step.counts_equal for step in steps))
             numbers = [*(f"{number:.1e}" for number in worst), counts, _total(verdict)]
-        verdict_text = "[green]equal[/]" if verdict.equal else "[red]differs[/]" if comparison else "[red]failed[/]"
-        table.add_row(job.name, str(job.n_ranks), job.layout, *numbers, f"{verdict.seconds:.1f}", verdict_text)
+        table.add_row(job.name, str(job.n_ranks), job.layout, *numbers, f"{verdict.seconds:.1f}", _word(verdict))
     return table
+
+
+def _word(verdict: Verdict) -> str:
+    if verdict.elsewhere:
+        return "[yellow]on GPU only[/]"
+    if verdict.comparison is None:
+        return "[red]failed[/]"
+    return "[green]equal[/]" if verdict.equal else "[red]differs[/]"
 
 
 def _steps(verdict: Verdict) -> Table:
@@ -93,6 +104,8 @@ def _traffic(verdict: Verdict) -> Table:
 
 def _total(verdict: Verdict) -> str:
     """All that a step's ranks put into collectives, and whether the config foretells it."""
+    if verdict.traffic is None:
+        return "its own"
     measured, predicted = _both(verdict)
     as_predicted = measured.rows() == predicted.rows()
     total = sum(measured.n_bytes.values())

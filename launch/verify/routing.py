@@ -4,9 +4,10 @@ In float32 two correct layouts may send a token to different experts, where two 
 then differs, and with it everything after. An engine that has no float64 is compared with the choices pinned.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,33 @@ def recorded(sequence_length: int) -> Iterator[list[np.ndarray]]:
         handle.remove()
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of the choices of one process, made in micro-batches of all ranks together, are a rank's."""
+
+    data: Axis
+    micro_batch_size: int
+    """Sequences of this rank's."""
+    n_micro_batches: int
+    recomputed: bool
+    """Whether backward calls each router once more, for the same tokens."""
+
+
 @contextmanager
-def pinned(calls: list[np.ndarray], data: Axis, micro_batch_size: int) -> Iterator[None]:
-    """Inside the block, routers take the choices of `calls`, made by one process in micro-batches of all ranks
-    together: of each, this rank's `micro_batch_size` sequences."""
-    number = count()
-    mine = slice(data.rank * micro_batch_size, (data.rank + 1) * micro_batch_size)
+def pinned(calls: list[np.ndarray], share: Share) -> Iterator[None]:
+    """Inside the block, routers take this rank's `share` of the choices `calls`, in a step of plain accumulation."""
+    n_layers = len(calls) // share.n_micro_batches
+    first = share.data.rank * share.micro_batch_size
+    layers: dict[nn.Module, int] = {}
+    n_called: Counter[nn.Module] = Counter()
 
     def impose(module: nn.Module, inputs: Any) -> None:
         if isinstance(module, Router) and module.training:
-            module.pinned_BSK = torch.from_numpy(calls[next(number)][mine]).to(module.expert_bias_E.device)
+            layer = layers.setdefault(module, len(layers))
+            micro_batch = n_called[module] // (2 if share.recomputed else 1)
+            n_called[module] += 1
+            whole_BSK = torch.from_numpy(calls[micro_batch * n_layers + layer])
+            module.pinned_BSK = whole_BSK.narrow(0, first, share.micro_batch_size).to(module.expert_bias_E.device)
 
     def let_go(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, Router):

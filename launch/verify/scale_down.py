@@ -13,6 +13,7 @@ from dataclasses import replace
 from conf.schema import JobConfig
 from models.config import AttentionConfig, AttentionKind, ModelConfig
 from models.flops import count_parameters
+from parallel.config import Reduction
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import count_stages
 from train.config import TrainConfig
@@ -33,11 +34,12 @@ def scale_down(job: JobConfig, degrees: Degrees, steps: int = STEPS) -> JobConfi
     tokens = job.train.micro_batch(degrees.dp, degrees.pp) * job.data.sequence_length
     n_chunks = min(4, -(-tokens // job.model.loss_chunk_size))
     chunk = -(-train.micro_batch(degrees.dp, degrees.pp) * length // n_chunks)
+    in_buckets = job.strategy.reduction not in (Reduction.none, Reduction.shard)
     shrinkage = count_parameters(model).total / count_parameters(job.model).total
     return replace(
         job,
         model=replace(model, loss_chunk_size=chunk),
-        overlap=replace(job.overlap, bucket_mib=job.overlap.bucket_mib * shrinkage),
+        overlap=replace(job.overlap, bucket_mib=job.overlap.bucket_mib * (shrinkage if in_buckets else 1)),
         data=DataConfig(
             source=DataSource.synthetic, name="synthetic", sequence_length=length, boundaries=job.data.boundaries
         ),

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from launch.verify.pieces import Piece, merge, pieces
-from launch.verify.routing import Choices, pinned, recorded
+from launch.verify.routing import Choices, Share, pinned, recorded
 from models.config import ModelConfig
 from parallel.comm import Communicator
-from parallel.config import OverlapConfig, PrecisionConfig, StrategyConfig
+from parallel.config import OverlapConfig, PrecisionConfig, Recompute, StrategyConfig
 from parallel.engine import Engine
 from parallel.mesh import Degrees
 from parallel.open_engine import open_engine
@@ -154,10 +154,16 @@ def run_trial(trial: Trial, world: World) -> Record:
     step = OptimizerStep(
         engine, comm, trial.batching, train.global_batch_size, trial.optim.clip_norm, before_update=keep_gradients
     )
+    share = Share(
+        engine.data,
+        micro_batch_size,
+        train.micro_batches(degrees.dp, degrees.pp),
+        recomputed=trial.strategy.recompute is not Recompute.none,
+    )
     steps: list[StepRecord] = []
     choices: Choices = []
     for number in range(train.steps):
-        pin = nullcontext() if trial.pinned is None else pinned(trial.pinned[number], engine.data, micro_batch_size)
+        pin = nullcontext() if trial.pinned is None else pinned(trial.pinned[number], share)
         with pin, recorded(trial.sequence_length) as of_layers, TrafficMeter(comm) as meter:
             result = step(next(loader), trial.rate)
         choices.append(of_layers)

@@ -1,30 +1,36 @@
 """One job run beside its reference, and what came of it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from launch.verify.compare import FLOAT64, Comparison, compare
+import torch
+
+from launch.verify.compare import FLOAT32, FLOAT64, Comparison, compare
 from launch.verify.job import Job
 from launch.verify.ranks import RankFailed, run_ranks
+from launch.verify.routing import Choices
 from launch.verify.trial import Trial, WholeStep, run_trial, whole_steps
+from models.config import ConfigError
+from parallel.check_engine import check_engine_device
 from parallel.traffic.tally import Traffic
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one job."""
+    """What came of one job; None where it did not come to that."""
 
     job: Job
     comparison: Comparison | None
-    """None: it did not come to one."""
     failure: str | None
-    """Why not; None if it did."""
+    """Why there is no comparison."""
     seconds: float
     traffic: Traffic | None = None
     """Of the last step, of all ranks."""
     predicted: Traffic | None = None
     """What the config says it is."""
+    elsewhere: str | None = None
+    """Why it can be run on another device only; None if it was run."""
 
     @property
     def equal(self) -> bool:
@@ -36,13 +42,14 @@ class References:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._known: dict[str, list[WholeStep]] = {}
+        self._known: dict[str, tuple[list[WholeStep], Choices]] = {}
 
-    def of(self, trial: Trial) -> list[WholeStep]:
-        """The steps of `trial`, which is of one rank."""
+    def of(self, trial: Trial) -> tuple[list[WholeStep], Choices]:
+        """The steps of `trial`, which is of one rank, and which experts its tokens took."""
         key = repr(trial)
         if key not in self._known:
-            self._known[key] = whole_steps(run_ranks(1, self._device, partial(run_trial, trial)))
+            (record,) = run_ranks(1, self._device, partial(run_trial, trial))
+            self._known[key] = whole_steps([record]), record.choices
         return self._known[key]
 
 
@@ -50,11 +57,20 @@ def judge(job: Job, device: str, references: References) -> Verdict:
     """Run `job` and its reference, and compare them."""
     started = time.monotonic()
     try:
-        reference = references.of(job.trial.in_one_process(job.n_ranks))
-        ours = whole_steps(run_ranks(job.n_ranks, device, partial(run_trial, job.trial)))
+        check_engine_device(job.scaled.strategy, torch.device(device))
+    except ConfigError as elsewhere:
+        return Verdict(job, None, None, 0.0, elsewhere=str(elsewhere))
+    trial = job.trial
+    try:
+        reference, choices = references.of(trial.in_one_process(job.n_ranks))
+        if not job.native:
+            trial = replace(trial, pinned=choices)
+        ours = whole_steps(run_ranks(job.n_ranks, device, partial(run_trial, trial)))
     except (RankFailed, ValueError) as error:
         return Verdict(job, None, str(error), time.monotonic() - started)
-    comparison = compare(ours, reference, FLOAT64, job.groups)
-    last = ours[-1]
-    predicted = job.trial.predicted_traffic(job.n_ranks, int(last.dropped_LE.sum()))
-    return Verdict(job, comparison, None, time.monotonic() - started, last.traffic, predicted)
+    comparison = compare(ours, reference, FLOAT64 if job.native else FLOAT32, job.groups)
+    seconds, last = time.monotonic() - started, ours[-1]
+    if not job.native:  # says what it says by itself
+        return Verdict(job, comparison, None, seconds)
+    predicted = trial.predicted_traffic(job.n_ranks, int(last.dropped_LE.sum()))
+    return Verdict(job, comparison, None, seconds, last.traffic, predicted)

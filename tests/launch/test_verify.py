@@ -22,11 +22,13 @@ from launch.verify.compare import FLOAT64, compare, describe
 from launch.verify.job import Job
 from launch.verify.pieces import Piece, merge
 from launch.verify.ranks import RankFailed, run_ranks
+from launch.verify.routing import Share, pinned, recorded
 from launch.verify.scale_down import scale_down
 from launch.verify.trial import WholeStep
-from models.config import ConfigError
+from models.config import ConfigError, MoEConfig
 from models.flops import count_parameters
-from parallel.mesh import Degrees
+from models.router import Router
+from parallel.mesh import Axis, Degrees
 from parallel.traffic.tally import Traffic
 from parallel.world import World
 
@@ -42,6 +44,42 @@ def test_layouts_that_are_right_are_green(capsys: pytest.CaptureFixture[str]) ->
     assert "not as predicted" not in out
     assert "dp_shard=2 ep=2" in out
     assert "pp=2 1f1b" in out
+
+
+def test_engines_are_compared_with_their_routing_pinned(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train.micro_batch_size=2", "strategy.recompute=full", "train.steps=2"]
+    assert main(["verify", "model=tiny", "strategy=accelerate_ddp,accelerate_fsdp,deepspeed_zero3", *words]) == 0
+    out = capsys.readouterr().out
+    assert "2 layouts equal to one process" in out
+    assert "on GPU only" in out
+    assert "accelerate_fsdp runs on GPUs only: on CPU Accelerate ignores its FSDP2 settings" in out
+    assert main(["verify", "model=tiny", "strategy=accelerate_fsdp"]) == 2
+    assert "accelerate_fsdp runs on GPUs only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_rank_takes_its_share_of_pinned_choices(recomputed: bool) -> None:
+    """Two layers, two micro-batches of two ranks' two sequences each; rank 1, backward in the other order."""
+    moe = MoEConfig(n_routed=16, top_k=1)
+    routers = [Router(moe, dim=4) for _ in range(2)]
+    for router in routers:
+        torch.nn.init.normal_(router.gate.weight)
+    calls = [np.full((4, 3, 1), 4 * call) + np.arange(4).reshape(4, 1, 1) for call in range(4)]
+    share = Share(Axis(None, rank=1, size=2), micro_batch_size=2, n_micro_batches=2, recomputed=recomputed)
+    x_BSD = torch.randn(2, 3, 4)
+    with recorded(3) as taken, pinned(calls, share):
+        for _ in range(2):
+            for router in routers:
+                router(x_BSD)
+            for router in reversed(routers if recomputed else []):
+                router(x_BSD)
+    order = [0, 1, 1, 0, 2, 3, 3, 2] if recomputed else [0, 1, 2, 3]
+    assert len(taken) == len(order)
+    for seen, call in zip(taken, order, strict=True):
+        np.testing.assert_array_equal(seen, calls[call][2:])
+    with recorded(3) as taken:
+        routers[0](x_BSD)
+    assert not np.array_equal(taken[0], calls[3][2:])
 
 
 BROKEN = {
