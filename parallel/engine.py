@@ -1,6 +1,8 @@
 """What a training loop drives, whoever lays the model over ranks.
 
     native       all of parallel/parallelize.py                              parallel/native_engine.py
+    accelerate   Hugging Face Accelerate: DDP, FSDP2                         parallel/accelerate_engine.py
+    deepspeed    DeepSpeed: ZeRO-1, 2, 3                                     parallel/deepspeed_engine.py
 
 All of an engine's state is seen by logical name (parallel/logical_state.py), so that any engine's checkpoint is any
 other's, and the same comparison proves all of them.

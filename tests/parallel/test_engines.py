@@ -4,34 +4,28 @@ Not in the session's pool: these libraries keep state in their modules, which mu
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
-from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from harness.engine_run import LAYOUT, another_pool, as_if_on_gpus, run_engine, sampled
 from harness.layout_run import (
     BF16,
     DDP,
-    DOCUMENTS,
     ENGINES,
     FP32,
     FP64,
     FSDP,
-    MODEL_ALL_OPTIONS,
     MODEL_MLA_SOFTMAX,
     Layout,
     Outcome,
-    Piece,
     batches_of,
     merged,
     merged_gradients,
-    merged_pieces,
     open_layout,
-    pieces,
     run_layout,
     this_world,
 )
@@ -46,57 +40,13 @@ from parallel.accelerate_engine import AccelerateEngine
 from parallel.check_engine import check_engine_device
 from parallel.comm import Communicator
 from parallel.config import EngineName, OverlapConfig, Recompute, Reduction, StrategyConfig
-from train.checkpoint import CheckpointStore, Progress
 from train.step import OptimizerStep
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
-    pool = WorkerPool()
-    yield pool
-    pool.close()
-
-
-@contextmanager
-def another_pool() -> Iterator[WorkerPool]:
-    """For a case of other ranks: the libraries keep those of a process' first one, and count what it made. And for a
-    case that fails, which ends a pool."""
-    pool = WorkerPool()
-    try:
+    with another_pool() as pool:
         yield pool
-    finally:
-        pool.close()
-
-
-def forget_group(*strategies: StrategyConfig) -> None:
-    """DeepSpeed keeps the process group, which ends with the case."""
-    if any(strategy.engine is EngineName.deepspeed for strategy in strategies):
-        import deepspeed
-
-        deepspeed.comm.destroy_process_group()
-
-
-def run_engine(layout: Layout) -> Outcome:
-    os.environ["LOCAL_WORLD_SIZE"] = os.environ["WORLD_SIZE"]  # as torchrun would say
-    outcome = run_layout(layout)
-    forget_group(layout.strategy)
-    return outcome
-
-
-# All options but biases: keys' have no gradient but noise, of which AdamW makes steps as long as any other's.
-MODEL = replace(MODEL_ALL_OPTIONS, attention=replace(MODEL_ALL_OPTIONS.attention, bias=False))
-
-
-def sampled(every_run: set, cases: Iterable) -> list:
-    """All of `cases` for `make soak`; those of `every_run` for `make test` too."""
-    return [case if case in every_run else pytest.param(*_tuple(case), marks=pytest.mark.soak) for case in cases]
-
-
-def _tuple(case: object) -> tuple:
-    return case if isinstance(case, tuple) else (case,)
-
-
-LAYOUT = Layout(precision=FP32, model=MODEL, batching=DOCUMENTS, micro_batch_size=2, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -254,76 +204,6 @@ def test_a_lost_gradient_stops_the_run(name: str) -> None:
         pool.run(2, lose_a_gradient, replace(LAYOUT, strategy=ENGINES[name]))
 
 
-# One leg of a job: its layout, and the step it goes on to.
-Leg = tuple[Layout, int]
-
-
-def run_legs(folder: Path, legs: list[Leg]) -> list[tuple[list[float], dict[str, Piece], dict[str, Piece]]]:
-    """One after another in `folder`, each from the checkpoint of the one before: of each the losses, the state that it
-    began with, and the one that it saved."""
-    os.environ["LOCAL_WORLD_SIZE"] = os.environ["WORLD_SIZE"]
-    told = []
-    for layout, until in legs:
-        world, comm = this_world(), Communicator()
-        engine = open_layout(layout, world, comm, seed=len(told))
-        store = CheckpointStore(folder, comm, world.rank)
-        progress = store.resume(engine)
-        began = pieces(engine.weights() | engine.moments())
-        step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, clip_norm=1.0)
-        batches = batches_of(layout, engine.data, progress.step)
-        losses = [step(next(batches), rate=1e-2).loss.item() for _ in range(progress.step, until)]
-        store.save(engine, Progress(until, 0), keep=0)
-        told.append((losses, began, pieces(engine.weights() | engine.moments())))
-    forget_group(*(layout.strategy for layout, _ in legs))
-    return told
-
-
-def whole_state(told_by_rank: list, leg: int, which: int) -> dict[str, np.ndarray]:
-    return merged_pieces([told[leg][which] for told in told_by_rank])
-
-
-def test_state_passes_between_engines_to_the_bit(pool: WorkerPool, tmp_path: Path) -> None:
-    """Weights, both moments and biases; and the losses go on as in one engine."""
-    chain = [FSDP, ENGINES["deepspeed_zero2"], DDP, ENGINES["deepspeed_zero3"], ENGINES["accelerate_ddp"]]
-    chain += [ENGINES["deepspeed_zero1"], FSDP]
-    legs = [(replace(LAYOUT, strategy=strategy), until) for until, strategy in enumerate(chain, start=1)]
-    told = pool.run(2, run_legs, tmp_path / "chain", legs)
-    for leg in range(1, len(legs)):
-        before, after = whole_state(told, leg - 1, 2), whole_state(told, leg, 1)
-        assert after.keys() == before.keys()
-        for key, array in before.items():
-            np.testing.assert_array_equal(after[key], array, err_msg=f"{chain[leg]} {key}")
-    alone = pool.run(2, run_legs, tmp_path / "alone", [(replace(LAYOUT, strategy=DDP), len(chain))])
-    in_chain = [loss for losses, *_ in told[0] for loss in losses]
-    np.testing.assert_allclose(in_chain, alone[0][0][0], rtol=0, atol=2e-5)
-
-
-PRECISIONS = {"fp32": FP32, "bf16": BF16}
-RESUMED = {("accelerate_ddp", "fp32"), ("deepspeed_zero1", "bf16"), ("deepspeed_zero3", "fp32")}
-
-
-@pytest.mark.parametrize(("name", "precision"), sampled(RESUMED, product(ENGINES, PRECISIONS)))
-def test_an_engine_resumes_to_the_bit(name: str, precision: str, pool: WorkerPool, tmp_path: Path) -> None:
-    layout = replace(LAYOUT, strategy=ENGINES[name], precision=PRECISIONS[precision])
-    whole = pool.run(2, run_legs, tmp_path / "whole", [(layout, 4)])
-    parts = pool.run(2, run_legs, tmp_path / "parts", [(layout, 2), (layout, 4)])
-    assert parts[0][0][0] + parts[0][1][0] == whole[0][0][0]
-    expected, got = whole_state(whole, 0, 2), whole_state(parts, 1, 2)
-    for key, array in expected.items():
-        np.testing.assert_array_equal(got[key], array, err_msg=key)
-
-
-@pytest.mark.parametrize("name", sampled({"deepspeed_zero1", "deepspeed_zero3"}, ENGINES))
-def test_an_engine_starts_from_the_same_bits(name: str, pool: WorkerPool, references: dict) -> None:
-    """Masters too, where the network computes in bfloat16."""
-    layout = replace(LAYOUT, precision=BF16, steps=0)
-    expected = merged([references.setdefault("start", pool.run(1, run_layout, layout)[0])])
-    got = merged(pool.run(2, run_engine, replace(layout, strategy=ENGINES[name])))
-    assert got.keys() == expected.keys()
-    for key, weight in expected.items():
-        np.testing.assert_array_equal(got[key], weight, err_msg=key)
-
-
 def without_launcher(layout: Layout) -> None:
     for name in ("LOCAL_RANK", "WORLD_SIZE"):
         del os.environ[name]
@@ -357,35 +237,9 @@ def test_fsdp_of_accelerate_is_refused_on_cpu() -> None:
     check_engine_device(ENGINES["accelerate_ddp"], torch.device("cpu"))
 
 
-@contextmanager
-def as_if_on_gpus() -> Iterator[None]:
-    """Accelerate's FSDP2 is torch's, which runs on gloo as on NCCL. It chooses it on GPUs alone; here it is made
-    to believe that it did."""
-    from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedType
-
-    decide = AcceleratorState.__init__
-
-    def decide_for_fsdp(self, *args, fsdp_plugin=None, **kwargs) -> None:
-        decide(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None:
-            for state in (AcceleratorState, PartialState):
-                state._shared_state["distributed_type"] = DistributedType.FSDP
-            AcceleratorState._shared_state["fsdp_plugin"] = fsdp_plugin
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AcceleratorState, "__init__", decide_for_fsdp)
-        yield
-
-
 def run_fsdp_of_accelerate(layout: Layout) -> Outcome:
     with as_if_on_gpus():
         return run_engine(layout)
-
-
-def run_legs_of_accelerate(folder: Path, legs: list[Leg]) -> list:
-    with as_if_on_gpus():
-        return run_legs(folder, legs)
 
 
 @pytest.mark.parametrize(
@@ -413,17 +267,3 @@ def test_fsdp_of_accelerate_if_it_ran_on_cpu(precision, overlap: OverlapConfig, 
         assert outcomes[0].chosen == reference.chosen
         for key, weight in merged([reference]).items():
             assert np.linalg.norm(merged(outcomes)[key] - weight) <= 50 * bound * np.linalg.norm(weight), key
-
-
-def test_fsdp_of_accelerate_resumes_if_it_ran_on_cpu(tmp_path: Path) -> None:
-    """To the bit; and from a native layout's state."""
-    layout = replace(LAYOUT, precision=FP64, strategy=replace(FSDP, engine=EngineName.accelerate))
-    with another_pool() as pool:
-        whole = pool.run(2, run_legs_of_accelerate, tmp_path / "whole", [(layout, 4)])
-        parts = pool.run(2, run_legs_of_accelerate, tmp_path / "parts", [(layout, 2), (layout, 4)])
-        native = [(replace(layout, strategy=DDP), 2), (layout, 4)]
-        mixed = pool.run(2, run_legs_of_accelerate, tmp_path / "mixed", native)
-    assert parts[0][0][0] + parts[0][1][0] == whole[0][0][0]
-    np.testing.assert_allclose(mixed[0][0][0] + mixed[0][1][0], whole[0][0][0], rtol=0, atol=1e-12)
-    for key, array in whole_state(whole, 0, 2).items():
-        np.testing.assert_array_equal(whole_state(parts, 1, 2)[key], array, err_msg=key)
