@@ -23,10 +23,13 @@ class Bounds:
     """‖difference‖ ÷ ‖reference‖ of each gradient, of the first step."""
     later: float | None
     """The same of later steps' gradients, and of weights; None: not asked."""
+    floor: float
+    """A norm below this part of the largest tensor's is counted as that: a gradient that is zero but for rounding (a
+    key's bias has one, softmax does not see it) would be compared with itself."""
 
 
-FLOAT64 = Bounds(number=1e-11, gradient=1e-10, later=1e-10)
-FLOAT32 = Bounds(number=1e-5, gradient=1e-6, later=None)
+FLOAT64 = Bounds(number=1e-11, gradient=1e-10, later=1e-10, floor=1e-5)
+FLOAT32 = Bounds(number=1e-5, gradient=1e-6, later=None, floor=1e-1)
 """For engines without float64: rounding moves weights by more than any bound worth having, AdamW divides by it."""
 
 
@@ -63,8 +66,8 @@ def compare(
     for number, (a, b) in enumerate(zip(ours, reference, strict=True), start=1):
         for said in _beyond(a, b, bounds, groups, first_step=number == 1):
             comparison.first = comparison.first or f"step {number}: {said}"
-        gradients = _differences(a.gradients, b.gradients)
-        weights = _differences(a.weights, b.weights)
+        gradients = _differences(a.gradients, b.gradients, bounds.floor)
+        weights = _differences(a.weights, b.weights, bounds.floor)
         gradient_name = max(gradients, key=gradients.__getitem__)
         weight_name = max(weights, key=weights.__getitem__)
         comparison.steps.append(
@@ -94,10 +97,10 @@ def _beyond(
         yield from _number(name, getattr(ours, name), getattr(reference, name), bounds, groups)
     bound = bounds.gradient if first_step else bounds.later
     if bound is not None:
-        yield from _tensors("gradient", ours.gradients, reference.gradients, bound, groups)
+        yield from _tensors("gradient", ours.gradients, reference.gradients, bound, bounds.floor, groups)
     yield from _number("grad_norm", ours.grad_norm, reference.grad_norm, bounds, groups)
     if bounds.later is not None:
-        yield from _tensors("updated weight", ours.weights, reference.weights, bounds.later, groups)
+        yield from _tensors("updated weight", ours.weights, reference.weights, bounds.later, bounds.floor, groups)
     if ours.eval_loss is not None and reference.eval_loss is not None:
         yield from _number("held-out loss", ours.eval_loss, reference.eval_loss, bounds, groups)
 
@@ -113,12 +116,14 @@ def _tensors(
     ours: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
     bound: float,
+    floor: float,
     groups: Mapping[str, int],
 ) -> Iterator[str]:
     for name in sorted(ours.keys() ^ reference.keys()):
         yield f"{kind} {name} is only {'here' if name in ours else 'in one process'}"
+    distances = _differences(ours, reference, floor)
     for name, whole in reference.items():
-        if name in ours and not _distance(ours[name], whole) <= bound:
+        if name in ours and not distances[name] <= bound:
             yield f"{kind} {name} differs: {describe(ours[name], whole, groups)}"
 
 
@@ -130,7 +135,7 @@ def describe(ours: np.ndarray, reference: np.ndarray, groups: Mapping[str, int])
     if expected == 0:
         return f"norm {norm:.3g}, and 0 in one process"
     ratio = float(norm / expected)
-    said = f"norm ratio {ratio:.6g}, ‖difference‖ {_distance(ours, reference):.2g} of its norm"
+    said = f"norm ratio {ratio:.6g}, ‖difference‖ {np.linalg.norm(ours - reference) / expected:.2g} of its norm"
     cosine = float((ours * reference).sum() / (norm * expected)) if norm else 0.0
     if norm == 0:
         return said + "; it is zero: nothing arrived, or it was cleared"
@@ -164,14 +169,14 @@ def _where(ours: WholeStep, reference: WholeStep) -> str:
     return f" first in MoE layer {layer}, expert {expert}: {here:g}, and {there:g} in one process"
 
 
-def _differences(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: _distance(ours[name], whole) if name in ours else float("inf") for name, whole in reference.items()}
-
-
-def _distance(ours: np.ndarray, reference: np.ndarray) -> float:
-    """‖ours - reference‖ ÷ ‖reference‖; of a reference that is zero, the numerator."""
-    distance, norm = float(np.linalg.norm(ours - reference)), float(np.linalg.norm(reference))
-    return distance / norm if norm else distance
+def _differences(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], floor: float) -> dict[str, float]:
+    """‖ours - reference‖ ÷ ‖reference‖ of each tensor; infinity where ours is not there."""
+    norms = {name: float(np.linalg.norm(whole)) for name, whole in reference.items()}
+    least = floor * max(norms.values()) or 1.0
+    return {
+        name: float(np.linalg.norm(ours[name] - whole)) / max(norms[name], least) if name in ours else float("inf")
+        for name, whole in reference.items()
+    }
 
 
 def _relative(ours: float, reference: float) -> float:
