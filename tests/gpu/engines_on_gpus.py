@@ -11,7 +11,7 @@ import torch
 from harness.layout_run import BF16, ENGINES, FP32, FSDP, Layout, run_layout
 
 from parallel.config import EngineName
-from parallel.world import Launch, World
+from parallel.world import TIMEOUT, Launch, World
 
 # DDP before FSDP2, which Accelerate keeps to once it has had it; ZeRO-3 last, which takes torch's linear for itself.
 STRATEGIES = {
@@ -26,7 +26,7 @@ def main() -> None:
     """Train each, and print a line of JSON for each."""
     launch = Launch.from_environment()
     device = torch.device("cuda", launch.local_rank)
-    world = World.join(launch, device)
+    world = World.join(launch, device, launch.open_store(TIMEOUT))
     for name, strategy in STRATEGIES.items():
         for precision, of_precision in PRECISIONS.items():
             if strategy.engine is EngineName.accelerate:
