@@ -22,13 +22,19 @@ def pool() -> Iterator[WorkerPool]:
     shared.close()
 
 
+LONGEST = (".", "train", "launch", "parallel")
+"""Folders of tests that take longest, where two processes share them: begun first, so that both end together."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip `gpu` tests where there is no device, and leave `soak` tests out unless -m speaks of them.
 
     Where two processes share the tests (`make test`), a folder goes to one of them: its files share jobs and a pool.
     """
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path.parent.relative_to(TESTS))))
+        item.add_marker(pytest.mark.xdist_group(_folder(item)))
+    items.sort(key=lambda item: LONGEST.index(_folder(item)) if _folder(item) in LONGEST else len(LONGEST))  # stable
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -37,3 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         soak = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+
+
+def _folder(item: pytest.Item) -> str:
+    return str(item.path.parent.relative_to(TESTS))

@@ -391,7 +391,7 @@ COMBINATIONS = [
     (
         "strategy=accelerate_ddp precision=bf16 precision.reduce=bfloat16",
         2,
-        "only sharding (strategy=fsdp) reduces in a",
+        "only sharding (fsdp, zero1) reduces in a",
     ),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
     ("overlap.bucket_mib=0", 2, "overlap.bucket_mib=0.0: set it above 0"),

@@ -5,10 +5,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from conf.options import CONF_DIR
-from parallel.config import OverlapConfig, StrategyConfig
-
-NAMES = tuple(sorted(path.stem for path in (CONF_DIR / "strategy").glob("*.yaml")))
-"""All of them: a new file is tested without being asked."""
+from parallel.config import EngineName, OverlapConfig, StrategyConfig
 
 
 def strategy(name: str, *words: str) -> StrategyConfig:
@@ -26,3 +23,8 @@ def overlap(name: str) -> OverlapConfig:
 def _read(group: str, name: str, schema: type, words: tuple[str, ...]) -> Any:
     written = OmegaConf.load(CONF_DIR / group / f"{name}.yaml")
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), written, OmegaConf.from_dotlist([*words])))
+
+
+ALL = tuple(sorted(path.stem for path in (CONF_DIR / "strategy").glob("*.yaml")))
+NAMES = tuple(name for name in ALL if strategy(name).engine is EngineName.native)
+"""All that are ours: a new file is tested without being asked."""

@@ -20,17 +20,15 @@ from harness.layout_run import (
     FP64,
     FSDP,
     Layout,
-    Piece,
     batches_of,
     merged,
-    merged_pieces,
     open_layout,
-    pieces,
     run_layout,
     this_world,
 )
 from harness.worker_pool import WorkerPool
 
+from launch.verify.pieces import Piece, merge, pieces
 from parallel.comm import Communicator
 from parallel.config import EngineName
 from train.checkpoint import CheckpointStore, Progress
@@ -68,7 +66,7 @@ def run_legs(folder: Path, legs: list[Leg]) -> list[tuple[list[float], dict[str,
 
 
 def whole_state(told_by_rank: list, leg: int, which: int) -> dict[str, np.ndarray]:
-    return merged_pieces([told[leg][which] for told in told_by_rank])
+    return merge([told[leg][which] for told in told_by_rank])
 
 
 def test_state_passes_between_engines_to_the_bit(pool: WorkerPool, tmp_path: Path) -> None:
