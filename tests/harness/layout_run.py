@@ -190,10 +190,12 @@ def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
     )
     results: list[StepResult] = []
     evals: list[float] = []
+    traffic = Traffic()
     comm.issued.clear()
     for index in range(layout.steps):
         with TrafficMeter(comm) as meter:
             results.append(step(next(loader), rate=layout.rate))
+        traffic = meter.traffic
         # Between steps, where a gathered parameter that stays gathered would spoil the next one.
         if index % 2 == 0:
             sequences, micro_batch = train.eval_sequences, train.eval_micro_batch(data.size, pp)
@@ -210,7 +212,7 @@ def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
         calls=dict(comm.calls),
         issued=dict(comm.issued),
         waits=dict(comm.waits),
-        traffic=meter.traffic,
+        traffic=traffic,
     )
 
 
