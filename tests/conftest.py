@@ -22,19 +22,14 @@ def pool() -> Iterator[WorkerPool]:
     shared.close()
 
 
-LONGEST = (".", "train", "launch", "parallel")
-"""Folders of tests that take longest, where two processes share them: begun first, so that both end together."""
+LONGEST = ("test_readme.py", "test_layouts_agree.py", "test_resume.py", "test_parity.py", "test_verify.py")
+"""Files that take longest. Where two processes share the files (`make test`), they are begun first, so that both end
+together; a file goes to one process, and its tests may build on each other."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no device, and leave `soak` tests out unless -m speaks of them.
-
-    Where two processes share the tests (`make test`), a folder goes to one of them: its files share jobs and a pool.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_folder(item)))
-    items.sort(key=lambda item: LONGEST.index(_folder(item)) if _folder(item) in LONGEST else len(LONGEST))  # stable
+    """Skip `gpu` tests where there is no device, and leave `soak` tests out unless -m speaks of them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))  # stable
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -43,7 +38,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         soak = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
-
-
-def _folder(item: pytest.Item) -> str:
-    return str(item.path.parent.relative_to(TESTS))
