@@ -198,7 +198,7 @@ def test_layout_equals_one_process(number: int, pool: WorkerPool, references: di
     degrees = Degrees.resolve(layout.strategy, world_size)
     train = TrainConfig(global_batch_size=16, micro_batch_size=layout.micro_batch_size)
     n_micro_batches = train.micro_batches(degrees.dp, degrees.pp)
-    layout.overlap.check(layout.strategy.reduction)
+    layout.overlap.check()
     layout.model.check()
     check_layout(layout.model, layout.strategy, layout.overlap, degrees, n_micro_batches, 16)
 
