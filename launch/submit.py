@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from conf.command_line import CommandLine
 from conf.compose import compose
 from conf.schema import JobConfig, validate
 from launch.ranks import code_environment, take_count
 from models.config import ConfigError
+from parallel.check_engine import check_engine_device
 from parallel.mesh import Degrees
 from parallel.nodes import experts_across_nodes
+from train.config import Device
 
 SCRIPT = Path(__file__).with_name("slurm.sbatch")
 PROGRAM = "switchyard submit nodes=N gpus_per_node=G [--dry-run] [--partition=P --time=T …]"
@@ -32,6 +36,8 @@ JOB_FLAGS = ("--cfg", "--config-dir")
 OURS = {
     "--nodes": "nodes=N",
     "--gpus-per-node": "gpus_per_node=G",
+    "--gpus": "gpus_per_node=G",
+    "--gres": "gpus_per_node=G",
     "--ntasks-per-node": "gpus_per_node=G or ranks_per_node=R",
     "--ntasks": "nodes=N with gpus_per_node=G or ranks_per_node=R",
     "--export": "nothing: the job gets this shell's variables",
@@ -73,6 +79,8 @@ class Order:
             name = word.partition("=")[0]
             if word == "--dry-run":
                 dry_run = True
+            elif name == "--dry-run":
+                raise ConfigError(f"{word}: write --dry-run")
             elif name in OURS:
                 raise ConfigError(f"{word}: write {OURS[name]}")
             elif word in JOB_FLAGS:
@@ -133,6 +141,9 @@ def submit(words: Sequence[str]) -> int:
 def _check(config: JobConfig, order: Order) -> None:
     world_size = order.nodes * order.ranks_per_node
     validate(config, world_size, order.ranks_per_node)
+    if config.train.device is Device.cuda and not order.gpus:
+        raise ConfigError("train.device=cuda with ranks_per_node, which asks for no GPU: write gpus_per_node=G")
+    check_engine_device(config.strategy, torch.device("cuda" if order.gpus else "cpu"))
     degrees = Degrees.resolve(config.strategy, world_size)
     if note := experts_across_nodes(config.strategy, degrees, order.ranks_per_node):
         print(f"switchyard: {note}", file=sys.stderr)

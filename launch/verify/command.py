@@ -7,7 +7,10 @@ Engines of other libraries lack it; they are compared in float32, with every tok
 process chose: losses, norms and the first step's gradients.
 """
 
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from omegaconf import OmegaConf
@@ -24,6 +27,7 @@ from launch.verify.report import print_verdicts
 from launch.verify.verdict import References, judge
 from models.config import ConfigError
 from parallel.check_engine import check_engine_device
+from parallel.world import Launch, choose_device
 from train.config import Device
 
 WIDTH = 140
@@ -43,13 +47,27 @@ def verify(words: Sequence[str]) -> int:
     nproc = take_nproc(line.overrides)[0] if any(word.startswith("nproc=") for word in line.overrides) else None
     names = strategies(typed_value("strategy", line.overrides), line)
     rest = [word for word in line.overrides if not word.startswith(("nproc=", "strategy="))]
-    jobs = [Job.compose(name, rest, line.config_dir, nproc) for name in names]
+    jobs: list[Job] = []
+    impossible: dict[str, str] = {}
+    for name in names:
+        try:
+            jobs.append(Job.compose(name, rest, line.config_dir, nproc))
+        except ConfigError as error:
+            if len(names) == 1:
+                raise
+            if typed_value("strategy", line.overrides) != "all":
+                raise ConfigError(f"{name}: {error}") from error
+            impossible[name] = str(error)
+    if not jobs:
+        raise ConfigError(next(iter(impossible.values())))
     if line.print_config:
         for job in jobs:
             print(f"# {job.name} on {job.n_ranks} ranks, as it is compared")
             print(OmegaConf.to_yaml(OmegaConf.structured(job.scaled)), end="")
         return 0
     device = "cuda" if jobs[0].scaled.train.device is Device.cuda else "cpu"
+    most = max(job.n_ranks for job in jobs)
+    choose_device(device, Launch(0, most, 0, most, launched=False))
     if len(jobs) == 1:
         check_engine_device(jobs[0].scaled.strategy, torch.device(device))
     console = Console()
@@ -57,12 +75,15 @@ def verify(words: Sequence[str]) -> int:
         console = Console(width=WIDTH)
     references = References(device)
     verdicts = []
-    with Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
+    with _ended_cleanly(), Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
         task = progress.add_task("")
         for job in jobs:
             progress.update(task, description=f"{job.name} on {job.n_ranks} ranks")
             verdicts.append(judge(job, device, references))
-    print_verdicts(verdicts, console)
+    print_verdicts(verdicts, impossible, console)
+    for verdict in verdicts:
+        if verdict.trace:
+            print(f"{verdict.job.name}:\n{verdict.trace}", file=sys.stderr)
     return 0 if all(verdict.equal or verdict.elsewhere for verdict in verdicts) else 1
 
 
@@ -81,3 +102,13 @@ def strategies(typed: str | None, line: CommandLine) -> list[str]:
         if name not in options.files["strategy"]:
             raise ConfigError(options.unknown("strategy", name))
     return names
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """A SIGTERM inside the block goes by way of the clean-up of ranks and folders."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,14 +11,19 @@ from conf.overrides import typed_value
 from conf.schema import JobConfig, validate
 from launch.verify.scale_down import STEPS, scale_down
 from launch.verify.trial import Trial
+from models.config import ConfigError
 from parallel.config import Dtype, EngineName, PrecisionConfig, StrategyConfig
 from parallel.mesh import DENSE, Degrees
 from train.batch import BatchMaker
 from train.data.config import Boundaries
 
+MOST_REST = 9
 FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
 FP32 = PrecisionConfig("fp32", Dtype.float32, Dtype.float32, Dtype.float32)
 """Of engines of other libraries, which lack float64."""
+CLIP_NORM, EPS = 0.1, 1e-4
+"""Below every step's norm, so that clipping is compared, and of the size of a clipped gradient's elements: AdamW with a
+small eps does not see by what factor a gradient is wrong, and makes whole steps of one that is rounding alone."""
 SEPARATOR = 3
 """The id that ends documents, where the job has any."""
 
@@ -69,7 +75,7 @@ class Job:
             job.data.sequence_length,
             job.train,
             BatchMaker(SEPARATOR if documents else None, job.data.boundaries is Boundaries.attention),
-            job.optim,
+            replace(job.optim, clip_norm=CLIP_NORM if job.optim.clip_norm is not None else None, eps=EPS),
         )
 
     @property
@@ -94,5 +100,9 @@ class Job:
 
 
 def _least_ranks(strategy: StrategyConfig) -> int:
-    """With two ranks wherever the rest of the world is to go."""
-    return math.prod(2 if (degree := getattr(strategy, name)) == -1 else degree for name in DENSE)
+    """With two ranks wherever the rest of the world is to go, or more where experts are divided over more."""
+    fixed = math.prod(degree for name in DENSE if (degree := getattr(strategy, name)) != -1)
+    for rest in range(2 if any(getattr(strategy, name) == -1 for name in DENSE) else 1, MOST_REST):
+        with suppress(ConfigError):
+            return Degrees.resolve(strategy, fixed * rest).world
+    return 2 * fixed  # whose refusal says what is wrong

@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -121,6 +122,7 @@ def _be_rank(
         "LOCAL_WORLD_SIZE": str(n_ranks),
     }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         # One thread: ranks share the cores, and sums come in one order.
         torch.set_num_threads(1)
@@ -131,6 +133,15 @@ def _be_rank(
         world.leave()
     except BaseException as error:
         lines = str(error).strip().splitlines()
-        answer = _Failure(lines[0] if lines else type(error).__name__, traceback.format_exc(), is_peer_failure(error))
+        said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        answer = _Failure(said, traceback.format_exc(), is_peer_failure(error))
     with suppress(OSError):  # nobody listens any more
         pipe.send_bytes(pickle.dumps(answer))
+
+
+def _end_with_parent() -> None:
+    """Whoever killed `verify` did not mean its ranks to go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

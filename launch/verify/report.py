@@ -1,6 +1,6 @@
 """What `switchyard verify` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,12 +11,15 @@ from parallel.traffic.tally import Traffic
 COLUMNS = ("loss", "norm", "gradient", "weight")
 
 
-def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
-    """A row for each strategy, the steps of a single one, and what is wrong, in words."""
+def print_verdicts(verdicts: Sequence[Verdict], impossible: Mapping[str, str], console: Console) -> None:
+    """A row for each strategy, the steps of a single one, and what is wrong, in words.
+
+    `impossible`: why others were not run, by name.
+    """
     first = verdicts[0].job.scaled
     console.print(
-        f"{first.model.name}, scaled down, {first.train.steps} steps on random tokens: largest relative differences "
-        "from one process",
+        f"{first.model.name}, scaled down, {first.train.steps} steps on random tokens in float64 (engines of other "
+        "libraries: float32): largest relative differences from one process",
         highlight=False,
     )
     console.print(_strategies(verdicts))
@@ -30,10 +33,12 @@ def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
             console.print(f"{verdict.job.name}: {said}", style="red", markup=False, highlight=False, soft_wrap=True)
         if verdict.elsewhere:
             console.print(verdict.elsewhere, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for name, why in impossible.items():
+        console.print(f"not run: {name}: {why}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     run = [verdict for verdict in verdicts if not verdict.elsewhere]
     wrong = sum(not verdict.equal for verdict in run)
     total = f"{len(run)} layout{'s' * (len(run) != 1)}"
-    said = f"{wrong} of {total} differ from one process" if wrong else f"{total} equal to one process"
+    said = f"{wrong} of {total} failed or differ from one process" if wrong else f"{total} equal to one process"
     console.print(said, style="red" if wrong else "green", highlight=False)
 
 

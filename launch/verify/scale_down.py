@@ -13,7 +13,8 @@ from dataclasses import replace
 from conf.schema import JobConfig
 from models.config import AttentionConfig, AttentionKind, ModelConfig
 from models.flops import count_parameters
-from parallel.config import Reduction
+from parallel.check_engine import READ
+from parallel.config import EngineName, Reduction
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import count_stages
 from train.config import TrainConfig
@@ -34,7 +35,9 @@ def scale_down(job: JobConfig, degrees: Degrees, steps: int = STEPS) -> JobConfi
     tokens = job.train.micro_batch(degrees.dp, degrees.pp) * job.data.sequence_length
     n_chunks = min(4, -(-tokens // job.model.loss_chunk_size))
     chunk = -(-train.micro_batch(degrees.dp, degrees.pp) * length // n_chunks)
-    in_buckets = job.strategy.reduction not in (Reduction.none, Reduction.shard)
+    engine, reduction = job.strategy.engine, job.strategy.reduction
+    native = engine is EngineName.native
+    in_buckets = reduction is not Reduction.shard if native else "bucket_mib" in READ[engine, reduction]
     shrinkage = count_parameters(model).total / count_parameters(job.model).total
     return replace(
         job,
@@ -82,7 +85,7 @@ def _turns_pairs(head_dim: int, rope_fraction: float) -> bool:
 
 
 def _train(train: TrainConfig, degrees: Degrees, steps: int) -> TrainConfig:
-    n_micro_batches = min(train.micro_batches(degrees.dp, degrees.pp), max(4 * degrees.pp if degrees.pp > 1 else 3, 1))
+    n_micro_batches = min(train.micro_batches(degrees.dp, degrees.pp), 4 * degrees.pp if degrees.pp > 1 else 3)
     size = min(train.micro_batch(degrees.dp, degrees.pp), 2)
     share = size * degrees.dp
     return replace(

@@ -29,6 +29,8 @@ class Verdict:
     """Of the last step, of all ranks."""
     predicted: Traffic | None = None
     """What the config says it is."""
+    trace: str | None = None
+    """Of the rank that failed."""
     elsewhere: str | None = None
     """Why it can be run on another device only; None if it was run."""
 
@@ -67,7 +69,8 @@ def judge(job: Job, device: str, references: References) -> Verdict:
             trial = replace(trial, pinned=choices)
         ours = whole_steps(run_ranks(job.n_ranks, device, partial(run_trial, trial)))
     except (RankFailed, ValueError) as error:
-        return Verdict(job, None, str(error), time.monotonic() - started)
+        trace = error.trace if isinstance(error, RankFailed) else None
+        return Verdict(job, None, str(error), time.monotonic() - started, trace=trace)
     comparison = compare(ours, reference, FLOAT64 if job.native else FLOAT32, job.groups)
     seconds, last = time.monotonic() - started, ours[-1]
     if not job.native:  # says what it says by itself

@@ -202,7 +202,8 @@ class _Step:
         if transfer.send:
             tensor = where.pop(at)
             assert isinstance(tensor, Tensor)
-            # Nothing answers a gradient, nor an activation of an evaluation.
+            # Nothing answers a gradient, nor an activation of an evaluation. (NCCL knows what is done; gloo only once
+            # it was waited for.)
             self._sends = {key: sent for key, sent in self._sends.items() if not sent.work.is_completed()}
             pending = comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp)
             self._sends[transfer.gradient, at] = pending

@@ -95,6 +95,26 @@ BROKEN = {
         """,
         ("step 1: gradient gradient.", "a factor of 2: reduced twice, or not averaged, over strategy.dp_replicate (2)"),
     ),
+    "nothing is clipped where there are ranks": (
+        "ddp",
+        """
+        import parallel.native_engine as engine
+        whole = engine.clip_gradients
+        def unclipped(owned, max_norm, world_size, *rest):
+            return whole(owned, max_norm if world_size == 1 else float("inf"), world_size, *rest)
+        engine.clip_gradients = unclipped
+        """,
+        ("step 1: updated weight model.",),
+    ),
+    "an engine does not step": (
+        "deepspeed_zero2",
+        """
+        from parallel.deepspeed_engine import DeepSpeedEngine
+        whole = DeepSpeedEngine.update
+        DeepSpeedEngine.update = lambda self, rate, max_norm: whole(self, 0.0, max_norm)
+        """,
+        ("step 1: updated weight model.",),
+    ),
     "experts' gradients are not reduced": (
         "hsdp_ep",
         """
@@ -125,7 +145,7 @@ def test_what_is_wrong_is_named(name: str, tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 1, done.stderr
-    assert "1 of 1 layout differ" in done.stdout
+    assert "1 of 1 layout failed or differ" in done.stdout
     for text in said:
         assert text in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
@@ -152,7 +172,7 @@ def tell_rank(world: World) -> int:
 
 def test_ranks_return_or_the_first_that_failed_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_ranks(3, "cpu", tell_rank) == [0, 1, 2]
-    with pytest.raises(RankFailed, match=r"^rank 1: out of luck$"):
+    with pytest.raises(RankFailed, match=r"^rank 1: RuntimeError: out of luck$"):
         run_ranks(2, "cpu", raise_on_rank_1)
     with pytest.raises(RankFailed, match=r"^rank 1: died with exit code -9$"):
         run_ranks(2, "cpu", be_killed_on_rank_1)
