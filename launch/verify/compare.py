@@ -32,7 +32,7 @@ class Bounds:
 
 FLOAT64 = Bounds(number=1e-11, gradient=1e-10, later=1e-10, weight=1e-10, floor=1e-5)
 FLOAT32 = Bounds(number=1e-5, gradient=1e-6, later=2e-5, weight=1e-5, floor=1e-1)
-"""For engines without float64. Right ones were seen to stay ten times below the last two."""
+"""For engines without float64. Right ones were seen ten times below the bounds of later gradients and of weights."""
 
 
 @dataclass(frozen=True)
