@@ -11,7 +11,7 @@ from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
-from train.metrics.config import LoggingConfig
+from train.metrics.config import LoggingConfig, MeasureConfig
 
 LONGEST_NAME = 100
 """Bytes. A run folder is called by time, model and strategy, and file systems take 255."""
@@ -37,6 +37,8 @@ class JobConfig:
     """When state is saved (group: checkpoint=NAME)."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Where numbers go (group: logging=NAME)."""
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    """What is measured of a step (group: measure=NAME)."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Steps, batch, seed, evaluation."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -57,6 +59,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.optim.check()
     config.checkpoint.check()
     config.overlap.check()
+    config.measure.check(world_size)
     config.precision.check(config.strategy.reduction)
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)

@@ -1,8 +1,10 @@
-"""Where a run's metrics go, as configuration."""
+"""What is measured of a run, and where its metrics go, as configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Optional
+
+from models.config import ConfigError
 
 
 class WandbMode(Enum):
@@ -34,3 +36,50 @@ class LoggingConfig:
 
     wandb_finish_timeout_s: float = 15.0
     """Seconds to wait at the end for the upload; what is left can be sent with `wandb sync`."""
+
+
+@dataclass
+class MeasureConfig:
+    """What is measured of each step beside its speed."""
+
+    name: str = "default"
+    """Name of the preset, as in measure=NAME."""
+
+    clock: bool = True
+    """Time every phase of a step and every wait for communication (`time/*`); false measures tokens/s alone."""
+
+    trace_every: int = 0
+    """Steps between deep traces (traces/ in the run folder); 0: only where the run folder holds a file TRACE."""
+
+    trace_slow: bool = False
+    """Trace deeply after a step that took longer than the median step by three median deviations."""
+
+    trace_limit: int = 4
+    """Deep traces of one attempt at most: each is tens of MB on a GPU, and slows two steps."""
+
+    trace_ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that trace, each into its own files."""
+
+    nvtx: bool = False
+    """Mark phases, waits and collectives as NVTX ranges too, for Nsight Systems; on GPUs only."""
+
+    gpu_hour_usd: Optional[float] = None
+    """Price of one GPU for an hour, for cost/usd; null: no cost is logged, nor is one without GPUs."""
+
+    def check(self, world_size: int) -> None:
+        """Refuse values that no run can have.
+
+        Raises:
+            ConfigError: naming the key and what to set it to.
+        """
+        for name in ("trace_every", "trace_limit"):
+            if (count := getattr(self, name)) < 0:
+                raise ConfigError(f"measure.{name}={count}: set it to 0 or more")
+        for rank in self.trace_ranks:
+            if not 0 <= rank < world_size:
+                raise ConfigError(
+                    f"measure.trace_ranks={self.trace_ranks}: there is no rank {rank} among {world_size}; "
+                    "name ranks from 0"
+                )
+        if self.gpu_hour_usd is not None and self.gpu_hour_usd <= 0:
+            raise ConfigError(f"measure.gpu_hour_usd={self.gpu_hour_usd}: set it above 0, or null")
