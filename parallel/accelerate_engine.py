@@ -55,7 +55,7 @@ class AccelerateEngine(WholeModelEngine):
         model = build_whole_model(config, precision, precision.parameters.torch, strategy.recompute, comm)
         model.to_empty(device=world.device)
         initialise(model, seed)
-        super().__init__(model, world, n_micro_batches)
+        super().__init__(model, world, comm, n_micro_batches)
         self._sharded = strategy.reduction is Reduction.shard
         self._accelerator = _open_accelerator(self._sharded, overlap, precision, world)
         parameters = list(model.parameters())

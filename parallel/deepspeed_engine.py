@@ -59,9 +59,9 @@ class DeepSpeedEngine(WholeModelEngine):
     ) -> None:
         """Called by all ranks together, in the running process group."""
         deepspeed = _import_deepspeed(world)
-        self._comm, self._world = comm, world
+        self._world = world
         model = build_whole_model(config, precision, precision.compute.torch, strategy.recompute, comm)
-        super().__init__(model, world, n_micro_batches)
+        super().__init__(model, world, comm, n_micro_batches)
         self._stage = STAGES[strategy.reduction]
         deepspeed_config = _deepspeed_config(self._stage, config, overlap, precision, n_micro_batches)
 

@@ -3,17 +3,23 @@
 Checked on torch 2.11 and 2.13; a new torch is first tried against this file's tests.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 # What torch.autograd.grad calls once it has looked its arguments over.
 from torch.autograd.graph import GradientEdge, _engine_run_backward
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule, fully_shard
+
+# FSDP2's own collectives and waits, which no public hook shows.
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 # The first half of a split backward; reached otherwise only through torch's own pipeline runtime.
 from torch.distributed.pipelining._backward import stage_backward_input
@@ -72,6 +78,74 @@ class CollectiveObserver(TorchDispatchMode):
             n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self._seen(operation, ProcessGroup.unbox(args[group_at]).size(), n_bytes)
         return function(*args, **(kwargs or {}))
+
+
+Watch = Callable[[str, ProcessGroup], AbstractContextManager[None]]
+"""What to enter around something that FSDP2 does, by operation and group."""
+
+
+@contextmanager
+def fsdp_watched(issuing: Watch, waiting: Watch, compute: torch.cuda.Stream | None) -> Iterator[None]:
+    """Let FSDP2 enter `issuing` around each start of a collective, and `waiting` around each wait of the stream
+    `compute` for one (None, on CPU: its collectives return when they are done, and are waits themselves).
+
+    It starts all of them by the name `dist` in one module, which gets a stand-in; on a GPU it waits by wait_event on
+    the current stream. Both hold for the whole process while entered, whoever built the model (Accelerate, say).
+    """
+    gathering: list[ProcessGroup] = []
+    reducing: list[ProcessGroup] = []
+
+    class WatchedDist:
+        def __getattr__(self, name: str) -> Any:
+            function = getattr(dist, name)
+            operation = _FSDP_STARTS.get(name)
+            if operation is None:
+                return function
+
+            def start(*args: Any, group: ProcessGroup, **kwargs: Any) -> Any:
+                if operation != "all_gather":
+                    reducing[:] = [group]
+                blocking = waiting(operation, group) if compute is None else nullcontext()
+                with issuing(operation, group), blocking:
+                    return function(*args, group=group, **kwargs)
+
+            return start
+
+    def wait_for_unshard(group: Any) -> None:
+        gathering[:] = [group._all_gather_process_group]
+        try:
+            plain_wait_for_unshard(group)
+        finally:
+            gathering.clear()
+
+    def wait_event(stream: torch.cuda.Stream, event: Any) -> None:
+        awaited = gathering or reducing
+        if stream != compute or not awaited:
+            plain_wait_event(stream, event)
+            return
+        with waiting("all_gather" if gathering else "reduce", awaited[0]):
+            plain_wait_event(stream, event)
+
+    fsdp_group: Any = FSDPParamGroup
+    stream_class: Any = torch.cuda.Stream
+    plain_wait_for_unshard, plain_wait_event = fsdp_group.wait_for_unshard, stream_class.wait_event
+    _fsdp_collectives.dist = WatchedDist()  # type: ignore[assignment]
+    if compute is not None:
+        fsdp_group.wait_for_unshard, stream_class.wait_event = wait_for_unshard, wait_event
+    try:
+        yield
+    finally:
+        _fsdp_collectives.dist = dist
+        fsdp_group.wait_for_unshard, stream_class.wait_event = plain_wait_for_unshard, plain_wait_event
+
+
+_FSDP_STARTS = {
+    "all_gather_single": "all_gather",  # 2.13's names, and 2.11's
+    "all_gather_into_tensor": "all_gather",
+    "reduce_scatter_single": "reduce_scatter",
+    "reduce_scatter_tensor": "reduce_scatter",
+    "all_reduce": "all_reduce",
+}
 
 
 def split_backward_input(

@@ -20,6 +20,7 @@ from models.dispatcher import LocalDispatcher
 from models.placement import ExpertPlacement
 from models.surroundings import Surroundings
 from models.transformer import Batch, ExpertCounts, LossTerms, Transformer
+from parallel.clock.phase_clock import Phase
 from parallel.comm import CommKind, Communicator
 from parallel.config import PrecisionConfig, Recompute
 from parallel.mesh import Axis
@@ -31,9 +32,10 @@ from parallel.world import World
 class WholeModelEngine(ABC):
     """The half of Engine that knows nothing of the library."""
 
-    def __init__(self, model: Transformer, world: World, n_micro_batches: int) -> None:
+    def __init__(self, model: Transformer, world: World, comm: Communicator, n_micro_batches: int) -> None:
         """`model` as it was before the library took it: whose names and counts are read."""
         assert dist.group.WORLD is not None
+        self._comm = comm
         self._model, self._n_micro_batches = model, n_micro_batches
         self._data = Axis(dist.group.WORLD, world.rank, world.size)
 
@@ -83,9 +85,11 @@ class WholeModelEngine(ABC):
 
     def _loss(self, batch: Batch, scale: LossScale, losses: Tensor) -> Tensor:
         """Forward; adds this rank's shares to `losses` and gives what to go backward from."""
+        self._comm.clock.enter(Phase.compute_fwd)
         terms = self._forward(batch)
         share, router_share = terms.cross_entropy_sum / scale.n_targets, terms.router_loss_sum / scale.n_tokens
         losses += torch.stack((share.detach().double(), router_share.detach().double()))
+        self._comm.clock.enter(Phase.compute_bwd)
         return (share + router_share) * self._data.size
 
     @abstractmethod

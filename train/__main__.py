@@ -23,6 +23,9 @@ from models.flops import count_parameters, flops_per_token
 from models.hf_config import function_values, word
 from parallel.acceptance import tell_refusal, wait_for_acceptance
 from parallel.check_engine import check_engine_device
+from parallel.clock.fsdp import fsdp_timed
+from parallel.clock.phase_clock import Clock, PhaseClock
+from parallel.clock.time_source import time_source
 from parallel.comm import Communicator
 from parallel.engine import Engine
 from parallel.mesh import Degrees
@@ -39,6 +42,7 @@ from train.failure import INTERRUPTED, exit_at_once, fail, refuse
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.loop import Trainer
 from train.metrics.peak import peak_flops
+from train.metrics.step_time import StepTime
 from train.metrics.summary import Attempt
 from train.metrics.throughput import ModelWork, Throughput
 from train.optimizer import build_optimizer
@@ -153,10 +157,12 @@ def _say_what_is_other(weights: CheckpointWeights, config: JobConfig) -> None:
 
 def _train(job: Accepted, world: World, started: float) -> None:
     """Agree on the corpus and the folder, and run."""
-    config, comm = job.config, Communicator()
+    config = job.config
+    clock = PhaseClock(time_source(world.device)) if config.measure.clock else Clock()
+    comm = Communicator(clock)
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
     folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
-    with shared_folder(folder, comm, world.rank):
+    with shared_folder(folder, comm, world.rank), fsdp_timed(clock, world.device):
         _run(job, world, comm, folder, started)
 
 
@@ -191,6 +197,7 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
         heldout=job.corpus.heldout,
         store=store,
         throughput=Throughput(_work(config, attempt)),
+        step_time=StepTime(comm, pipelined=degrees.pp > 1),
         report=report,
         comm=comm,
         device=world.device,

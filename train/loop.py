@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from models.config import ModelConfig
+from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
 from train.checkpoint import CheckpointStore, Progress
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
+from train.metrics.step_time import StepTime
 from train.metrics.throughput import Throughput, peak_memory_gib
 from train.optimizer import learning_rate
 from train.report import Report
@@ -32,6 +34,7 @@ class Trainer:
     heldout: SampleStream
     store: CheckpointStore
     throughput: Throughput
+    step_time: StepTime
     report: Report | None
     """Where rank 0 writes; None on the other ranks."""
     comm: Communicator
@@ -40,10 +43,14 @@ class Trainer:
     def run(self, progress: Progress) -> None:
         """Train from `progress` to the last step."""
         first = progress.step + 1
+        clock = self.comm.clock
+        clock.end_window()  # what was before is the start's
         for step in range(first, self.train.steps + 1):
+            clock.enter(Phase.data_wait)
             tokens_MBS = next(self.loader)
             rate = learning_rate(self.optim, step, self.train.steps)
             result = self.step(tokens_MBS, rate)
+            clock.enter(Phase.log)
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)
             progress = Progress(step, progress.tokens + n_tokens)
             self.throughput.count(n_tokens)
@@ -56,12 +63,12 @@ class Trainer:
             if step == first or evaluating or saving or last or _due(step, self.train.log_every):
                 row = self.measure(progress, rate, result)
                 if evaluating:
-                    with self.throughput.paused():
+                    with self.throughput.paused(), clock.during(Phase.eval):
                         row["eval/loss"] = self.evaluate()
                 if self.report:
                     self.report.log(row)
             if saving:
-                with self.throughput.paused():
+                with self.throughput.paused(), clock.during(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
 
     def measure(self, progress: Progress, rate: float, result: StepResult) -> dict[str, float]:
@@ -74,6 +81,8 @@ class Trainer:
             "train/lr": rate,
         }
         row |= self.throughput.end_window()
+        if window := self.comm.clock.end_window():
+            row |= self.step_time.row(window)
         load_LE = result.counts.chosen_LE
         if load_LE.numel():
             row["moe/load_max_over_mean"] = (load_LE.amax(-1) / load_LE.mean(-1)).mean().item()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.transformer import ExpertCounts
+from parallel.clock.phase_clock import Phase
 from parallel.comm import CommKind, Communicator
 from parallel.engine import Engine
 from parallel.pipeline.executor import LossScale
@@ -46,11 +47,14 @@ class OptimizerStep:
 
     def __call__(self, tokens_MBS: Tensor, rate: float) -> StepResult:
         """Train on this rank's micro-batches; gradients are those of the global batch's mean loss."""
+        clock = self.comm.clock
+        clock.enter(Phase.compute_fwd)
         # Known before backward, so that every reduction is a plain sum.
         n_tokens = self.global_batch_size * (tokens_MBS.shape[-1] - 1)
         n_targets = self._count_targets(tokens_MBS, n_tokens)
         batches = [self.make_batch(tokens_BS) for tokens_BS in tokens_MBS]
         losses = self.engine.forward_backward(batches, LossScale(n_targets, n_tokens))
+        clock.enter(Phase.compute_opt)
         if self.before_update:
             self.before_update(self.engine)
         grad_norm = self.engine.update(rate, self.clip_norm if self.clip_norm is not None else float("inf"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.transformer import Batch, LossTerms, Transformer
+from parallel.clock.phase_clock import Phase
 from parallel.comm import CommKind, Communicator, Pending
 from parallel.gradient_sync import GradientSync
 from parallel.mesh import Axis
@@ -120,6 +121,8 @@ class _Step:
         return self._losses
 
     def _forward(self, action: Action) -> None:
+        if torch.is_grad_enabled():  # an evaluation is a phase of its own
+            self._of._comm.clock.enter(Phase.compute_fwd)
         batch, stage = self._batches[action.micro_batch], self._of._stages[action.key]
         at = (action.chain, action.stage, action.micro_batch)
         if action.stage == 0:
@@ -157,6 +160,7 @@ class _Step:
         self._hand_back(action, alive)
 
     def _weight_backward(self, action: Action) -> None:
+        self._of._comm.clock.enter(Phase.compute_bwd)
         alive = self._alive.pop((action.chain, action.stage, action.micro_batch))
         stage, gradients = self._of._stages[action.key], self._of._gradients
         self._begin_weights(action)
@@ -175,6 +179,7 @@ class _Step:
 
     def _begin_backward(self, action: Action) -> tuple[At, _Alive]:
         """Complete the gradients of what the micro-batch put out."""
+        self._of._comm.clock.enter(Phase.compute_bwd)
         at = (action.chain, action.stage, action.micro_batch)
         alive = self._alive[at]
         if action.stage < self._of._schedule.n_stages - 1:

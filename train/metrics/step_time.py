@@ -1,0 +1,78 @@
+"""Where a step's time went, over all ranks: the rows `time/*`.
+
+Buckets exclude each other and fill the wall: what no bucket holds is `other`, signed. All are seconds a step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from parallel.clock.phase_clock import Phase, Window
+from parallel.clock.split import split_waits
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
+
+EXPOSED = tuple(f"exposed_comm/{kind.value}" for kind in CommKind)
+BUCKETS = (
+    "data_wait",
+    "compute_fwd",
+    "compute_bwd",
+    "compute_opt",
+    *EXPOSED,
+    "sync_wait",
+    "bubble",
+    "log",
+    "eval",
+    "ckpt_save",
+    "profile",
+    "other",
+)
+"""In the order in which they are drawn."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Makes a window of this rank's clock into rows."""
+
+    comm: Communicator
+    pipelined: bool
+    """Whether the world has several pipeline stages."""
+
+    def row(self, window: Window) -> dict[str, float]:
+        """The window's row, the same on all ranks, which call it together."""
+        own = self.own(window)
+        table = self.comm.all_gather_numbers(list(own.values()))
+        return time_row(dict(zip(own, table.T.tolist(), strict=True)))
+
+    def own(self, window: Window) -> dict[str, float]:
+        """This rank's seconds a step by bucket, and `caused`, what others waited for it. All ranks call it together."""
+        split = split_waits(window.waits, self.comm, self.pipelined)
+        seconds = {phase.value: window.phase_s[phase] for phase in Phase}
+        for wait in window.waits:
+            seconds[wait.phase.value] -= wait.seconds
+        for kind, exposed_s in split.exposed_s.items():
+            seconds[f"exposed_comm/{kind.value}"] = exposed_s
+        seconds |= {"sync_wait": split.sync_s, "bubble": split.bubble_s}
+        seconds["other"] = window.wall_s - sum(seconds.values())
+        seconds["caused"] = split.caused_s
+        return {name: value / window.steps for name, value in seconds.items()}
+
+
+def time_row(by_rank: Mapping[str, list[float]]) -> dict[str, float]:
+    """Of each bucket its mean over ranks (`time/…_s`), its maximum (`time_max/…_s`) and the rank that had that
+    (`time_max_rank/…`), for those that any rank spent time in; the wall, and which rank others waited for most."""
+    row: dict[str, float] = {}
+    for name in BUCKETS:
+        values = by_rank[name]
+        if not any(values):
+            continue
+        largest = max(values)
+        row[f"time/{name}_s"] = sum(values) / len(values)
+        if len(values) > 1:
+            row[f"time_max/{name}_s"] = largest
+            row[f"time_max_rank/{name}"] = values.index(largest)
+    row["time/wall_s"] = sum(row.get(f"time/{name}_s", 0.0) for name in BUCKETS)
+    caused = by_rank["caused"]
+    if len(caused) > 1 and any(caused):
+        row["time/slow_rank"] = caused.index(max(caused))
+        row["time/slow_rank_share"] = max(caused) / sum(caused)
+    return row
