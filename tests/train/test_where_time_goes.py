@@ -1,0 +1,102 @@
+"""What was made late shows up in its own bucket of its own step, as long as it was, and nowhere else.
+
+Real processes on gloo; the truth is the injector's own stamps (harness/late.py). Within 1 % of the wall or 0.2 s.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.run_record import RunRecord
+from harness.torchrun import REPOSITORY, torchrun
+
+from train.metrics.step_time import BUCKETS
+
+LATE = 1.2  # seconds
+COMMON = ("model=tiny", "train.device=cpu", "train.log_every=1", "train.steps=9", "train.eval_sequences=0")
+QUIET = ("checkpoint=off", "logging=off", "overlap.data=0")
+
+
+@dataclass(frozen=True)
+class Late:
+    """A job's rows, and what was late in it."""
+
+    rows: dict[int, dict[str, Any]]
+    stamps: list[list[dict[str, Any]]]
+    """By rank."""
+
+    def seconds(self, step: int, rank: int) -> float:
+        """As this rank's own stamps say."""
+        (event,) = (event for event in self.stamps[rank] if event["step"] == step)
+        seconds: float = event["seconds"]
+        return seconds
+
+    def check(self, step: int, bucket: str, seconds: float, statistic: str = "time") -> None:
+        """`bucket` of `step` is `seconds` longer than usual."""
+        usual = min(self.rows[other].get(f"{statistic}/{bucket}_s", 0.0) for other in (2, 9))
+        got = self.rows[step].get(f"{statistic}/{bucket}_s", 0.0) - usual
+        allowed = max(0.2, 0.01 * self.rows[step]["time/wall_s"])
+        assert abs(got - seconds) <= allowed, (step, bucket, got, seconds)
+
+    def check_others(self, step: int, but: set[str]) -> None:
+        """Nothing else was longer than usual on any rank."""
+        for bucket in BUCKETS:
+            if bucket not in but:
+                self.check(step, bucket, 0.0, "time_max")
+
+
+def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
+    record = RunRecord(tmp_path / "run")
+    harness = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    stamps = tmp_path / "stamps"
+    all_words = (*COMMON, *QUIET, *words, f"run.dir={record.folder}")
+    done = torchrun(ranks, str(stamps), events, *all_words, module="harness.late", env={"PYTHONPATH": harness})
+    assert done.returncode == 0, done.stderr
+    rows = {row["train/step"]: row for row in record.rows}
+    for row in rows.values():
+        total = sum(row.get(f"time/{bucket}_s", 0.0) for bucket in BUCKETS)
+        assert total == pytest.approx(row["time/wall_s"], rel=1e-9)
+        if row["train/step"] > 1:  # ranks begin the first one at different moments
+            # Of the loop's own stopwatch on rank 0, which knows of no phases.
+            assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.01, abs=2e-3)
+        assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
+    return Late(rows, [json.loads(Path(f"{stamps}-{rank}.json").read_text()) for rank in range(ranks)])
+
+
+def test_a_slow_rank_a_slow_loader_and_a_slow_reduction(tmp_path: Path) -> None:
+    events = f"4:forward:1:{LATE},6:loader:all:{LATE},8:dp:all:{LATE}"
+    late = run_late(tmp_path, events, "strategy=zero1")
+
+    late.check(4, "compute_fwd", late.seconds(4, 1), "time_max")
+    late.check(4, "sync_wait", late.seconds(4, 1), "time_max")
+    late.check_others(4, {"compute_fwd", "sync_wait"})
+    assert late.rows[4]["time_max_rank/sync_wait"] == 0
+    assert late.rows[4]["time_max_rank/compute_fwd"] == 1
+    assert late.rows[4]["time/slow_rank"] == 1
+    assert late.rows[4]["time/slow_rank_share"] > 0.9
+
+    late.check(6, "data_wait", (late.seconds(6, 0) + late.seconds(6, 1)) / 2)
+    late.check_others(6, {"data_wait"})
+
+    late.check(8, "exposed_comm/dp", (late.seconds(8, 0) + late.seconds(8, 1)) / 2)
+    late.check_others(8, {"exposed_comm/dp"})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"), [("fsdp", "fsdp"), ("ep", "ep"), ("tp", "tp"), ("ddp", "dp"), ("ddp", "control")]
+)
+def test_a_slow_collective_is_exposed_by_its_kind(strategy: str, kind: str, tmp_path: Path) -> None:
+    late = run_late(tmp_path, f"5:{kind}:all:{LATE}", f"strategy={strategy}")
+    late.check(5, f"exposed_comm/{kind}", (late.seconds(5, 0) + late.seconds(5, 1)) / 2)
+    late.check_others(5, {f"exposed_comm/{kind}"})
+
+
+def test_an_idle_stage_is_a_bubble(tmp_path: Path) -> None:
+    late = run_late(tmp_path, f"5:forward:0:{LATE}", "strategy=pp")
+    late.check(5, "compute_fwd", late.seconds(5, 0), "time_max")
+    late.check(5, "bubble", late.seconds(5, 0), "time_max")
+    late.check_others(5, {"compute_fwd", "bubble"})
+    assert late.rows[5]["time_max_rank/bubble"] == 1
