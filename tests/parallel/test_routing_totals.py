@@ -120,6 +120,7 @@ def test_every_layout_logs_the_same(name: str, pool: WorkerPool, references: dic
     if key not in references:
         (references[key],) = pool.run(1, run_layout, single)
     for outcome in pool.run(n_ranks, run_layout, layout):
+        assert outcome.chosen == references[key].chosen  # all that is a mean hides what is summed twice alike
         assert_routed_alike(outcome, references[key], 1e-12)
         for row, chosen_LE in zip(outcome.routing, outcome.chosen, strict=True):
             assert row.get("moe/rank_load_max_over_mean") == expected_rank_load(layout, torch.tensor(chosen_LE))
