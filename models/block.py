@@ -64,7 +64,8 @@ class AttentionPart(nn.Module):
 
 
 class DispatchPart(nn.Module):
-    """Sends rows to experts, and counts them: here, outside whatever is recomputed, each pair is counted once."""
+    """Sends rows to experts, and counts them: here, outside whatever is recomputed, each pair is counted once, and the
+    router's entropy too."""
 
     chosen_E: Tensor
     dropped_E: Tensor
@@ -72,6 +73,8 @@ class DispatchPart(nn.Module):
     def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None) -> None:
         super().__init__()
         self.dispatcher = dispatcher
+        self.entropy_sum: Tensor | None = None
+        """Σ over tokens since the last reset, float64; None before the first. No buffer: libraries cast those."""
         if dispatcher is not None:
             for name in ("chosen_E", "dropped_E"):
                 counts_E = torch.zeros(model.moe.n_routed, dtype=torch.int64)
@@ -79,6 +82,7 @@ class DispatchPart(nn.Module):
 
     def reset_buffers(self) -> None:
         """Forget the counts; needed after construction on the meta device, and once per step."""
+        self.entropy_sum = None
         if self.dispatcher is not None:
             self.chosen_E.zero_()
             self.dropped_E.zero_()
@@ -93,6 +97,9 @@ class DispatchPart(nn.Module):
                 dropped_N = (~routing.kept_TK).flatten().long()
                 for counts_E in (self.chosen_E, self.dropped_E):
                     counts_E.scatter_add_(0, routing.experts_TK.flatten(), dropped_N)
+            if routing.entropy_sum is not None:
+                so_far = self.entropy_sum
+                self.entropy_sum = routing.entropy_sum if so_far is None else so_far + routing.entropy_sum
         return dispatched
 
 

@@ -26,6 +26,8 @@ class Routing(NamedTuple):
     """False for the pairs beyond their expert's capacity, which no expert sees; None: all are kept."""
     loss_sum: Tensor | None = None
     """What the router adds to the objective, summed over tokens; None outside training, or if it adds nothing."""
+    entropy_sum: Tensor | None = None
+    """See `score_entropy_sum`; None outside training."""
 
 
 class Router(nn.Module):
@@ -85,6 +87,8 @@ class Router(nn.Module):
             weights_BSK.flatten(0, 1) * moe.route_scale,  # no view at the end: FSDP2 warns of outputs that are
             kept_BSK.flatten(0, 1) if kept_BSK is not None else None,
             loss_sum,
+            # Last, and nothing of it is saved for backward: where this is recomputed, torch has stopped before.
+            score_entropy_sum(scores_BSE) if self.training else None,
         )
 
     def _choose(self, preference_BSE: Tensor) -> Tensor:
@@ -97,6 +101,16 @@ class Router(nn.Module):
             closed_BSG = torch.ones_like(ranks_BSG, dtype=torch.bool).scatter_(-1, chosen, False)
             preference_BSE = preference_BSGe.masked_fill(closed_BSG.unsqueeze(-1), float("-inf")).flatten(-2)
         return preference_BSE.topk(moe.top_k, dim=-1).indices
+
+
+@torch.no_grad()
+def score_entropy_sum(scores_BSE: Tensor) -> Tensor:
+    """Σ over tokens of the entropy of their scores as shares of the token's sum, nats; float64, no gradient.
+
+    ln E for a token to which all experts are alike, 0 for one that wants a single expert.
+    """
+    shares_BSE = scores_BSE / (scores_BSE.sum(-1, keepdim=True) + 1e-20)  # sigmoid scores can all underflow to 0
+    return torch.special.entr(shares_BSE).sum(-1).sum(dtype=torch.float64)
 
 
 def update_expert_bias(bias_LE: Tensor, counts_LE: Tensor, rate: float) -> Tensor:

@@ -15,6 +15,7 @@ from models.config import Balance, ModelConfig
 from models.head import Head
 from models.layers import Embedding, RMSNorm
 from models.router import update_expert_bias
+from models.routing_totals import RoutingTotals
 from models.surroundings import Surroundings
 
 
@@ -46,14 +47,6 @@ class Hidden(NamedTuple):
     """Of this stage's layers, as in LossTerms."""
 
 
-class ExpertCounts(NamedTuple):
-    """(token, expert) pairs per logical expert of each MoE layer, int64."""
-
-    chosen_LE: Tensor
-    dropped_LE: Tensor
-    """Those beyond the expert's capacity, of the chosen."""
-
-
 class Transformer(nn.Module):
     """Token ids and targets [B, S] to the terms of their loss; activations are in `compute_dtype`.
 
@@ -72,6 +65,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = model
         around = around or Surroundings.alone(model.moe)
+        self.placement = around.dispatcher.placement
+        """Where the experts of all MoE layers live."""
         stage = range(model.n_layers) if stage is None else stage
         first, last = stage.start == 0, stage.stop == model.n_layers
         self.embedding = Embedding(model.vocab_size, model.dim, compute_dtype) if first else None
@@ -115,33 +110,37 @@ class Transformer(nn.Module):
         total = torch.stack(router_losses).sum() if router_losses else torch.zeros((), device=x_BSD.device)
         return x_BSD, total
 
-    def take_expert_counts(self) -> ExpertCounts:
-        """The pairs of this process' tokens since the last call, then start anew. Of all MoE layers of the model: 0 for
-        those of other stages."""
-        n_dense = self.config.n_dense_layers
-        weight = next(self.parameters())
-        shape = (self.config.n_layers - n_dense, self.config.moe.n_routed)
-        counts = ExpertCounts(*(torch.zeros(shape, dtype=torch.int64, device=weight.device) for _ in range(2)))
-        for number, part in self._expert_layers("dispatch"):
-            counts.chosen_LE[number - n_dense] = part.chosen_E
-            counts.dropped_LE[number - n_dense] = part.dropped_E
+    @torch.no_grad()
+    def take_routing(self) -> RoutingTotals:
+        """How this process' tokens were routed since the last call, then start anew. Of all MoE layers of the model: 0
+        for those of other stages."""
+        n_layers = self.config.n_layers - self.config.n_dense_layers
+        totals = RoutingTotals.zeros(n_layers, self.config.moe.n_routed, next(self.parameters()).device)
+        for layer, block in self._expert_layers():
+            part = block.dispatch
+            totals.chosen_LE[layer] = part.chosen_E
+            totals.dropped_LE[layer] = part.dropped_E
+            if part.entropy_sum is not None:
+                totals.entropy_sum_L[layer] = part.entropy_sum
+            totals.bias_square_sum_L[layer] = block.attention.router.expert_bias_E.double().square().sum()
+            totals.bias_holders_L[layer] = 1
             part.reset_buffers()
-        return counts
+        return totals
 
     @torch.no_grad()
     def balance_experts(self, chosen_LE: Tensor) -> None:
         """Move the routers' biases by the global batch's counts, once per optimizer step; nothing if balance=none."""
-        routers = {number: part.router for number, part in self._expert_layers("attention")}
+        routers = {layer: block.attention.router for layer, block in self._expert_layers()}
         if self.config.moe.balance is not Balance.bias or not routers:
             return
         bias_LE = torch.stack([router.expert_bias_E for router in routers.values()])
-        chosen_LE = torch.stack([chosen_LE[number - self.config.n_dense_layers] for number in routers])
+        chosen_LE = torch.stack([chosen_LE[layer] for layer in routers])
         moved_LE = update_expert_bias(bias_LE, chosen_LE, self.config.moe.bias_update_rate)
         for router, bias_E in zip(routers.values(), moved_LE, strict=True):
             router.expert_bias_E.copy_(bias_E)
 
-    def _expert_layers(self, part: str) -> Iterator[tuple[int, Any]]:
-        """One of the four parts of every MoE layer that is here, with the layer's number in the model."""
+    def _expert_layers(self) -> Iterator[tuple[int, Any]]:
+        """The MoE layers that are here, each with its place among those of the whole model."""
         for number, block in self.layers.items():
             if int(number) >= self.config.n_dense_layers:
-                yield int(number), getattr(block, part)
+                yield int(number) - self.config.n_dense_layers, block

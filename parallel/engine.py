@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.initialise import Shard
-from models.transformer import Batch, ExpertCounts
+from models.placement import ExpertPlacement
+from models.routing_totals import RoutingTotals
+from models.transformer import Batch
 from parallel.mesh import Axis
 from parallel.pipeline.executor import LossScale
 
@@ -34,6 +36,10 @@ class Engine(Protocol):
     def counts_data(self) -> bool:
         """Whether this rank, of those that see the same data, is the one that counts it."""
 
+    @property
+    def placement(self) -> ExpertPlacement:
+        """On which expert-parallel rank each expert lives."""
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """[2], float64: what this rank adds to the mean cross-entropy and to the routers' loss of the global batch."""
 
@@ -43,8 +49,8 @@ class Engine(Protocol):
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
         """What this rank adds to Σ of the losses of all targets, float64. No gradients."""
 
-    def take_expert_counts(self) -> ExpertCounts:
-        """What this rank adds to the counts of all MoE layers since the last call."""
+    def take_routing(self) -> RoutingTotals:
+        """What this rank adds to the totals of all MoE layers since the last call."""
 
     def balance_experts(self, chosen_LE: Tensor) -> None:
         """Move the routers' biases by the counts of the global batch."""

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from models.initialise import Shard
-from models.transformer import Batch, ExpertCounts
+from models.placement import ExpertPlacement
+from models.routing_totals import RoutingTotals
+from models.transformer import Batch
 from parallel.comm import Communicator
 from parallel.engine import OptimizerMaker
 from parallel.gradient_norm import clip_gradients, require_gradients
@@ -48,6 +50,11 @@ class NativeEngine:
         """See Engine."""
         return self._parallel.counts_data
 
+    @property
+    def placement(self) -> ExpertPlacement:
+        """See Engine."""
+        return next(iter(self._parallel.stages.values())).placement
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """See Engine."""
         self._parallel.gradients.begin_step()
@@ -82,10 +89,10 @@ class NativeEngine:
                     module.reshard()
         return total if self._parallel.counts_loss else torch.zeros_like(total)
 
-    def take_expert_counts(self) -> ExpertCounts:
+    def take_routing(self) -> RoutingTotals:
         """See Engine."""
-        counts = [stage.take_expert_counts() for stage in self._parallel.stages.values()]
-        return ExpertCounts(*(torch.stack(tables).sum(0) for tables in zip(*counts, strict=True)))
+        packed = [stage.take_routing().pack() for stage in self._parallel.stages.values()]
+        return RoutingTotals.unpack(torch.stack(packed).sum(0))
 
     def balance_experts(self, chosen_LE: Tensor) -> None:
         """See Engine."""

@@ -18,8 +18,9 @@ from torch import Tensor
 from models.config import ModelConfig
 from models.dispatcher import LocalDispatcher
 from models.placement import ExpertPlacement
+from models.routing_totals import RoutingTotals
 from models.surroundings import Surroundings
-from models.transformer import Batch, ExpertCounts, LossTerms, Transformer
+from models.transformer import Batch, LossTerms, Transformer
 from parallel.clock.phase_clock import Phase
 from parallel.comm import CommKind, Communicator
 from parallel.config import PrecisionConfig, Recompute
@@ -49,6 +50,11 @@ class WholeModelEngine(ABC):
         """See Engine."""
         return True
 
+    @property
+    def placement(self) -> ExpertPlacement:
+        """See Engine."""
+        return self._model.placement
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """See Engine.
 
@@ -75,9 +81,9 @@ class WholeModelEngine(ABC):
         self._model.train()
         return total
 
-    def take_expert_counts(self) -> ExpertCounts:
+    def take_routing(self) -> RoutingTotals:
         """See Engine."""
-        return self._model.take_expert_counts()
+        return self._model.take_routing()
 
     def balance_experts(self, chosen_LE: Tensor) -> None:
         """See Engine."""

@@ -12,6 +12,7 @@ from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
+from train.metrics.routing import routing_row
 from train.metrics.step_time import StepTime
 from train.metrics.throughput import Throughput, peak_memory_gib
 from train.optimizer import learning_rate
@@ -83,11 +84,8 @@ class Trainer:
         row |= self.throughput.end_window()
         if window := self.comm.clock.end_window():
             row |= self.step_time.row(window)
-        load_LE = result.counts.chosen_LE
-        if load_LE.numel():
-            row["moe/load_max_over_mean"] = (load_LE.amax(-1) / load_LE.mean(-1)).mean().item()
-            if self.model.moe.capacity_factor is not None:
-                row["moe/dropped_fraction"] = (result.counts.dropped_LE.sum() / load_LE.sum()).item()
+        if routed := routing_row(result.routing, self.model.moe, self.step.engine.placement):
+            row |= routed
             if self.model.moe.has_router_loss:
                 row["train/router_loss"] = result.router_loss.item()
         row["mem/peak_gib"] = peak_memory_gib(self.device)

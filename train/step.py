@@ -1,6 +1,6 @@
 """One optimizer step over a global batch.
 
-M micro-batches, B sequences, S tokens (one more than the context), L MoE layers, E experts.
+M micro-batches, B sequences, S tokens (one more than the context), L MoE layers, N numbers of each.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.transformer import ExpertCounts
+from models.routing_totals import RoutingTotals
 from parallel.clock.phase_clock import Phase
 from parallel.comm import CommKind, Communicator
 from parallel.engine import Engine
@@ -27,8 +27,8 @@ class StepResult:
     """What the routers added to the objective, per token."""
     grad_norm: Tensor
     """Global 2-norm before clipping."""
-    counts: ExpertCounts
-    """(token, expert) pairs over the global batch, float64."""
+    routing: RoutingTotals
+    """Over the global batch."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class OptimizerStep:
             self.before_update(self.engine)
         grad_norm = self.engine.update(rate, self.clip_norm if self.clip_norm is not None else float("inf"))
 
-        counts_2LE = torch.stack(self.engine.take_expert_counts()).to(losses)
-        # One collective for all that ranks tell each other; float64 holds counts exactly up to 2^53.
-        totals = torch.cat((losses, counts_2LE.flatten()))
+        routing_LN = self.engine.take_routing().pack()
+        # One collective for all that ranks tell each other.
+        totals = torch.cat((losses, routing_LN.flatten()))
         self.comm.all_reduce(totals, None, CommKind.control)
-        counts = ExpertCounts(*totals[2:].view_as(counts_2LE))
-        self.engine.balance_experts(counts.chosen_LE)
-        return StepResult(totals[0], totals[1], grad_norm, counts)
+        routing = RoutingTotals.unpack(totals[2:].view_as(routing_LN))
+        self.engine.balance_experts(routing.chosen_LE)
+        return StepResult(totals[0], totals[1], grad_norm, routing)
 
     def _count_targets(self, tokens_MBS: Tensor, n_tokens: int) -> Tensor | int:
         """Targets of the global batch: all its tokens, unless some of them begin a document."""

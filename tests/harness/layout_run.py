@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 
 from launch.verify.pieces import Piece, merge, pieces
@@ -24,6 +25,7 @@ from train.data.loader import BatchLoader
 from train.data.source import Corpus
 from train.data.synthetic import open_synthetic
 from train.evaluate import evaluate
+from train.metrics.routing import routing_row
 from train.optimizer import build_optimizer
 from train.step import OptimizerStep, StepResult
 
@@ -104,6 +106,8 @@ class Outcome:
     """(token, expert) pairs of all ranks, by step, MoE layer and expert."""
     dropped: list[float]
     """Pairs beyond an expert's capacity, of all ranks and layers, by step."""
+    routing: list[dict[str, float]]
+    """What is logged of it, by step."""
     grad_norms: list[float]
     first_gradients: dict[str, Piece]
     weights: dict[str, Piece]
@@ -204,8 +208,9 @@ def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
         losses=[result.loss.item() for result in results],
         evals=evals,
         router_losses=[result.router_loss.item() for result in results],
-        chosen=[result.counts.chosen_LE.tolist() for result in results],
-        dropped=[result.counts.dropped_LE.sum().item() for result in results],
+        chosen=[result.routing.chosen_LE.tolist() for result in results],
+        dropped=[result.routing.dropped_LE.sum().item() for result in results],
+        routing=[routing_row(result.routing, layout.model.moe, engine.placement) for result in results],
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=pieces(engine.weights()),
@@ -234,6 +239,13 @@ def batches_of(layout: Layout, data: Axis, start_step: int = 0, device: torch.de
         prefetch=0,
         device=device,
     )
+
+
+def assert_routed_alike(outcome: Outcome, reference: Outcome, tolerance: float) -> None:
+    """The same is logged of the routing of every step; `reference` is of one process, which has no ranks to load."""
+    for row, expected in zip(outcome.routing, reference.routing, strict=True):
+        of_all = {name: value for name, value in row.items() if name != "moe/rank_load_max_over_mean"}
+        assert of_all == pytest.approx(expected, rel=0, abs=tolerance)
 
 
 def merged(outcomes: list[Outcome]) -> dict[str, np.ndarray]:

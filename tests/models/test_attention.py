@@ -147,9 +147,9 @@ def test_evaluation_does_not_count_tokens() -> None:
     tokens_BS = torch.zeros(1, S, dtype=torch.int64)
     network.eval()
     network(tokens_BS, tokens_BS)
-    assert network.take_expert_counts().chosen_LE.sum() == 0
+    assert network.take_routing().chosen_LE.sum() == 0
     network.train()
     network(tokens_BS, tokens_BS)
     n_moe_layers = GQA.n_layers - GQA.n_dense_layers
-    assert network.take_expert_counts().chosen_LE.sum() == S * GQA.moe.top_k * n_moe_layers
-    assert network.take_expert_counts().chosen_LE.sum() == 0
+    assert network.take_routing().chosen_LE.sum() == S * GQA.moe.top_k * n_moe_layers
+    assert network.take_routing().chosen_LE.sum() == 0

@@ -78,13 +78,13 @@ def test_a_model_counts_what_it_drops() -> None:
     initialise(model, seed=0)
     tokens_BS = torch.randint(0, 32, (2, 12), generator=torch.Generator().manual_seed(0))
     model(tokens_BS, tokens_BS).cross_entropy_sum.backward()
-    chosen_LE, dropped_LE = model.take_expert_counts()
+    chosen_LE, dropped_LE, *_ = model.take_routing()
     assert chosen_LE.sum(-1).tolist() == [2 * 12 * 2] * 2
     # Half of the even share fits: capacity 3 of each of two sequences.
     kept_LE = chosen_LE - dropped_LE
     assert kept_LE.max() <= 2 * 3
     assert (dropped_LE.sum(-1) >= 24).all()
-    assert model.take_expert_counts().dropped_LE.sum() == 0
+    assert model.take_routing().dropped_LE.sum() == 0
 
 
 def test_what_is_dropped_does_not_depend_on_the_other_sequences() -> None:

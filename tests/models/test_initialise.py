@@ -87,7 +87,7 @@ def test_placement_moves_experts_and_changes_nothing() -> None:
         loss.backward()
         routed = model.get_submodule("layers.1.experts.routed")
         by_expert = {e: routed.down_EDF.grad[slot] for slot, e in enumerate(routed.expert_of_slot)}
-        outcomes.append((loss, model.embedding.weight.grad, by_expert, model.take_expert_counts().chosen_LE))
+        outcomes.append((loss, model.embedding.weight.grad, by_expert, model.take_routing().chosen_LE))
     (loss, gradient, experts, counts), (loss_2, gradient_2, experts_2, counts_2) = outcomes
     torch.testing.assert_close(loss, loss_2, rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient, gradient_2, rtol=0, atol=1e-14)

@@ -22,6 +22,7 @@ from harness.layout_run import (
     MODEL_MLA_SOFTMAX,
     Layout,
     Outcome,
+    assert_routed_alike,
     batches_of,
     merged,
     merged_gradients,
@@ -73,6 +74,7 @@ def assert_equal_in_float32(outcomes: list[Outcome], reference: Outcome) -> None
         assert outcome.grad_norms[0] == pytest.approx(reference.grad_norms[0], rel=1e-6)
         assert outcome.chosen == reference.chosen
         assert outcome.dropped == reference.dropped
+        assert_routed_alike(outcome, reference, 2e-5)
     expected, got = merged_gradients([reference]), merged_gradients(outcomes)
     assert got.keys() == expected.keys()
     largest = max(np.linalg.norm(gradient) for gradient in expected.values())

@@ -19,6 +19,7 @@ from harness.layout_run import (
     ZERO1,
     Layout,
     Outcome,
+    assert_routed_alike,
     merged,
     merged_gradients,
     run_layout,
@@ -156,6 +157,7 @@ def test_layout_equals_one_process_in_float64(name: str, pool: WorkerPool, refer
         np.testing.assert_allclose(outcome.evals, reference.evals, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.router_losses, reference.router_losses, rtol=0, atol=1e-12)
         assert outcome.dropped == reference.dropped
+        assert_routed_alike(outcome, reference, 1e-12)
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-12)
     gradients = merged_gradients(outcomes)
     assert gradients.keys() == reference.first_gradients.keys()

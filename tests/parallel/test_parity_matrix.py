@@ -15,6 +15,7 @@ from harness.layout_run import (
     MODEL,
     Layout,
     Outcome,
+    assert_routed_alike,
     merged,
     merged_gradients,
     run_layout,
@@ -208,6 +209,7 @@ def test_layout_equals_one_process(number: int, pool: WorkerPool, references: di
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.router_losses, reference.router_losses, rtol=0, atol=1e-12)
         assert outcome.dropped == reference.dropped
+        assert_routed_alike(outcome, reference, 1e-12)
         np.testing.assert_array_equal(outcome.chosen, reference.chosen)
         np.testing.assert_allclose(outcome.evals, reference.evals, rtol=0, atol=1e-12)
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-12)

@@ -17,8 +17,10 @@ def test_two_ranks_train_as_one(
     for key in ("train/loss", "train/grad_norm", "eval/loss"):
         assert two.column(key) == pytest.approx(one.column(key), rel=0, abs=tolerance), key
     # Tokens are counted over all ranks, and experts' loads over the global batch.
-    for key in ("train/tokens", "train/lr", "moe/load_max_over_mean"):
+    for key in ("train/tokens", "train/lr", "moe/load_max_over_mean", "moe/load_entropy"):
         assert two.column(key) == one.column(key), key
+    for key in ("moe/router_entropy", "moe/bias_norm"):
+        assert two.column(key) == pytest.approx(one.column(key), rel=0, abs=tolerance), key
 
 
 def test_the_job_learns(trained: Callable[[str], RunRecord]) -> None:

@@ -1,5 +1,6 @@
 """What a job says of its routing: each number where its option is on, and absent where it is off."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ WORDS = (
     "train.eval_sequences=0",
     "logging=off",
 )
-OPTIONAL = {"train/router_loss", "moe/dropped_fraction"}
+OPTIONAL = {"train/router_loss", "moe/dropped_fraction", "moe/rank_load_max_over_mean"}
 
 
 @pytest.fixture(scope="module")
@@ -41,5 +42,13 @@ def test_the_router_loss_is_beside_the_loss_and_not_in_it(rows: list[dict[str, f
     assert all(5 < row["train/loss"] < 7 for row in rows)
 
 
-def test_neither_is_there_without_its_option(trained: Callable[[str], RunRecord]) -> None:
+def test_how_even_and_how_decided_the_routers_are(rows: list[dict[str, float]]) -> None:
+    assert all(0.5 < row["moe/load_entropy"] < 1 for row in rows)
+    # At the start all 8 experts score about alike.
+    assert all(0.95 * math.log(8) < row["moe/router_entropy"] < math.log(8) for row in rows)
+    norms = [row["moe/bias_norm"] for row in rows]
+    assert norms[0] == 0 < norms[1]  # the first step's choices were made without biases
+
+
+def test_none_is_there_without_its_option(trained: Callable[[str], RunRecord]) -> None:
     assert not OPTIONAL & trained("single fp64").rows[-1].keys()

@@ -68,16 +68,16 @@ def check_step() -> None:
     loss, router_loss = objective(parallel, tokens_MBS)
     names, parameters = zip(*whole_model(parallel).named_parameters(), strict=True)
     gradients = torch.autograd.grad(loss + router_loss, parameters)
-    whole_model(parallel).take_expert_counts()
+    whole_model(parallel).take_routing()
     result = build_step(parallel, 8, None)(tokens_MBS, rate=0.0)
     torch.testing.assert_close(result.loss, loss, rtol=0, atol=1e-13)
     torch.testing.assert_close(result.router_loss, router_loss, rtol=0, atol=1e-13)
     for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-13, msg=name)
     # The bias follows what was chosen, not what capacity left of it.
-    assert result.counts.dropped_LE.sum() > 0
+    assert result.routing.dropped_LE.sum() > 0
     routers = [block.attention.router for block in whole_model(parallel).layers.values() if block.attention.router]
-    for router, chosen_E in zip(routers, result.counts.chosen_LE, strict=True):
+    for router, chosen_E in zip(routers, result.routing.chosen_LE, strict=True):
         expected_E = MODEL_ALL_OPTIONS.moe.bias_update_rate * torch.sign(chosen_E.mean() - chosen_E)
         torch.testing.assert_close(router.expert_bias_E, expected_E, rtol=0, atol=1e-15)
 
