@@ -1,0 +1,137 @@
+"""A trace to one `Sweep`: of the device's kernels, or of host ranges where the trace has no kernels.
+
+Who opens the ranges (`torch.profiler.record_function`):
+
+    comm/<kind>/<operation>    the Communicator, on the launching thread, around issuing a collective; FSDP2's are fsdp
+    wait/<kind>/<place>        the clock, around each wait
+    phase/<name>               the clock: data_wait, compute_fwd, compute_bwd, compute_opt, log
+"""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from train.trace.chrome import Kernel, Nesting, Range, Trace, TraceError, read_trace
+from train.trace.intervals import Interval, inside, merge, outside
+from train.trace.kernels import Category, Communication, classify
+from train.trace.sweep import NS_PER_S, Sweep, sweep
+
+UNKNOWN = "unknown"
+"""The kind of communication that no range of ours launched, and whose name does not say what it is for."""
+
+# gloo's names for what torch.distributed calls; a reduce-scatter may be an all-reduce underneath.
+_GLOO = {
+    "all_reduce": ("allreduce", "reduce_scatter"),
+    "reduce_scatter": ("reduce_scatter",),
+    "all_gather": ("allgather",),
+    "all_to_all": ("alltoall",),
+    "broadcast": ("broadcast",),
+    "reduce": ("reduce_",),
+    "gather": ("gather_",),
+    "scatter": ("scatter_",),
+    "send": ("send",),
+    "recv": ("recv",),
+    "barrier": ("barrier",),
+}
+
+
+def sweep_file(path: Path) -> Sweep:
+    """What the trace at `path` amounts to.
+
+    Raises:
+        TraceError: if it is no trace, or has neither kernels of one device nor ranges of ours.
+        UnknownCommunication: for a kernel that looks like communication and is not in the table.
+    """
+    trace = read_trace(path)
+    devices = {kernel.device for kernel in trace.kernels}
+    if len(devices) > 1:
+        raise TraceError(f"{path} has kernels of {len(devices)} devices: trace one process per device")
+    if devices:
+        return sweep_kernels(trace)
+    if not any(each.name.startswith(("phase/", "wait/")) for each in trace.ranges):
+        raise TraceError(f"{path} has neither GPU kernels nor phase/… and wait/… ranges: trace a step of Switchyard's")
+    return sweep_host_ranges(trace)
+
+
+def sweep_kernels(trace: Trace) -> Sweep:
+    """Of what ran on the device: every kernel, copy and memset is compute or communication, whatever its stream.
+
+    Communication is of the kind of the innermost `comm/…` range that its launch lies in, on the launching thread;
+    without one (a CUDA graph), of the kind that its name says, or `unknown`.
+    """
+    issuing = Nesting(each for each in trace.ranges if each.name.startswith("comm/"))
+    table: dict[str, Category | Communication] = {}
+    compute: list[Interval] = []
+    communication: list[Interval] = []
+    unknown: dict[str, int] = defaultdict(int)
+    for kernel in trace.kernels:
+        if kernel.name not in table:
+            table[kernel.name] = classify(kernel.name)
+        what = table[kernel.name]
+        launch = None if kernel.correlation is None else trace.launches.get(kernel.correlation)
+        launched_ns = launch.end_ns if launch else None
+        if isinstance(what, Category):
+            compute.append(Interval(kernel.begin_ns, kernel.end_ns, what.value, launched_ns))
+            continue
+        within = issuing.innermost(launch.thread, launch.begin_ns) if launch else None
+        kind = _second_word(within) if within else what.kind.value if what.kind else UNKNOWN
+        if kind == UNKNOWN:
+            unknown[_short(kernel)] += kernel.end_ns - kernel.begin_ns
+        communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
+    return sweep(
+        "kernels",
+        compute,
+        communication,
+        n_kernels=len(trace.kernels),
+        unknown_kinds_s={name: ns / NS_PER_S for name, ns in unknown.items()},
+    )
+
+
+def sweep_host_ranges(trace: Trace) -> Sweep:
+    """Of a step on the host: compute is the compute phases less the waits, exposed are the waits, by kind.
+
+    gloo's operators on their own threads are communication while compute runs: that is what was hidden. What they do
+    outside (while data is awaited, say) delayed nobody, and is left out. They have the kind of the `comm/…` range in
+    which torch.distributed was called: the first call of that operation that is not taken yet, since gloo keeps order.
+    """
+    waits = [_interval(each, _second_word(each)) for each in trace.ranges if each.name.startswith("wait/")]
+    phases = [_interval(each, _second_word(each)) for each in trace.ranges if each.name.startswith("phase/")]
+    compute = outside([phase for phase in phases if phase.label.startswith("compute_")], merge(waits))
+    in_flight, unknown = _gloo_by_kind(trace)
+    hidden = inside(in_flight, merge(compute))
+    return sweep("host ranges", compute, [*waits, *hidden], neither=phases, unknown_kinds_s=unknown)
+
+
+def _gloo_by_kind(trace: Trace) -> tuple[list[Interval], dict[str, float]]:
+    """gloo's operators, and the seconds of those of kind `unknown` by name."""
+    issuing = Nesting(each for each in trace.ranges if each.name.startswith("comm/"))
+    calls = sorted((r for r in trace.ranges if r.name.startswith("c10d::")), key=lambda r: r.begin_ns)
+    running = sorted((r for r in trace.ranges if r.name.startswith("gloo:")), key=lambda r: r.begin_ns)
+    intervals: list[Interval] = []
+    unknown: dict[str, float] = defaultdict(float)
+    for each in running:
+        names = _GLOO.get(each.name.removeprefix("gloo:"), ())
+        call = next((c for c in calls if c.begin_ns <= each.begin_ns and any(name in c.name for name in names)), None)
+        within = None
+        if call:
+            calls.remove(call)
+            within = issuing.innermost(call.thread, call.begin_ns)
+        kind = _second_word(within) if within else UNKNOWN
+        if kind == UNKNOWN:
+            unknown[each.name] += (each.end_ns - each.begin_ns) / NS_PER_S
+        intervals.append(_interval(each, kind))
+    return intervals, dict(unknown)
+
+
+def _interval(each: Range, label: str) -> Interval:
+    return Interval(each.begin_ns, each.end_ns, label)
+
+
+def _second_word(each: Range) -> str:
+    """Of comm/dp/all_reduce: dp."""
+    return each.name.split("/")[1]
+
+
+def _short(kernel: Kernel) -> str:
+    """Without template arguments and parameters."""
+    return re.split(r"[<(]", kernel.name.removeprefix("void "), maxsplit=1)[0]
