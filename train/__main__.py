@@ -41,6 +41,8 @@ from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, exit_at_once, fail, refuse
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.loop import Trainer
+from train.meter import Meter
+from train.metrics.energy import EnergyMeter
 from train.metrics.peak import peak_flops
 from train.metrics.step_time import StepTime
 from train.metrics.summary import Attempt
@@ -57,6 +59,10 @@ from train.run_folder import (
 )
 from train.shared_folder import shared_folder
 from train.step import OptimizerStep
+from train.trace.plan import TracePlan
+from train.trace.ranges import check_nvtx, nvtx_range
+from train.trace.traced_steps import TracedSteps
+from train.trace.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
         print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
     check_engine_device(config.strategy, device)
+    check_nvtx(config.measure.nvtx, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)
     if folder:
@@ -186,18 +193,18 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
     attempt = _describe_attempt(config, world, progress.step)
     report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
     loader = _open_loader(job, engine, degrees, world, progress.step)
+    plan = TracePlan(config.measure, config.train.steps, folder)
     trainer = Trainer(
         train=config.train,
         optim=config.optim,
         checkpoint=config.checkpoint,
-        model=config.model,
         step=OptimizerStep(engine, comm, _batch_maker(job), config.train.global_batch_size, config.optim.clip_norm),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
         loader=loader,
         heldout=job.corpus.heldout,
         store=store,
-        throughput=Throughput(_work(config, attempt)),
-        step_time=StepTime(comm, pipelined=degrees.pp > 1),
+        meter=_open_meter(job, attempt, engine, world, comm, plan, started),
+        traces=_open_traces(job, plan, world, comm, folder),
         report=report,
         comm=comm,
         device=world.device,
@@ -208,6 +215,32 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
         trainer.run(progress)
     if report:
         report.summarise()
+
+
+def _open_meter(
+    job: Accepted, attempt: Attempt, engine: Engine, world: World, comm: Communicator, plan: TracePlan, started: float
+) -> Meter:
+    config = job.config
+    return Meter(
+        comm=comm,
+        rank=world.rank,
+        device=world.device,
+        model=config.model,
+        placement=engine.placement,
+        throughput=Throughput(_work(config, attempt)),
+        step_time=StepTime(comm, pipelined=Degrees.resolve(config.strategy, world.size).pp > 1),
+        energy=EnergyMeter.open(world.device),
+        plan=plan,
+        gpu_hour_usd=config.measure.gpu_hour_usd,
+        n_gpus=world.size if world.device.type == "cuda" else 0,
+        started=started,
+    )
+
+
+def _open_traces(job: Accepted, plan: TracePlan, world: World, comm: Communicator, folder: Path) -> TracedSteps:
+    measure = job.config.measure
+    tracer = Tracer(folder, world.rank, world.device) if world.rank in measure.trace_ranks else None
+    return TracedSteps(plan, tracer, comm.clock, nvtx_range if measure.nvtx else None)
 
 
 def _open_engine(config: JobConfig, degrees: Degrees, world: World, comm: Communicator) -> Engine:

@@ -1,4 +1,4 @@
-"""`python -m harness.late STAMPS EVENTS key=value …`: a training job in which named things are late, and when is written down.
+"""`python -m harness.late STAMPS EVENTS key=value …`: a training job in which named things are late, and say how long.
 
 EVENTS are `STEP:WHAT:RANK:SECONDS,…` with RANK `all` or a number; WHAT is
 

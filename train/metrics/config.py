@@ -75,6 +75,15 @@ class MeasureConfig:
         for name in ("trace_every", "trace_limit"):
             if (count := getattr(self, name)) < 0:
                 raise ConfigError(f"measure.{name}={count}: set it to 0 or more")
+        if self.trace_every == 1:
+            raise ConfigError("measure.trace_every=1: the step before a traced one warms up; set it to 2 or more, or 0")
+        for name in ("trace_every", "trace_slow", "nvtx"):
+            if getattr(self, name) and not self.clock:
+                value = str(getattr(self, name)).lower()
+                raise ConfigError(
+                    f"measure.{name}={value} shows what the clock times: set measure.clock=true, or it to "
+                    f"{'0' if name == 'trace_every' else 'false'}"
+                )
         for rank in self.trace_ranks:
             if not 0 <= rank < world_size:
                 raise ConfigError(

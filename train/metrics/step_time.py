@@ -6,7 +6,7 @@ Buckets exclude each other and fill the wall: what no bucket holds is `other`, s
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from parallel.clock.phase_clock import Phase, Window
+from parallel.clock.phase_clock import OF_A_STEP, Phase, Window
 from parallel.clock.split import split_waits
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
@@ -37,21 +37,26 @@ class StepTime:
     pipelined: bool
     """Whether the world has several pipeline stages."""
 
-    def row(self, window: Window) -> dict[str, float]:
-        """The window's row, the same on all ranks, which call it together."""
-        own = self.own(window)
-        table = self.comm.all_gather_numbers(list(own.values()))
-        return time_row(dict(zip(own, table.T.tolist(), strict=True)))
+    def own(self, window: Window, usual_step_s: float | None = None) -> dict[str, float]:
+        """This rank's seconds a step by bucket, and `caused`, what others waited for it. All ranks call it together.
 
-    def own(self, window: Window) -> dict[str, float]:
-        """This rank's seconds a step by bucket, and `caused`, what others waited for it. All ranks call it together."""
+        With `usual_step_s` the steps were traced: what each took above that is `profile`'s, and their buckets shrink to
+        the usual together.
+        """
         split = split_waits(window.waits, self.comm, self.pipelined)
-        seconds = {phase.value: window.phase_s[phase] for phase in Phase}
+        seconds = {phase.value: window.phase_s[phase] for phase in OF_A_STEP}
         for wait in window.waits:
             seconds[wait.phase.value] -= wait.seconds
         for kind, exposed_s in split.exposed_s.items():
             seconds[f"exposed_comm/{kind.value}"] = exposed_s
         seconds |= {"sync_wait": split.sync_s, "bubble": split.bubble_s}
+        apart = {phase.value: window.phase_s[phase] for phase in Phase if phase not in OF_A_STEP}
+        in_steps = sum(seconds.values())
+        if usual_step_s is not None and in_steps > usual_step_s * window.steps:
+            usual = usual_step_s * window.steps
+            seconds = {name: value * usual / in_steps for name, value in seconds.items()}
+            apart[Phase.profile.value] += in_steps - usual
+        seconds |= apart
         seconds["other"] = window.wall_s - sum(seconds.values())
         seconds["caused"] = split.caused_s
         return {name: value / window.steps for name, value in seconds.items()}

@@ -50,10 +50,23 @@ class Throughput:
         finally:
             self._left_out += self._clock() - start
 
+    @property
+    def tokens(self) -> int:
+        """Of the window so far, over all ranks."""
+        return self._tokens
+
+    @property
+    def seconds(self) -> float:
+        """Of the window so far."""
+        return self._clock() - self._begin - self._left_out
+
     def end_window(self) -> dict[str, float]:
-        """perf/* of the window that ends now; the next one begins."""
+        """perf/* of the window that ends now, nothing if it has no step; the next one begins."""
         now = self._clock()
         seconds = now - self._begin - self._left_out
+        if not self._steps:
+            self._begin, self._left_out = now, 0.0
+            return {}
         tokens_per_sec = self._tokens / seconds
         work = self._work
         per_rank = tokens_per_sec / work.world_size

@@ -1,0 +1,101 @@
+"""Everything that a row of metrics says, measured over the steps since the row before.
+
+Where a row is made the device is drained (its loss is read): a window of steps ends there for the stopwatch, the phase
+clock and the counters of energy alike. What is not training, evaluation and saving and traces, stands apart in all of
+them.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from models.config import ModelConfig
+from models.placement import ExpertPlacement
+from parallel.clock.phase_clock import Phase
+from parallel.comm import Communicator
+from train.checkpoint import Progress
+from train.metrics.cost import cost_row
+from train.metrics.energy import EnergyMeter, energy_row
+from train.metrics.routing import routing_row
+from train.metrics.step_time import StepTime, time_row
+from train.metrics.throughput import Throughput, peak_memory_gib
+from train.step import StepResult
+from train.trace.plan import TracePlan
+
+
+@dataclass
+class Meter:
+    """Of one rank. All ranks call its methods together, in the same order."""
+
+    comm: Communicator
+    rank: int
+    device: torch.device
+    model: ModelConfig
+    placement: ExpertPlacement
+    throughput: Throughput
+    step_time: StepTime
+    energy: EnergyMeter | None
+    plan: TracePlan
+    gpu_hour_usd: float | None
+    n_gpus: int
+    """Of all ranks."""
+    started: float
+    """The attempt's start by time.monotonic()."""
+
+    def begin(self) -> None:
+        """Forget what was before: the start is no step."""
+        self.throughput.end_window()
+        self.comm.clock.end_window()
+        if self.energy:
+            self.energy.joules_since_last()
+
+    @contextmanager
+    def apart(self, phase: Phase) -> Iterator[None]:
+        """Leave what is inside out of speed and energy, and time it as `phase`."""
+        with (
+            self.throughput.paused(),
+            self.energy.paused() if self.energy else nullcontext(),
+            self.comm.clock.during(phase),
+        ):
+            yield
+
+    def row(self, progress: Progress, rate: float, result: StepResult, traced: bool) -> dict[str, float]:
+        """The step's row, of the window that ends with it. Of `traced` steps the speed is not the run's: there is no
+        perf/*, and what they took above the usual is `profile`."""
+        row: dict[str, float] = {
+            "train/step": progress.step,
+            "train/tokens": progress.tokens,
+            "train/loss": result.loss.item(),  # waits for the device
+            "train/grad_norm": result.grad_norm.item(),
+            "train/lr": rate,
+        }
+        tokens, seconds = self.throughput.tokens, self.throughput.seconds
+        speed = self.throughput.end_window()
+        joules = self.energy.joules_since_last() if self.energy else float("nan")
+        if not traced:
+            row |= speed
+        row |= self._over_ranks(progress.step, traced, joules, tokens, seconds)
+        if routed := routing_row(result.routing, self.model.moe, self.placement):
+            row |= routed
+            if self.model.moe.has_router_loss:
+                row["train/router_loss"] = result.router_loss.item()
+        row["mem/peak_gib"] = peak_memory_gib(self.device)
+        return row | cost_row(self.gpu_hour_usd, self.n_gpus, time.monotonic() - self.started)
+
+    def _over_ranks(self, step: int, traced: bool, joules: float, tokens: int, seconds: float) -> dict[str, float]:
+        """What ranks tell each other of the window: its time by bucket, its energy, whether to trace soon."""
+        own: dict[str, float] = {"joules": joules}
+        if window := self.comm.clock.end_window():
+            own |= self.step_time.own(window, self.plan.usual_step_s() if traced else None)
+            own["wants_trace"] = self.plan.wants([] if traced else window.step_s, self.rank)
+        elif self.n_gpus == 0:
+            return {}
+        table = self.comm.all_gather_numbers(list(own.values()))
+        by_rank: dict[str, list[float]] = dict(zip(own, table.T.tolist(), strict=True))
+        if any(by_rank.get("wants_trace", [])):
+            self.plan.ask(step, self.rank)
+        row = energy_row(by_rank["joules"], seconds, tokens) if not traced else {}
+        return row | (time_row(by_rank) if window else {})

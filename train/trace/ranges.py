@@ -1,0 +1,26 @@
+"""Named ranges in a timeline: of torch's profiler, or of Nsight Systems."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch.profiler import record_function
+
+from models.config import ConfigError
+
+
+def profiler_range(name: str) -> AbstractContextManager[None]:
+    """Shown by torch.profiler, while one records."""
+    return record_function(name)
+
+
+def nvtx_range(name: str) -> AbstractContextManager[None]:
+    """Shown by `nsys profile`."""
+    return torch.cuda.nvtx.range(name)
+
+
+def check_nvtx(wanted: bool, device: torch.device) -> None:
+    """Raises:
+    ConfigError: for NVTX ranges without a GPU.
+    """
+    if wanted and device.type != "cuda":
+        raise ConfigError("measure.nvtx=true: NVTX ranges are of GPUs, and this job runs on CPU; set it to false")
