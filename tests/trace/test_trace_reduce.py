@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from train.trace.chrome import TraceError
+from train.trace.chrome import Nesting, Range, Trace, TraceError
 from train.trace.kernels import UnknownCommunication
-from train.trace.reduce import sweep_file
+from train.trace.reduce import sweep_file, sweep_host_ranges
 
 DATA = Path(__file__).parent / "data"
 DEEPSEEK = Path(
@@ -73,6 +73,41 @@ def test_two_gloo_ranks() -> None:
     assert swept.compute_s * 1e6 == pytest.approx(phases_us - waits_us, abs=0.01)
     assert swept.idle_s * 1e6 > lasted["phase/data_wait"]
     assert swept.unknown_kinds_s == {}
+
+
+@pytest.mark.parametrize(
+    ("moment", "innermost"),
+    [(-1, None), (5, "a"), (15, "a/1"), (25, "a"), (45, "a/2/1"), (55, "a/2"), (99, "a"), (105, None), (125, "b")],
+)
+def test_the_innermost_range_at_a_moment(moment: int, innermost: str | None) -> None:
+    spans = {"a": (0, 100), "a/1": (10, 20), "a/2": (30, 60), "a/2/1": (40, 50), "b": (120, 130)}
+    ranges = [Range(name, (1, 1), *span) for name, span in spans.items()]
+    nesting = Nesting([*ranges, Range("elsewhere", (1, 2), -50, 200)])
+    found = nesting.innermost((1, 1), moment)
+    assert (found.name if found else None) == innermost
+    assert nesting.innermost((1, 3), moment) is None
+
+
+def test_gloo_takes_calls_of_an_operation_in_order() -> None:
+    """Two all-reduces under way at once, of two kinds; and one that torch.distributed was not called for."""
+    host, gloo = (1, 1), (1, 2)
+    issued = [
+        Range("comm/dp/all_reduce", host, 0, 10),
+        Range("c10d::allreduce_", host, 1, 2),
+        Range("comm/ep/all_to_all", host, 11, 13),
+        Range("c10d::alltoall_base_", host, 12, 13),
+        Range("comm/tp/all_reduce", host, 15, 20),
+        Range("c10d::allreduce_", host, 16, 17),
+    ]
+    ran = [("all_reduce", 30, 40), ("all_to_all", 35, 38), ("all_reduce", 40, 60), ("all_reduce", 60, 61)]
+    trace = Trace(
+        ranges=[*issued, Range("phase/compute_bwd", host, 0, 100), Range("wait/tp/activations", host, 50, 70)]
+    )
+    trace.ranges += [Range(f"gloo:{operation}", gloo, begin, end) for operation, begin, end in ran]
+    swept = sweep_host_ranges(trace)
+    assert {kind: round(s * 1e9) for kind, s in swept.communication_by_kind_s.items()} == {"tp": 30, "dp": 10, "ep": 3}
+    assert {name: round(s * 1e9) for name, s in swept.unknown_kinds_s.items()} == {"gloo:all_reduce": 1}
+    assert (round(swept.both_s * 1e9), round(swept.exposed_s * 1e9)) == (20, 20)
 
 
 @pytest.mark.parametrize(
