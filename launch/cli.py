@@ -10,6 +10,7 @@ from launch.schedule import schedule
 from launch.show import show
 from launch.submit import submit
 from launch.tokenize import tokenize
+from launch.trace import trace
 from launch.verify.command import verify
 from models.config import ConfigError
 
@@ -20,6 +21,7 @@ switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over,
     [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
 switchyard show RUN                        what a run did: its table and its loss curve
+switchyard trace RUN|FILE…                 what hid what in the steps of a run that were traced, or in a trace file
 switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
     [--to FOLDER] [--dtype DTYPE]          DTYPE is float32 (exact), or bfloat16 or float16 (half the size)
     [--shard-size 5GB]                     RUN may be a step-… folder in a run's checkpoints/ too
@@ -36,6 +38,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "tokenize": tokenize,
     "show": show,
+    "trace": trace,
     "export": export,
     "schedule": schedule,
 }

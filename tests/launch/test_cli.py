@@ -36,16 +36,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     [
         (
             [],
-            "no command given; choose from train, verify, submit, tokenize, show, export, schedule (switchyard --help)",
+            "no command given; choose from train, verify, submit, tokenize, show, trace, export, schedule "
+            "(switchyard --help)",
         ),
         (
             ["trian"],
-            "no command 'trian'; did you mean train? choose from train, verify, submit, tokenize, show, export, "
-            "schedule (switchyard --help)",
+            "no command 'trian'; did you mean train? choose from train, verify, submit, tokenize, show, trace, "
+            "export, schedule (switchyard --help)",
         ),
         (
             ["nproc=2"],
-            "no command 'nproc=2'; choose from train, verify, submit, tokenize, show, export, schedule "
+            "no command 'nproc=2'; choose from train, verify, submit, tokenize, show, trace, export, schedule "
             "(switchyard --help)",
         ),
         (["train", "nproc=0"], "nproc=0: set it to the number of ranks, at least 1"),
@@ -59,6 +60,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (["train", "nproc=2", "strategy=single"], "strategy=single is 1 rank, and 2 were started: "),
         (["train", "nproc=1", "+nproc=2"], "+nproc=2: the number of ranks is the launcher's: "),
         (["show"], "show takes one run folder: switchyard show runs/NAME"),
+        (["trace"], "trace takes run folders and trace files: switchyard trace runs/NAME"),
         (["show", "a", "b"], "show takes one run folder: switchyard show runs/NAME"),
     ],
 )

@@ -56,7 +56,7 @@ _COMMUNICATION: tuple[tuple[str, CommKind | None], ...] = (
     # torch's all-to-all over NVSHMEM, lengths on the device.
     (r"(c10d::nvshmem_extension::)?(exchangeSplitAndOffset|allToAllV|allToAllGet)(_2d|Kernel)*$", CommKind.ep),
     (r"(c10d::nvshmem_extension::)?(multi_?root_?)?tile_?reduce(_?kernel)?$", None),
-    (r"nvshmemi?x?_?\w*", None),
+    (r"nvshmem|(\w+_)?(barrier|sync|alltoall|broadcast|fcollect|reduce|reducescatter)_on_stream_kernel", None),
     # torch's symmetric memory.
     (r"(\w+::)*(multimem|one_shot|two_shot)_\w*(all_reduce|all_gather|reduce)_kernel(_inplace)?$", None),
     (r"(c10d::symmetric_memory::)?(barrier|put_signal|wait_signal)_kernel$", None),
@@ -65,7 +65,7 @@ _COMMUNICATION: tuple[tuple[str, CommKind | None], ...] = (
 
 _LOOKS_LIKE_COMMUNICATION = re.compile(
     r"nccl|nvshmem|all_?gather|all_?reduce|reduce_?scatter|all_?to_?all|send_?recv|deep_?ep|dpsk::ep\b|inter_?node"
-    r"|intra_?node|symm_?mem|symmetric_memory|multimem|cross_device_reduce|Memcpy PtoP",
+    r"|intra_?node|symm_?mem|symmetric_memory|multimem|on_stream_kernel|cross_device_reduce|Memcpy PtoP",
     re.IGNORECASE,
 )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from train.trace.chrome import Kernel, Nesting, Range, Trace, TraceError, read_trace
 from train.trace.intervals import Interval, inside, merge, outside
 from train.trace.kernels import Category, Communication, classify
-from train.trace.sweep import NS_PER_S, Sweep, sweep
+from train.trace.sweep import HOST_RANGES, KERNELS, NS_PER_S, Sweep, sweep
 
 UNKNOWN = "unknown"
 """The kind of communication that no range of ours launched, and whose name does not say what it is for."""
@@ -79,7 +79,7 @@ def sweep_kernels(trace: Trace) -> Sweep:
             unknown[_short(kernel)] += kernel.end_ns - kernel.begin_ns
         communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
     return sweep(
-        "kernels",
+        KERNELS,
         compute,
         communication,
         n_kernels=len(trace.kernels),
@@ -99,7 +99,7 @@ def sweep_host_ranges(trace: Trace) -> Sweep:
     compute = outside([phase for phase in phases if phase.label.startswith("compute_")], merge(waits))
     in_flight, unknown = _gloo_by_kind(trace)
     hidden = inside(in_flight, merge(compute))
-    return sweep("host ranges", compute, [*waits, *hidden], neither=phases, unknown_kinds_s=unknown)
+    return sweep(HOST_RANGES, compute, [*waits, *hidden], neither=phases, unknown_kinds_s=unknown)
 
 
 def _gloo_by_kind(trace: Trace) -> tuple[list[Interval], dict[str, float]]:

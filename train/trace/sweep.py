@@ -20,6 +20,8 @@ from pathlib import Path
 from train.trace.intervals import Interval, length_ns, merge
 
 NS_PER_S = 1_000_000_000
+KERNELS, HOST_RANGES = "kernels", "host ranges"
+"""Sources of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Sweep:
     """One step on one rank, in seconds."""
 
     source: str
-    """What the intervals were: `kernels` (of a GPU) or `host ranges`."""
+    """What the intervals were: KERNELS (of a GPU) or HOST_RANGES."""
     span_s: float
     """From the first begin to the last end."""
     compute_s: float

@@ -57,11 +57,17 @@ class Tracer:
         finished.stop()
         path = self._folder / TRACES / f"step-{step:08d}" / f"rank-{self._rank}.json.gz"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            finished.export_chrome_trace(str(path))
-            # The profile refers to itself; its events would stay until the garbage collector comes by.
-            finished.profiler = None
+            _export(finished, path)
             sweep_file(path).write(path.with_name(f"rank-{self._rank}.summary.json"))
         except Exception as error:
             logging.getLogger(__name__).warning("trace of step %d: %s: %s", step, type(error).__name__, error)
         return path
+
+
+def _export(finished: profile, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        finished.export_chrome_trace(str(path))
+    finally:
+        # A profile refers to itself: its events would stay until the garbage collector comes by.
+        finished.profiler = None
