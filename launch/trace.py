@@ -1,6 +1,8 @@
 """`switchyard trace RUN|FILE…`: what hid what in the steps that were traced."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +11,7 @@ from rich.table import Table
 from models.config import ConfigError
 from train.trace.reduce import sweep_file
 from train.trace.sweep import KERNELS, Sweep
-from train.trace.tracer import TRACES
+from train.trace.tracer import TRACES, summary_beside
 
 TRACED = "step-*/rank-*.json.gz"
 
@@ -24,8 +26,19 @@ def trace(words: Sequence[str]) -> int:
         raise ConfigError("trace takes run folders and trace files: switchyard trace runs/NAME")
     console = Console()
     for path in [path for word in words for path in _files(Path(word).expanduser())]:
-        console.print(table(sweep_file(path), str(path)), markup=False)
+        console.print(table(_swept(path), str(path)), markup=False)
     return 0
+
+
+def _swept(path: Path) -> Sweep:
+    """The trace, with the clock's brackets where they were kept beside it."""
+    swept, summary = sweep_file(path), summary_beside(path)
+    if summary == path or not summary.exists():
+        return swept
+    try:
+        return replace(swept, waited_s=json.loads(summary.read_text()).get("waited_s", {}))
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{summary} is damaged: take it away, and the trace is read without it") from error
 
 
 def table(sweep: Sweep, title: str) -> Table:
@@ -60,6 +73,11 @@ def _lines(sweep: Sweep) -> Iterable[tuple[str, float]]:
     yield "both at once", sweep.both_s
     yield "exposed communication", sweep.exposed_s
     yield from _indented(sweep.exposed_by_kind_s)
+    if sweep.exposed_between_kernels_s:
+        yield "  of that between two kernels in a row", sum(sweep.exposed_between_kernels_s.values())
+    if sweep.waited_s:
+        yield "waits, as the clock bracketed them", sum(sweep.waited_s.values())
+        yield from _indented(sweep.waited_s)
     yield f"idle, {sweep.n_gaps:,} gaps", sweep.idle_s
     yield "  the largest gap", sweep.largest_gap_s
     if on_device:

@@ -9,6 +9,7 @@ efsdp × ep × etp. So a rank may hold a part of every attention matrix and all 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,24 +131,34 @@ class Grid:
     def __init__(self, ranks: Tensor, names: tuple[str, ...], rank: int, known: dict[str, ProcessGroup]) -> None:
         self._ranks, self._names, self._rank, self._known = ranks, names, rank, known
 
-    def axis(self, *names: str) -> Axis:
-        """This rank's group: those that differ from it in the dimensions `names` alone."""
+    def axis(self, *names: str, apart_from: Sequence[Axis] = ()) -> Axis:
+        """This rank's group: those that differ from it in the dimensions `names` alone.
+
+        A communicator does one thing after another. Where the group would be one of `apart_from`, which are to work at
+        the same time, it is another one of the same ranks.
+        """
         rows = self._rows(names)
         (mine,) = (row for row in rows if self._rank in row)
+        group = self._group(rows, "")
+        if len(mine) > 1 and any(group is other.group for other in apart_from):
+            group = self._group(rows, "apart")
+        return Axis(group, mine.index(self._rank), len(mine))
+
+    def _group(self, rows: list[list[int]], which: str) -> ProcessGroup:
         # By the division of the whole world, not by my row of it: that could be the same in another division, and the
         # others would then make a group without me.
-        division = str(sorted(rows))
+        division = f"{sorted(rows)} {which}"
         if division not in self._known:
-            if len(rows) == 1:
+            if len(rows) == 1 and not which:
                 assert dist.group.WORLD is not None
                 self._known[division] = dist.group.WORLD
             else:
                 self._known[division] = dist.new_subgroups_by_enumeration(rows)[0]
-        return Axis(self._known[division], mine.index(self._rank), len(mine))
+        return self._known[division]
 
-    def mesh(self, names: tuple[str, ...], device_type: str) -> DeviceMesh:
+    def mesh(self, names: tuple[str, ...], device_type: str, apart_from: Sequence[Axis] = ()) -> DeviceMesh:
         """The DeviceMesh over the same groups, one dimension for each name: what FSDP2 asks for."""
-        groups = [self.axis(name).group for name in names]
+        groups = [self.axis(name, apart_from=apart_from).group for name in names]
         if len(groups) == 1:
             return DeviceMesh.from_group(groups[0], device_type, mesh_dim_names=names)
         (mine,) = (row for row in self._rows(names) if self._rank in row)
@@ -176,6 +187,12 @@ class Layout:
     experts: Grid
     """pipe, mirror, copies, efsdp, ep, etp."""
     pp_rank: int
+
+    @property
+    def activations(self) -> tuple[Axis, ...]:
+        """The groups in which compute waits for activations: gradients and parameters travel apart from them, or a
+        small message would stand behind a large one that nobody waits for yet."""
+        return self.dense.axis("tp"), self.experts.axis("ep"), self.dense.axis("pipe", "mirror")
 
     @classmethod
     def over_world(cls, degrees: Degrees, rank: int) -> "Layout":

@@ -171,11 +171,11 @@ def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMe
     """Over which ranks FSDP2 shards dense weights, and routed experts."""
     degrees = layout.degrees
     dense_names = ("dp_replicate", "dp_shard") if degrees.dp_replicate > 1 else ("dp_shard",)
-    dense = layout.dense.mesh(dense_names, device_type)
+    dense = layout.dense.mesh(dense_names, device_type, layout.activations)
     if degrees.tp == degrees.ep == 1:
         return dense, dense
     names = ("copies", "efsdp") if degrees.expert_copies > 1 else ("efsdp",)
-    return dense, layout.experts.mesh(names, device_type)
+    return dense, layout.experts.mesh(names, device_type, layout.activations)
 
 
 @dataclass(frozen=True)
@@ -212,11 +212,13 @@ def _lay_gradients(
     copied_experts = ("mirror",) if sharding else ("mirror", "copies", "efsdp")
     dense_shards, expert_shards = (degrees.dp_shard, degrees.efsdp) if sharding else (1, 1)
     # Groups are made by all ranks in this order, whether their stages have such parameters or not.
-    experts = _Holders(
-        layout.experts.axis(*copied_experts), expert_shards, mirrors * degrees.expert_copies * degrees.efsdp
+    apart = layout.activations
+    expert_axis = layout.experts.axis(*copied_experts, apart_from=apart)
+    experts = _Holders(expert_axis, expert_shards, mirrors * degrees.expert_copies * degrees.efsdp)
+    split = _Holders(layout.dense.axis(*copied, apart_from=apart), dense_shards, mirrors * degrees.dp)
+    whole = _Holders(
+        layout.dense.axis(*copied, "tp", apart_from=apart), dense_shards, mirrors * degrees.dp * degrees.tp
     )
-    split = _Holders(layout.dense.axis(*copied), dense_shards, mirrors * degrees.dp)
-    whole = _Holders(layout.dense.axis(*copied, "tp"), dense_shards, mirrors * degrees.dp * degrees.tp)
 
     def holders(name: str) -> _Holders:
         if ".experts.routed." in name:

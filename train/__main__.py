@@ -240,7 +240,7 @@ def _open_meter(
 def _open_traces(job: Accepted, plan: TracePlan, world: World, comm: Communicator, folder: Path) -> TracedSteps:
     measure = job.config.measure
     tracer = Tracer(folder, world.rank, world.device) if world.rank in measure.trace_ranks else None
-    return TracedSteps(plan, tracer, comm.clock, nvtx_range if measure.nvtx else None)
+    return TracedSteps(plan, tracer, comm, nvtx_range if measure.nvtx else None)
 
 
 def _open_engine(config: JobConfig, degrees: Degrees, world: World, comm: Communicator) -> Engine:

@@ -71,7 +71,7 @@ class Trainer:
                     self.report.log(row)
             if traced:
                 with self.meter.apart(Phase.profile):
-                    self.traces.end(step)
+                    self.traces.end(step, self.meter.waited_s)
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)

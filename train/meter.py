@@ -8,7 +8,7 @@ them.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -20,7 +20,7 @@ from train.checkpoint import Progress
 from train.metrics.cost import cost_row
 from train.metrics.energy import EnergyMeter, energy_row
 from train.metrics.routing import routing_row
-from train.metrics.step_time import StepTime, time_row
+from train.metrics.step_time import StepTime, sums_by_kind, time_row
 from train.metrics.throughput import Throughput, peak_memory_gib
 from train.step import StepResult
 from train.trace.plan import TracePlan
@@ -44,6 +44,8 @@ class Meter:
     """Of all ranks."""
     started: float
     """The attempt's start by time.monotonic()."""
+    waited_s: dict[str, float] = field(default_factory=dict)
+    """By kind, what this rank's brackets came to in the last window, whatever it waited for."""
 
     def begin(self) -> None:
         """Forget what was before: the start is no step."""
@@ -89,6 +91,7 @@ class Meter:
         """What ranks tell each other of the window: its time by bucket, its energy, whether to trace soon."""
         own: dict[str, float] = {"joules": joules}
         if window := self.comm.clock.end_window():
+            self.waited_s = sums_by_kind(window.waits)
             own |= self.step_time.own(window, self.plan.usual_step_s() if traced else None)
             own["wants_trace"] = self.plan.wants([] if traced else window.step_s, self.rank)
         elif self.n_gpus == 0:

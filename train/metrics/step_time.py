@@ -3,10 +3,10 @@
 Buckets exclude each other and fill the wall: what no bucket holds is `other`, signed. All are seconds a step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from parallel.clock.phase_clock import OF_A_STEP, Phase, Window
+from parallel.clock.phase_clock import OF_A_STEP, Phase, Waited, Window
 from parallel.clock.split import split_waits
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
@@ -60,6 +60,14 @@ class StepTime:
         seconds["other"] = window.wall_s - sum(seconds.values())
         seconds["caused"] = split.caused_s
         return {name: value / window.steps for name, value in seconds.items()}
+
+
+def sums_by_kind(waits: Sequence[Waited]) -> dict[str, float]:
+    """Seconds of all waits of each kind that there is."""
+    sums: dict[str, float] = {}
+    for wait in waits:
+        sums[wait.kind.value] = sums.get(wait.kind.value, 0.0) + wait.seconds
+    return sums
 
 
 def time_row(by_rank: Mapping[str, list[float]]) -> dict[str, float]:

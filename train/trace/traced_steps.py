@@ -1,6 +1,9 @@
 """Deep traces as the loop sees them: what to do before a step, and after it."""
 
-from parallel.clock.phase_clock import Clock, PhaseClock, Ranges
+from collections.abc import Mapping
+
+from parallel.clock.phase_clock import PhaseClock, Ranges
+from parallel.comm import Communicator
 from train.trace.plan import Role, TracePlan
 from train.trace.ranges import profiler_range
 from train.trace.tracer import Tracer
@@ -9,9 +12,9 @@ from train.trace.tracer import Tracer
 class TracedSteps:
     """Follows the plan on one rank; `tracer` is None on ranks that do not trace, but for which steps are slower too."""
 
-    def __init__(self, plan: TracePlan, tracer: Tracer | None, clock: Clock, ranges: Ranges | None) -> None:
+    def __init__(self, plan: TracePlan, tracer: Tracer | None, comm: Communicator, ranges: Ranges | None) -> None:
         """`ranges`: what the clock shows its ranges to while nothing is traced; None: to nobody."""
-        self._plan, self._tracer, self._clock, self._ranges = plan, tracer, clock, ranges
+        self._plan, self._tracer, self._comm, self._ranges = plan, tracer, comm, ranges
         self._running = False
         self._show(ranges)
 
@@ -22,7 +25,7 @@ class TracedSteps:
         return role is Role.warm_up or (role is Role.traced and self._running)
 
     def before(self, step: int) -> None:
-        """Start the profiler, or let it record."""
+        """Start the profiler, or let it record. All ranks wait for each other: what that takes is no step's."""
         if self._plan.role(step) is Role.warm_up and not self._running:
             self._running = True
             if self._tracer:
@@ -30,6 +33,7 @@ class TracedSteps:
                 self._show(profiler_range)
         elif self._tracer:
             self._tracer.step()
+        self._comm.barrier()
 
     def slowed(self, step: int) -> bool:
         """Whether `step` was slower for being traced, or the warm-up for it."""
@@ -39,14 +43,16 @@ class TracedSteps:
         """Whether `step` was the traced one: `end` comes next."""
         return self._running and self._plan.role(step) is Role.traced
 
-    def end(self, step: int) -> None:
-        """Write the trace of `step`."""
+    def end(self, step: int, waited_s: Mapping[str, float]) -> None:
+        """Write the trace of `step`, in which the clock's brackets on this rank came to `waited_s` by kind. All ranks
+        wait for those that do."""
         if self._tracer:
             self._show(self._ranges)
-            self._tracer.end(step)
+            self._tracer.end(step, waited_s)
         self._plan.traced(step)
         self._running = False
+        self._comm.barrier()
 
     def _show(self, ranges: Ranges | None) -> None:
-        if isinstance(self._clock, PhaseClock):
-            self._clock.ranges = ranges
+        if isinstance(self._comm.clock, PhaseClock):
+            self._comm.clock.ranges = ranges

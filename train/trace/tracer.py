@@ -1,6 +1,8 @@
 """The profiler's life: one step of warm-up, one step traced, exported, swept, forgotten."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,8 +48,9 @@ class Tracer:
             torch.cuda.synchronize(self._device)
         self._profile.step()
 
-    def end(self, step: int) -> Path:
-        """Stop, write the trace of step `step` and its summary beside it; the trace's path.
+    def end(self, step: int, waited_s: Mapping[str, float] | None = None) -> Path:
+        """Stop, write the trace of step `step` and its summary beside it; the trace's path. `waited_s`: by kind, what
+        the clock's brackets came to in the step.
 
         Whatever goes wrong with the files (a full disk, a kernel that the table does not have) is one warning in the
         log: the trace is then missing, or stays without its summary.
@@ -58,10 +61,16 @@ class Tracer:
         path = self._folder / TRACES / f"step-{step:08d}" / f"rank-{self._rank}.json.gz"
         try:
             _export(finished, path)
-            sweep_file(path).write(path.with_name(f"rank-{self._rank}.summary.json"))
+            swept = replace(sweep_file(path), waited_s=dict(waited_s or {}))
+            swept.write(summary_beside(path))
         except Exception as error:
             logging.getLogger(__name__).warning("trace of step %d: %s: %s", step, type(error).__name__, error)
         return path
+
+
+def summary_beside(trace: Path) -> Path:
+    """Where a trace's sweep is kept."""
+    return trace.with_name(trace.name.removesuffix(".json.gz") + ".summary.json")
 
 
 def _export(finished: profile, path: Path) -> None:
