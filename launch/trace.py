@@ -73,10 +73,11 @@ def _lines(sweep: Sweep) -> Iterable[tuple[str, float]]:
     yield "both at once", sweep.both_s
     yield "exposed communication", sweep.exposed_s
     yield from _indented(sweep.exposed_by_kind_s)
-    if sweep.exposed_between_kernels_s:
-        yield "  of that between two kernels in a row", sum(sweep.exposed_between_kernels_s.values())
+    if sweep.stream_waits_s:
+        yield "the compute stream waited", sum(sweep.stream_waits_s.values())
+        yield from _indented(sweep.stream_waits_s)
     if sweep.waited_s:
-        yield "waits, as the clock bracketed them", sum(sweep.waited_s.values())
+        yield "the same by the clock's brackets" if on_device else "the clock's brackets", sum(sweep.waited_s.values())
         yield from _indented(sweep.waited_s)
     yield f"idle, {sweep.n_gaps:,} gaps", sweep.idle_s
     yield "  the largest gap", sweep.largest_gap_s

@@ -67,6 +67,8 @@ class Meter:
     def row(self, progress: Progress, rate: float, result: StepResult, traced: bool) -> dict[str, float]:
         """The step's row, of the window that ends with it. Of `traced` steps the speed is not the run's: there is no
         perf/*, and what they took above the usual is `profile`."""
+        # Before the device is waited for: NVML takes 5 ms to answer on an H100, which the device's work hides.
+        joules = self.energy.joules_since_last() if self.energy else float("nan")
         row: dict[str, float] = {
             "train/step": progress.step,
             "train/tokens": progress.tokens,
@@ -76,7 +78,6 @@ class Meter:
         }
         tokens, seconds = self.throughput.tokens, self.throughput.seconds
         speed = self.throughput.end_window()
-        joules = self.energy.joules_since_last() if self.energy else float("nan")
         if not traced:
             row |= speed
         row |= self._over_ranks(progress.step, traced, joules, tokens, seconds)

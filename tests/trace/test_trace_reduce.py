@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_device() -> None:
     assert micro(swept.exposed_by_kind_s) == {"dp": 50, "ep": 45, "unknown": 20}
     assert micro(swept.unknown_kinds_s) == {"ncclDevKernel_AllGather_RING_LL": 20}
     assert micro(swept.compute_by_category_s) == {"dense_gemm": 100, "elementwise": 10, "copy_cast": 1.877}
+
+
+def test_what_the_compute_stream_waited_for_is_what_the_clock_bracketed() -> None:
+    """One step of `strategy=ep` on 2 × H100, by measure.trace_every; the brackets are of the same step and rank."""
+    path = DATA / "h100_ep.json.xz"
+    swept = sweep_file(path)
+    with lzma.open(path) as file:
+        brackets: dict[str, float] = json.load(file)["waited_s"]
+    assert set(brackets) == {"ep", "dp", "control"}
+    for kind, bracketed_s in brackets.items():
+        assert swept.stream_waits_s[kind] == pytest.approx(bracketed_s, rel=0.05, abs=1e-3)
+    assert swept.stream_waits_s["ep"] == pytest.approx(0.01183, abs=5e-5)  # of it brackets say 0.01224
+    assert swept.unknown_kinds_s == {}
+    assert swept.compute_by_category_s["other"] < 0.01 * swept.compute_s
 
 
 def test_two_gloo_ranks() -> None:

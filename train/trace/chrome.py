@@ -17,7 +17,7 @@ _OPENERS: Mapping[str, Any] = {".json": open, ".gz": gzip.open, ".xz": lzma.open
 _KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _RANGES = {"user_annotation", "cpu_op"}
-_WANTED_RANGES = ("comm/", "wait/", "phase/", "c10d::", "gloo:")
+_WANTED_RANGES = ("comm/", "wait/", "phase/", "c10d::", "gloo:", "FSDP::")
 
 
 class TraceError(ConfigError):
@@ -37,6 +37,7 @@ class Kernel(NamedTuple):
     end_ns: int
     correlation: int | None
     """The number that its launch bears too."""
+    stream: Any
 
 
 class Launch(NamedTuple):
@@ -117,7 +118,7 @@ def _sort(events: Iterable[dict[str, Any]]) -> Trace:
         thread, more = (event.get("pid"), event.get("tid")), event.get("args", {})
         if category in _KERNELS:
             device = more.get("device", event.get("pid"))
-            trace.kernels.append(Kernel(event["name"], device, begin, end, more.get("correlation")))
+            trace.kernels.append(Kernel(event["name"], device, begin, end, more.get("correlation"), more.get("stream")))
         elif category in _LAUNCHES and "correlation" in more:
             trace.launches[more["correlation"]] = Launch(thread, begin, end)
         elif category in _RANGES and event["name"].startswith(_WANTED_RANGES):

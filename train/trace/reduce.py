@@ -10,10 +10,13 @@ Who opens the ranges (`torch.profiler.record_function`):
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
+from parallel.comm_kind import CommKind
 from train.trace.chrome import Kernel, Nesting, Range, Trace, TraceError, read_trace
-from train.trace.intervals import Interval, inside, merge, outside
+from train.trace.intervals import Interval, inside, length_ns, merge, outside
 from train.trace.kernels import Category, Communication, classify
+from train.trace.stream_waits import stream_waits
 from train.trace.sweep import HOST_RANGES, KERNELS, NS_PER_S, Sweep, sweep
 
 UNKNOWN = "unknown"
@@ -60,10 +63,13 @@ def sweep_kernels(trace: Trace) -> Sweep:
     without one (a CUDA graph), of the kind that its name says, or `unknown`.
     """
     issuing = Nesting(each for each in trace.ranges if each.name.startswith("comm/"))
+    fsdp = Nesting(each for each in trace.ranges if each.name.startswith("FSDP::"))
     table: dict[str, Category | Communication] = {}
     compute: list[Interval] = []
     communication: list[Interval] = []
     unknown: dict[str, int] = defaultdict(int)
+    by_stream: dict[Any, list[Interval]] = defaultdict(list)
+    """Compute; beside the stream that has most of it, by what it is for: FSDP2's copies, or nobody knows."""
     for kernel in trace.kernels:
         if kernel.name not in table:
             table[kernel.name] = classify(kernel.name)
@@ -72,16 +78,22 @@ def sweep_kernels(trace: Trace) -> Sweep:
         launched_ns = launch.end_ns if launch else None
         if isinstance(what, Category):
             compute.append(Interval(kernel.begin_ns, kernel.end_ns, what.value, launched_ns))
+            copies = launch is not None and fsdp.innermost(launch.thread, launch.begin_ns) is not None
+            label = CommKind.fsdp.value if copies else UNKNOWN
+            by_stream[kernel.stream].append(Interval(kernel.begin_ns, kernel.end_ns, label, launched_ns))
             continue
         within = issuing.innermost(launch.thread, launch.begin_ns) if launch else None
         kind = _second_word(within) if within else what.kind.value if what.kind else UNKNOWN
         if kind == UNKNOWN:
             unknown[_short(kernel)] += kernel.end_ns - kernel.begin_ns
         communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
+    streams = sorted(by_stream.values(), key=lambda of_it: length_ns(merge(of_it)))
+    beside = [interval for stream in streams[:-1] for interval in stream]
     return sweep(
         KERNELS,
         compute,
         communication,
+        stream_waits=stream_waits(streams[-1], [*communication, *beside]) if streams else None,
         n_kernels=len(trace.kernels),
         unknown_kinds_s={name: ns / NS_PER_S for name, ns in unknown.items()},
     )

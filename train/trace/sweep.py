@@ -11,7 +11,6 @@ kinds' exposed seconds add up to `exposed_s`; their communication need not, sinc
 
 import heapq
 import json
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,8 +20,6 @@ from pathlib import Path
 from train.trace.intervals import Interval, length_ns, merge
 
 NS_PER_S = 1_000_000_000
-LATENCY_NS = 10_000
-"""A gap between kernels that is shorter is the device's own: launches in a row are 1 to 5 µs apart on an H100."""
 KERNELS, HOST_RANGES = "kernels", "host ranges"
 """Sources of a sweep."""
 
@@ -47,9 +44,6 @@ class Sweep:
     """Communication that nothing hid."""
     exposed_by_kind_s: dict[str, float]
     """The same by kind; they add up."""
-    exposed_between_kernels_s: dict[str, float]
-    """Of that, what lies between two compute kernels less than LATENCY apart: there the stream went from one to the
-    next, and waited for nothing. Without it, this is what brackets around waits should come to."""
     idle_s: float
     """Nothing ran."""
     n_gaps: int
@@ -65,6 +59,8 @@ class Sweep:
     """Run time of compute kernels: more than `compute_s` where they ran side by side. From host ranges, by phase."""
     unknown_kinds_s: dict[str, float]
     """Run time of communication of kind `unknown`, by name."""
+    stream_waits_s: dict[str, float]
+    """By kind, what the compute stream waited for (train/trace/stream_waits.py); none from host ranges."""
     waited_s: dict[str, float] = field(default_factory=dict)
     """By kind, what the clock's brackets around waits came to in the same step on the same rank, if one ran."""
 
@@ -80,8 +76,10 @@ def sweep(
     neither: Sequence[Interval] = (),
     n_kernels: int = 0,
     unknown_kinds_s: Mapping[str, float] | None = None,
+    stream_waits: Mapping[str, int] | None = None,
 ) -> Sweep:
-    """Sweep the intervals, in any order; `neither` widens the span, and where nothing else runs it is idle.
+    """Sweep the intervals, in any order; `neither` widens the span, and where nothing else runs it is idle. What the
+    compute stream waited for, ns by kind, is taken over.
 
     Raises ValueError if there is none.
     """
@@ -105,7 +103,7 @@ def sweep(
         both_s=walk.both_ns / NS_PER_S,
         exposed_s=sum(walk.exposed_ns.values()) / NS_PER_S,
         exposed_by_kind_s=_seconds(walk.exposed_ns),
-        exposed_between_kernels_s=_seconds(_between_kernels(walk.exposed, compute)),
+        stream_waits_s=_seconds(stream_waits or {}),
         idle_s=sum(end - begin for begin, end in walk.gaps) / NS_PER_S,
         n_gaps=len(walk.gaps),
         largest_gap_s=max((end - begin for begin, end in walk.gaps), default=0) / NS_PER_S,
@@ -125,8 +123,6 @@ class _Walk:
     ) -> None:
         self.compute_ns = self.both_ns = 0
         self.exposed_ns: dict[str, int] = defaultdict(int)
-        self.exposed: list[Interval] = []
-        """In order."""
         self.gaps: list[tuple[int, int]] = []
         """Disjoint, none beside another, in order."""
         change: dict[int, int] = defaultdict(int)
@@ -152,23 +148,10 @@ class _Walk:
             self.both_ns += end - begin if kind is not None else 0
         elif kind is not None:
             self.exposed_ns[kind] += end - begin
-            self.exposed.append(Interval(begin, end, kind))
         elif self.gaps and self.gaps[-1][1] == begin:
             self.gaps[-1] = self.gaps[-1][0], end
         else:
             self.gaps.append((begin, end))
-
-
-def _between_kernels(exposed: Sequence[Interval], compute: Sequence[Interval]) -> dict[str, int]:
-    """Of the exposed, by kind, what lies in gaps of compute shorter than LATENCY_NS."""
-    runs = merge(compute)
-    gaps = [(end, begin) for (_, end), (begin, _) in pairwise(runs) if begin - end < LATENCY_NS]
-    found: dict[str, int] = defaultdict(int)
-    for each in exposed:
-        at = bisect_right(gaps, (each.begin_ns, each.begin_ns + LATENCY_NS)) - 1
-        if at >= 0 and each.end_ns <= gaps[at][1]:
-            found[each.label] += each.end_ns - each.begin_ns
-    return found
 
 
 def _waits_for_host(gaps: Sequence[tuple[int, int]], every: Iterable[Interval]) -> Iterable[int]:

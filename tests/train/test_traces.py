@@ -1,0 +1,52 @@
+"""Deep traces of a real job: asked for by a file and by the configuration, booked apart, and seen by all ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+from harness.run_record import RunRecord
+from harness.torchrun import start_torchrun, torchrun
+
+COMMON = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "checkpoint=off", "logging=off")
+
+
+def test_every_n_steps_on_chosen_ranks(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "run")
+    words = (*COMMON, "strategy=ep", "train.steps=14", "train.log_every=5", f"run.dir={record.folder}")
+    done = torchrun(2, *words, "measure.trace_every=6", "measure.trace_ranks=[1]", "measure.trace_limit=1")
+    assert done.returncode == 0, done.stderr
+    written = sorted(str(path.relative_to(record.folder)) for path in (record.folder / "traces").rglob("*.*"))
+    assert written == [
+        "traces/step-00000006/rank-1.json.gz",
+        "traces/step-00000006/rank-1.summary.json",
+    ]
+    summary = json.loads((record.folder / written[1]).read_text())
+    # On the host a sweep's exposed are the clock's own brackets: each was shown to the profiler.
+    assert set(summary["waited_s"]) == set(summary["exposed_by_kind_s"]) == {"dp", "ep", "control"}
+    for kind, seconds in summary["waited_s"].items():
+        assert summary["exposed_by_kind_s"][kind] == pytest.approx(seconds, rel=0.05, abs=1e-3)
+
+    rows = {row["train/step"]: row for row in record.rows}
+    assert sorted(rows) == [1, 4, 5, 6, 10, 14]  # a row before, of the warm-up, of the traced step
+    for step in (5, 6):
+        assert not [key for key in rows[step] if key.startswith("perf/")]
+        own = sum(value for key, value in rows[step].items() if key.startswith("time/") and key.endswith("_s"))
+        assert own - rows[step]["time/wall_s"] == pytest.approx(rows[step]["time/wall_s"], rel=1e-6)
+    # Writing the trace is profile, on the rank that wrote and on the one that waited for it; it comes after the row.
+    assert rows[10]["time/profile_s"] > 0
+    assert rows[10]["time/profile_s"] == pytest.approx(rows[10]["time_max/profile_s"], rel=0.5)
+    assert "time/profile_s" not in rows[4]
+    assert "time/profile_s" not in rows[14]
+
+
+def test_a_file_asks_for_a_trace_of_a_running_job(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "run")
+    words = (*COMMON, "strategy=ddp", "train.steps=100000", "train.log_every=2", f"run.dir={record.folder}")
+    with start_torchrun(2, *words) as launch:
+        launch.wait_for(lambda _: record.last_step >= 4)
+        (record.folder / "TRACE").touch()
+        launch.wait_for(lambda _: bool(list((record.folder / "traces").rglob("rank-0.summary.json"))))
+        after = record.last_step
+        launch.wait_for(lambda _: record.last_step >= after + 4)
+    assert not (record.folder / "TRACE").exists()
+    assert len(list((record.folder / "traces").rglob("*.gz"))) == 1

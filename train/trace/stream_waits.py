@@ -1,0 +1,40 @@
+"""What the compute stream waited for, as a trace of kernels shows it: the sweep's side of the clock's brackets.
+
+    compute stream   ██████ ─ gap ─────────────── ██████
+    other streams        ▒▒▒▒ dp ▒▒ ▓▓▓▓ ep ▓▓▓▓▓
+                           ↑ next kernel launched   ↑ ep released it: between the two the stream waited, for ep
+
+Before that the host was late, after it is launch latency.
+
+Exposed communication is not the same: it counts every moment in which a transfer runs and no kernel does, also the
+microseconds between two kernels in a row and those in which the host had launched nothing, where nobody waits for it.
+And the stream waits for more than transfers: FSDP2 copies in and out of them on streams of its own.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from train.trace.intervals import Interval, merge
+
+LATENCY_NS = 10_000
+"""A shorter gap is the device's own: kernels in a row are 1 to 5 µs apart on an H100."""
+
+
+def stream_waits(compute: Sequence[Interval], others: Sequence[Interval]) -> dict[str, int]:
+    """By label of `others`, what runs beside the stream of `compute`, how long that stream waited for it, ns."""
+    others = sorted(others, key=lambda i: i.end_ns)
+    ends = [i.end_ns for i in others]
+    launched = {i.begin_ns: i.launched_ns for i in compute}
+    waited: dict[str, int] = defaultdict(int)
+    runs = merge(compute)
+    for (_, begin), (end, _) in pairwise(runs):
+        if end - begin < LATENCY_NS:
+            continue
+        at = bisect_left(ends, end) - 1
+        if at < 0 or ends[at] <= begin:
+            continue
+        since = max(begin, launched.get(end) or begin)
+        waited[others[at].label] += max(0, ends[at] - since)
+    return dict(waited)
