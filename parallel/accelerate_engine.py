@@ -71,6 +71,11 @@ class AccelerateEngine(WholeModelEngine):
         self._parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._check(world)
 
+    @property
+    def unseen(self) -> str | None:
+        """See Engine: DDP waits inside C++; FSDP2 where it is watched."""
+        return None if self._sharded else "waits for DDP's all-reduces are in compute_bwd"
+
     def update(self, rate: float, max_norm: float) -> Tensor:
         """See Engine. The norm is summed in float32, as Accelerate does."""
         norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), max_norm)

@@ -89,6 +89,11 @@ class DeepSpeedEngine(WholeModelEngine):
         self._check(precision)
         self._start(seed)
 
+    @property
+    def unseen(self) -> str:
+        """See Engine."""
+        return "waits for DeepSpeed's collectives are in compute_fwd, compute_bwd and compute_opt"
+
     def update(self, rate: float, max_norm: float) -> Tensor:
         """See Engine."""
         self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0

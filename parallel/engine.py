@@ -40,6 +40,10 @@ class Engine(Protocol):
     def placement(self) -> ExpertPlacement:
         """On which expert-parallel rank each expert lives."""
 
+    @property
+    def unseen(self) -> str | None:
+        """Which waits for communication no clock of ours sees, and which phase they are counted in; None: all are."""
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """[2], float64: what this rank adds to the mean cross-entropy and to the routers' loss of the global batch."""
 

@@ -55,6 +55,10 @@ class NativeEngine:
         """See Engine."""
         return next(iter(self._parallel.stages.values())).placement
 
+    @property
+    def unseen(self) -> None:
+        """See Engine: all are ours, or FSDP2's."""
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """See Engine."""
         self._parallel.gradients.begin_step()

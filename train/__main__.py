@@ -190,7 +190,7 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
         job.init_from.load(weights)
         engine.take_state(weights, steps_done=0)
 
-    attempt = _describe_attempt(config, world, progress.step)
+    attempt = _describe_attempt(config, world, engine, comm, progress.step)
     report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
     loader = _open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, config.train.steps, folder)
@@ -264,11 +264,14 @@ def _batch_maker(job: Accepted) -> BatchMaker:
     return BatchMaker(separator, split_attention=boundaries is Boundaries.attention)
 
 
-def _describe_attempt(config: JobConfig, world: World, resumed_after_step: int) -> Attempt:
+def _describe_attempt(
+    config: JobConfig, world: World, engine: Engine, comm: Communicator, resumed_after_step: int
+) -> Attempt:
     parameters = count_parameters(config.model)
     peak = peak_flops(world.device, config.precision.compute.torch)
     name = device_name(world.device)
-    return Attempt(resumed_after_step, world.size, name, peak, parameters.total, parameters.active)
+    time_source = f"{comm.clock.source}; {engine.unseen}" if engine.unseen else comm.clock.source
+    return Attempt(resumed_after_step, world.size, name, peak, parameters.total, parameters.active, time_source)
 
 
 def _work(config: JobConfig, attempt: Attempt) -> ModelWork:

@@ -13,6 +13,9 @@ from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.recorder import Recorder
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
+SLOW_SHARE, SLOW_PART = 0.6, 0.1
+"""A rank is named as slow when it causes that share of all waiting for ranks, and that waiting is that part of a step."""
+
 
 class Report:
     """Rank 0's voice, over one attempt at a job."""
@@ -31,6 +34,7 @@ class Report:
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
+        self._named: set[float] = set()
         millions = f"{attempt.parameters / 1e6:,.1f} M parameters, {attempt.parameters_active / 1e6:,.1f} M active"
         self._line.note(f"{folder}: {millions}, {attempt.world_size} × {attempt.device}")
         if attempt.resumed_after_step:
@@ -40,6 +44,7 @@ class Report:
         """Record and show one row."""
         self._recorder.log(row)
         self._line.update(row)
+        self._name_slow_rank(row)
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +55,18 @@ class Report:
         """Give the terminal back, and end the wandb run with the code that the process is about to have."""
         self._line.__exit__(kind, error, trace)
         self._recorder.__exit__(kind, error, trace)
+
+    def _name_slow_rank(self, row: Mapping[str, float]) -> None:
+        """Once for each rank that the others wait for: most of a wait that is a good part of the step."""
+        rank, waited_s = row.get("time/slow_rank"), row.get("time/sync_wait_s", 0.0)
+        if rank is None or row["time/slow_rank_share"] < SLOW_SHARE or waited_s < SLOW_PART * row["time/wall_s"]:
+            return
+        if rank not in self._named:
+            self._named.add(rank)
+            self._line.note(
+                f"step {row['train/step']}: others wait for rank {rank}, {waited_s:.3f} s of a step of "
+                f"{row['time/wall_s']:.3f} s (mean over ranks; {row['time/slow_rank_share']:.0%} of it for that rank)"
+            )
 
     def summarise(self) -> None:
         """Write summary.json, over all attempts' rows, and print its table."""

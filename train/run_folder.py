@@ -106,7 +106,8 @@ def write_config(folder: Path, config: dict[str, Any], environment: dict[str, An
 
 
 def describe_environment(attempt: Attempt, corpus_fingerprint: str) -> dict[str, Any]:
-    """Versions, source, topology, the peak that MFU divides by, and the corpus, as plain values."""
+    """Versions, source, topology, the peak that MFU divides by, whose clock times steps, and the corpus, as plain
+    values."""
     packages = ("switchyard", "torch", "accelerate", "deepspeed", "hydra-core", "wandb")
     return {
         "python": platform.python_version(),
@@ -119,6 +120,7 @@ def describe_environment(attempt: Attempt, corpus_fingerprint: str) -> dict[str,
         "device": attempt.device,
         "peak_tflops": attempt.peak.tflops,
         "peak_source": attempt.peak.source,
+        "time_source": attempt.time_source,
         "corpus_sha256": corpus_fingerprint,
     }
 

@@ -5,6 +5,7 @@ Real processes on gloo; the truth is the injector's own stamps (harness/late.py)
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Late:
     rows: dict[int, dict[str, Any]]
     stamps: list[list[dict[str, Any]]]
     """By rank."""
+    said: str
+    """On standard output."""
 
     def seconds(self, step: int, rank: int) -> float:
         """As this rank's own stamps say."""
@@ -63,7 +66,7 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
             # Of the loop's own stopwatch on rank 0, which knows of no phases.
             assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.01, abs=2e-3)
         assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
-    return Late(rows, [json.loads(Path(f"{stamps}-{rank}.json").read_text()) for rank in range(ranks)])
+    return Late(rows, [json.loads(Path(f"{stamps}-{rank}.json").read_text()) for rank in range(ranks)], done.stdout)
 
 
 def test_a_slow_rank_a_slow_loader_and_a_slow_reduction(tmp_path: Path) -> None:
@@ -77,6 +80,7 @@ def test_a_slow_rank_a_slow_loader_and_a_slow_reduction(tmp_path: Path) -> None:
     assert late.rows[4]["time_max_rank/compute_fwd"] == 1
     assert late.rows[4]["time/slow_rank"] == 1
     assert late.rows[4]["time/slow_rank_share"] > 0.9
+    assert re.search(r"step 4: others wait for rank 1, 0\.\d+ s of a step of \d\.\d+ s", late.said)
 
     late.check(6, "data_wait", (late.seconds(6, 0) + late.seconds(6, 1)) / 2)
     late.check_others(6, {"data_wait"})

@@ -39,6 +39,9 @@ class Attempt:
     parameters_active: int
     """Parameters that one token uses."""
 
+    time_source: str = "none"
+    """What `time/*` is measured with, and which waits it does not see."""
+
 
 @dataclass(frozen=True)
 class RunSummary:
