@@ -14,7 +14,7 @@ from train.metrics.recorder import Recorder
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
 SLOW_SHARE, SLOW_PART = 0.6, 0.1
-"""A rank is named as slow when it causes that share of all waiting for ranks, and that waiting is that part of a step."""
+"""A rank is named as slow when that share of all waiting for ranks is for it, and the waiting that part of a step."""
 
 
 class Report:
@@ -57,8 +57,11 @@ class Report:
         self._recorder.__exit__(kind, error, trace)
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
-        """Once for each rank that the others wait for: most of a wait that is a good part of the step."""
+        """Once for each rank that the others wait for: most of a wait that is a good part of the step. In an attempt's
+        first step it is chance who comes last."""
         rank, waited_s = row.get("time/slow_rank"), row.get("time/sync_wait_s", 0.0)
+        if row["train/step"] == self._attempt.resumed_after_step + 1:
+            return
         if rank is None or row["time/slow_rank_share"] < SLOW_SHARE or waited_s < SLOW_PART * row["time/wall_s"]:
             return
         if rank not in self._named:
