@@ -34,7 +34,8 @@ class Report:
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
-        self._named: set[float] = set()
+        self._named: dict[float, float] = {}
+        """Slow ranks, and the longest wait that was said of each, s."""
         millions = f"{attempt.parameters / 1e6:,.1f} M parameters, {attempt.parameters_active / 1e6:,.1f} M active"
         self._line.note(f"{folder}: {millions}, {attempt.world_size} × {attempt.device}")
         if attempt.resumed_after_step:
@@ -57,15 +58,15 @@ class Report:
         self._recorder.__exit__(kind, error, trace)
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
-        """Once for each rank that the others wait for: most of a wait that is a good part of the step. In an attempt's
-        first step it is chance who comes last."""
+        """Say whom the others wait for, if it is one rank and a good part of the step; again when it is twice as long. In
+        an attempt's first step it is chance who comes last."""
         rank, waited_s = row.get("time/slow_rank"), row.get("time/sync_wait_s", 0.0)
         if row["train/step"] == self._attempt.resumed_after_step + 1:
             return
         if rank is None or row["time/slow_rank_share"] < SLOW_SHARE or waited_s < SLOW_PART * row["time/wall_s"]:
             return
-        if rank not in self._named:
-            self._named.add(rank)
+        if waited_s >= 2 * self._named.get(rank, 0.0):
+            self._named[rank] = waited_s
             self._line.note(
                 f"step {row['train/step']}: others wait for rank {rank}, {waited_s:.3f} s of a step of "
                 f"{row['time/wall_s']:.3f} s (mean over ranks; {row['time/slow_rank_share']:.0%} of it for that rank)"
