@@ -58,7 +58,7 @@ class Report:
         self._recorder.__exit__(kind, error, trace)
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
-        """Say whom the others wait for, if it is one rank and a good part of the step; again when it is twice as long. In
+        """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In
         an attempt's first step it is chance who comes last."""
         rank, waited_s = row.get("time/slow_rank"), row.get("time/sync_wait_s", 0.0)
         if row["train/step"] == self._attempt.resumed_after_step + 1:
