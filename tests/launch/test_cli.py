@@ -36,7 +36,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     [
         (
             [],
-            "no command given; choose from train, verify, bench, submit, tokenize, show, export, schedule (switchyard --help)",
+            "no command given; choose from train, verify, bench, submit, tokenize, show, export, schedule "
+            "(switchyard --help)",
         ),
         (
             ["trian"],
