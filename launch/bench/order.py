@@ -26,10 +26,13 @@ HELP = """
   configs=FILE.yaml  points by name: a mapping of names to lists of words
   rounds=3           jobs of each point: all points once, then all again the other way round
   peer=transformers  beside them, the same model in Hugging Face transformers under FSDP2
+  peer.compile=false and its layers not compiled
   trace=true         a deep trace of one step in the last round: kernels beside what the machine can do
   retry=true         runs again what failed
 """
 ROUNDS = 3
+OURS = {"to": None, "configs": None, "peer": None, "peer.compile": "true", "trace": "false", "retry": "false"}
+"""Words that are no job's, and what they are where they are not given."""
 RUN_KEYS = ("run.dir", "run.name", "run.root")
 
 
@@ -46,6 +49,7 @@ class Order:
     peer: str | None
     peers: list[Point]
     """What the peer runs."""
+    peer_compile: bool
     flags: list[str]
     """Of every job's command line."""
     configs: dict[str, JobConfig]
@@ -69,7 +73,7 @@ class Order:
         line = CommandLine.parse(words, PROGRAM, HELP)
         nproc, rest = take_nproc(line.overrides)
         rounds, rest = take_count(rest, "rounds", "rounds")
-        given, rest = _take(rest, {"to": None, "configs": None, "peer": None, "trace": "false", "retry": "false"})
+        given, rest = _take(rest, OURS)
         if not given["to"]:
             raise ConfigError("where do results go? write to=FOLDER")
         for word in rest:
@@ -101,6 +105,7 @@ class Order:
             points=points,
             peer=given["peer"],
             peers=peers,
+            peer_compile=_truth("peer.compile", given["peer.compile"]),
             flags=["--config-dir", str(line.config_dir.resolve())] if line.config_dir else [],
             configs=composed,
             yaml=text if line.print_config else None,

@@ -9,7 +9,7 @@ from launch.bench.points import Point
 from models.config import ConfigError
 from models.hf_architecture import architecture_of
 from parallel.config import Dtype
-from train.data.config import Boundaries, DataSource
+from train.data.config import DataSource
 
 PEERS = {"transformers": Path(__file__).resolve().parents[2] / "benchmarks" / "peer_transformers.py"}
 """By name, the program that torchrun starts; it takes our words."""
@@ -42,8 +42,6 @@ def check_peer(config: JobConfig) -> None:
         raise ConfigError("peer=transformers has no loss of the router: set model.moe.*_loss_weight to 0")
     if config.data.source is not DataSource.synthetic:
         raise ConfigError(f"peer=transformers learns random tokens: set data=synthetic, not {config.data.source.value}")
-    if config.data.boundaries is not Boundaries.none:
-        raise ConfigError("peer=transformers sees no documents: set data.boundaries=none")
     if config.precision.compute is Dtype.float64:
         raise ConfigError("peer=transformers has no float64: set precision=bf16 or fp32")
 

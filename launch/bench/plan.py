@@ -18,7 +18,8 @@ def rounds_of(order: Order) -> list[list[Job]]:
 def _job(order: Order, point: Point, number: int) -> Job:
     runs = order.folder / "runs"
     if order.peer and point in order.peers:
-        return Job(point, number, runs, order.nproc, (str(PEERS[order.peer]),), order.flags)
+        eager = [] if order.peer_compile else ["compile=false"]
+        return Job(point, number, runs, order.nproc, (str(PEERS[order.peer]),), [*eager, *order.flags])
     traced = _trace_once(order, point) if order.trace and number == order.rounds else []
     return Job(point, number, runs, order.nproc, TRAIN, [*traced, *order.flags])
 
