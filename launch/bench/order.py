@@ -12,7 +12,7 @@ from conf.compose import compose
 from conf.options import Options
 from conf.schema import JobConfig, validate
 from launch.bench.peer import PEERS, check_peer, peer_points
-from launch.bench.points import Point, points_of
+from launch.bench.points import Point, check_names, points_of
 from launch.local import take_nproc
 from launch.ranks import take_count
 from models.config import ConfigError
@@ -84,6 +84,7 @@ class Order:
         configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
         points = points_of(rest, configs, Options.find(line.config_dir))
         peers = peer_points(given["peer"], points) if given["peer"] else []
+        check_names([*points, *peers])
         composed, text = {}, ""
         for point in [*points, *peers]:
             try:

@@ -38,7 +38,7 @@ def points_of(words: Sequence[str], configs: Mapping[str, Sequence[str]] | None,
     strategy.
 
     Raises:
-        ConfigError: for a sweep without values, a name that two points have, or one that no folder can have.
+        ConfigError: for a sweep without values.
     """
     points: list[Point] = []
     for name, more in ({"": []} if configs is None else configs).items():
@@ -48,7 +48,7 @@ def points_of(words: Sequence[str], configs: Mapping[str, Sequence[str]] | None,
             merged = given | dict(zip(several, chosen, strict=True))
             values = [_label(key, merged[key], options) for key in several]
             points.append(Point("-".join(filter(None, [name, *values])) or _alone(merged), _with_defaults(merged)))
-    return _checked(points)
+    return points
 
 
 def _last_of_each(words: Iterable[str]) -> dict[str, str]:
@@ -70,7 +70,12 @@ def _alone(words: Mapping[str, str]) -> str:
     return words.get("strategy", "strategy=default").partition("=")[2]
 
 
-def _checked(points: list[Point]) -> list[Point]:
+def check_names(points: Sequence[Point]) -> None:
+    """Refuse names that no folder can have, or that two points have.
+
+    Raises:
+        ConfigError: naming the first.
+    """
     names = [point.name for point in points]
     for name in names:
         if not re.fullmatch(r"[\w.+=-]+", name) or name.startswith(".") or len(name) > LONGEST_NAME:
@@ -80,4 +85,3 @@ def _checked(points: list[Point]) -> list[Point]:
             )
         if names.count(name) > 1:
             raise ConfigError(f"two points are called {name}: give them, in configs=FILE, names of their own")
-    return points

@@ -44,7 +44,9 @@ class Round:
     failure: Failure | None
     breakdown: dict[str, float]
     trace: TracedStep | None
-    """Of rank 0, in its last traced step."""
+    """Of rank 0, in its last traced step; None without kernels in it, too."""
+    traced: bool
+    """Whether a step was traced, which slowed it."""
 
     @classmethod
     def read(cls, job: Job) -> "Round":
@@ -54,14 +56,14 @@ class Round:
             ConfigError: if its summary cannot be read.
         """
         if not job.done:
-            return cls(job.round, None, job.failure, {}, None)
+            return cls(job.round, None, job.failure, {}, None, traced=False)
         summary = RunSummary.read(job.folder / SUMMARY_FILE)
         if summary is None:
             raise ConfigError(f"{job.folder / SUMMARY_FILE} is not this version's: remove it to run that job again")
         rows = [row for row in standing_rows(read_jsonl(job.folder / METRICS_FILE)) if "train/loss" in row]
         traces = sorted((job.folder / "traces").glob("step-*/rank-0.summary.json"))
         trace = TracedStep.read(read_json(traces[-1])) if traces else None
-        return cls(job.round, summary, None, mean_breakdown(steady_rows(rows)), trace)
+        return cls(job.round, summary, None, mean_breakdown(steady_rows(rows)), trace, traced=bool(traces))
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class PointResult:
 
     @property
     def breakdown(self) -> dict[str, float]:
-        """The mean over rounds; empty if steps were not divided."""
-        return mean_of([one.breakdown for one in self.rounds if one.breakdown])
+        """The mean over rounds, over those without a traced step if there are any; empty if steps were not divided."""
+        divided = [one for one in self.rounds if one.breakdown]
+        return mean_of([one.breakdown for one in divided if not one.traced] or [one.breakdown for one in divided])
 
     @property
     def trace(self) -> TracedStep | None:

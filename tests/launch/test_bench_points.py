@@ -15,7 +15,7 @@ from launch.bench.order import Order
 from launch.bench.peer import peer_points
 from launch.bench.picture import AXIS, Bar, draw
 from launch.bench.plan import rounds_of
-from launch.bench.points import DEFAULTS, points_of
+from launch.bench.points import DEFAULTS, check_names, points_of
 from launch.bench.roofline import optimizer_parameters, roofline
 from launch.cli import main
 from models.config import ConfigError
@@ -133,6 +133,7 @@ def test_a_refusal_is_one_line_before_anything_runs(
         ("a: strategy=ddp", "write a mapping of names to lists of words"),
         ("a: [1]", "write a mapping of names to lists of words"),
         ("a: [", "is not YAML: "),
+        ("transformers: [strategy=ddp]", "two points are called transformers: "),
         ("a/b: [strategy=ddp]", "a point called 'a/b': it names a folder; "),
         ("{a: [strategy=ddp], 'a-none': ['overlap=default']}\n", ""),
     ],
@@ -140,7 +141,7 @@ def test_a_refusal_is_one_line_before_anything_runs(
 def test_configs_in_a_file(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "points.yaml"
     path.write_text(text)
-    words = [f"to={tmp_path / 'b'}", "nproc=2", "model=tiny", f"configs={path}"]
+    words = [f"to={tmp_path / 'b'}", "nproc=2", "model=tiny", "peer=transformers", f"configs={path}"]
     if not said:
         assert [point.name for point in Order.parse(words).points] == ["a", "a-none"]
         return
@@ -152,7 +153,7 @@ def test_configs_in_a_file(text: str, said: str, tmp_path: Path) -> None:
 
 def test_two_points_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two points are called a-max"):
-        names(["overlap=none,max"], {"a": [], "a-max": ["overlap=max"]})
+        check_names(points_of(["train.seed=1"], {"a-max": [], "a": ["overlap=none,max"]}, Options.find()))
 
 
 def test_cfg_job_prints_every_point_and_runs_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
