@@ -50,14 +50,14 @@ def flops_per_token(model: ModelConfig, sequence_length: int, *, causal: bool = 
 
 
 def flops_by_category(model: ModelConfig, sequence_length: int, *, causal: bool = True) -> dict[str, int]:
-    """`flops_per_token` by what multiplies: routed experts ("expert GEMM"), every other weight ("dense GEMM"; shared
+    """`flops_per_token` by what multiplies: routed experts ("expert_gemm"), every other weight ("dense_gemm"; shared
     experts among them), and queries, keys and values with each other ("attention")."""
     a = model.attention
     square = 6 * a.n_heads * (a.qk_dim + a.value_dim) * sequence_length * model.n_layers
     routed = (model.n_layers - model.n_dense_layers) * model.moe.top_k * 3 * model.dim * model.moe.expert_dim
     return {
-        "dense GEMM": 6 * (count_parameters(model).active - routed),
-        "expert GEMM": 6 * routed,
+        "dense_gemm": 6 * (count_parameters(model).active - routed),
+        "expert_gemm": 6 * routed,
         "attention": square // 2 if causal else square,
     }
 

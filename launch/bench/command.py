@@ -63,9 +63,9 @@ def bench(words: Sequence[str]) -> int:
         print(f"switchyard: {complaint}", file=sys.stderr)
     print_results(results, console)
     print_bus(machine.ceilings, machine.bus, console)
-    fastest = next((result for result in results if result.summaries and result.point in order.points), None)
-    if fastest:
-        print_roofline(fastest.point.name, _roofline(order, fastest, machine), fastest.trace, console)
+    ours = [result for result in results if result.summaries and result.point in order.points]
+    for result in [result for result in ours if result.trace] or ours[:1]:  # without a trace all say much the same
+        print_roofline(result.point.name, _roofline(order, result, machine), result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in results) else 0
 

@@ -12,7 +12,7 @@ from conf.compose import compose
 from conf.options import Options
 from conf.schema import JobConfig, validate
 from launch.bench.peer import PEERS, check_peer, peer_points
-from launch.bench.points import Point, check_names, points_of
+from launch.bench.points import DEFAULTS, Point, check_names, points_of
 from launch.local import take_nproc
 from launch.ranks import take_count
 from models.config import ConfigError
@@ -20,7 +20,7 @@ from parallel.check_engine import check_engine_device
 from parallel.world import Launch, choose_device
 
 PROGRAM = "switchyard bench to=FOLDER [nproc=N]"
-HELP = """
+HELP = f"""
   to=FOLDER          bench.json, bench.svg and the runs go there; the same words again do what is not done yet
   strategy=ddp,fsdp  commas in any value make points: one for each combination
   configs=FILE.yaml  points by name: a mapping of names to lists of words
@@ -29,6 +29,8 @@ HELP = """
   peer.compile=false and its layers not compiled
   trace=true         a deep trace of one step in the last round: kernels beside what the machine can do
   retry=true         runs again what failed
+
+  not typed, these are {" ".join(f"{key}={value}" for key, value in DEFAULTS.items())}
 """
 ROUNDS = 3
 OURS = {"to": None, "configs": None, "peer": None, "peer.compile": "true", "trace": "false", "retry": "false"}

@@ -19,7 +19,7 @@ COLOURS = dict(
         strict=True,
     )
 )
-WHOLE = "#bdbdbd"
+WHOLE = "#c5b8a5"
 """Of a step that was not divided."""
 INK, PAPER, RULE = "#202020", "#ffffff", "#e4e4e4"
 BAR, GAP, MARGIN, LINE = 26, 12, 16, 20

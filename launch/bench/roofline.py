@@ -16,7 +16,7 @@ from train.metrics.verdict import TracedStep
 
 ADAMW_PASSES = 7
 """AdamW reads a weight, its gradient and two moments, and writes the weight and the moments back."""
-CEILINGS = {"dense GEMM": "dense_tflops", "expert GEMM": "expert_tflops", "attention": "attention_tflops"}
+CEILINGS = {"dense_gemm": "dense_tflops", "expert_gemm": "expert_tflops", "attention": "attention_tflops"}
 """What bounds each category of products; the optimizer is bound by `copy_gbs`."""
 
 

@@ -38,7 +38,7 @@ def print_roofline(name: str, lines: Sequence[Line], trace: TracedStep | None, c
     for line in lines:
         unit = f"{line.unit}/s"
         table.add_row(
-            line.category,
+            line.category.replace("_", " "),
             f"{line.work:,.3g} {line.unit}",
             _ms(line.kernel_s),
             f"{line.rate:,.3g} {unit}" if line.rate else "–",
@@ -50,8 +50,12 @@ def print_roofline(name: str, lines: Sequence[Line], trace: TracedStep | None, c
         _say(console, "no trace: what its kernels reach of that is seen with trace=true, on a GPU", style="yellow")
         return
     kernels = sorted(trace.kernel_s.items(), key=lambda item: -item[1])
-    _say(console, "kernels, ms: " + ", ".join(f"{category} {_ms(seconds)}" for category, seconds in kernels))
-    _say(console, f"device idle {_ms(trace.idle_s)} of {_ms(trace.span_s)} ms")
+    _say(
+        console,
+        "kernels, ms: " + ", ".join(f"{category.replace('_', ' ')} {_ms(seconds)}" for category, seconds in kernels),
+    )
+    waited = f"{_ms(trace.host_gaps_s)} of it in {trace.n_host_gaps:,} waits for a launch"
+    _say(console, f"device idle {_ms(trace.idle_s)} of {_ms(trace.span_s)} ms, {waited}")
 
 
 def print_bus(ceilings: Ceilings | None, bus: dict[str, float], console: Console) -> None:

@@ -59,8 +59,8 @@ def test_every_point_has_its_rounds_their_median_and_spread(folder: Path) -> Non
         assert point["step_time_s"]["median"] > 0
         assert 0 < point["mfu"]["median"] < 1
         assert {line["category"] for line in point["roofline"]} == {
-            "dense GEMM",
-            "expert GEMM",
+            "dense_gemm",
+            "expert_gemm",
             "attention",
             "optimizer",
         }
@@ -120,7 +120,7 @@ def test_where_steps_went_is_read_from_their_rows(folder: Path, capsys: pytest.C
         path.write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
     trace = folder / "runs" / "shards-r2" / "traces" / "step-00000004" / "rank-0.summary.json"
     trace.parent.mkdir(parents=True)
-    trace.write_text(json.dumps({"span_s": 0.1, "idle_s": 0.001, "kernel_s": {"dense GEMM": 0.06, "optimizer": 0.01}}))
+    trace.write_text(json.dumps(swept(0.1, {"dense_gemm": 0.06, "optimizer": 0.01})))
     assert run(folder) == 1
     out = capsys.readouterr().out
     shards = point(folder, "shards")
@@ -128,11 +128,19 @@ def test_where_steps_went_is_read_from_their_rows(folder: Path, capsys: pytest.C
     assert shards["bound_by"].startswith("communication (fsdp), 30% of a step; try ")
     assert f"shards: bound by {shards['bound_by']}" in out
     work = {line["category"]: line for line in shards["roofline"]}
-    assert work["dense GEMM"]["rate"] == pytest.approx(work["dense GEMM"]["work"] / 0.06)
-    assert work["expert GEMM"]["rate"] is None
+    assert work["dense_gemm"]["rate"] == pytest.approx(work["dense_gemm"]["work"] / 0.06)
+    assert work["expert_gemm"]["rate"] is None
+    assert work["optimizer"]["kernel_s"] == 0.01
+    assert "dense gemm 60.0, " in out
     titles = [element.text for element in ElementTree.parse(folder / "bench.svg").getroot().iter(f"{SVG}title")]
     assert "shards: exposed_comm/fsdp 30 ms" in titles
     assert not [title for title in titles if title and title.startswith("copies: exposed_comm/fsdp")]
+
+
+def swept(span_s: float, by_category: dict[str, float]) -> dict[str, Any]:
+    """What is read of a trace's summary."""
+    waited = {"idle_s": 0.001, "host_gaps_s": 0.0005, "n_host_gaps": 3, "communication_s": 0.01}
+    return {"source": "kernels", "span_s": span_s, "compute_by_category_s": by_category, **waited}
 
 
 def test_other_words_in_a_folder_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,12 +170,12 @@ CEILINGS = Ceilings("a GPU", 700.0, 600.0, 590.0, 400.0, 4000.0)
 
 def test_a_roofline_sums_to_a_steps_flops() -> None:
     job = compose(["model=moe_5b", "data=synthetic", "strategy=fsdp", "train.global_batch_size=8"]).config
-    trace = TracedStep(0.3, 0.01, {"dense GEMM": 0.05, "optimizer": 0.02})
+    trace = TracedStep(0.3, 0.01, 0.005, 7, {"dense_gemm": 0.05, "optimizer": 0.02})
     lines = {line.category: line for line in roofline(job, 2, CEILINGS, trace)}
     products = sum(line.work for line in lines.values() if line.unit == "TFLOP")
     assert products == pytest.approx(flops_per_token(job.model, 4096) * 8 * 4096 / 2 / 1e12)
-    assert lines["dense GEMM"].rate == pytest.approx(lines["dense GEMM"].work / 0.05)
-    assert lines["dense GEMM"].of_ceiling == pytest.approx(lines["dense GEMM"].work / 0.05 / 700)
+    assert lines["dense_gemm"].rate == pytest.approx(lines["dense_gemm"].work / 0.05)
+    assert lines["dense_gemm"].of_ceiling == pytest.approx(lines["dense_gemm"].work / 0.05 / 700)
     assert lines["attention"].rate is lines["attention"].of_ceiling is None
     half = count_parameters(job.model).total / 2
     assert lines["optimizer"].work == pytest.approx(half * 28 / 1e9)

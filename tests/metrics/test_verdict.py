@@ -60,21 +60,23 @@ def test_without_a_trace_an_optimizer_of_some_size_means_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("idle_s", "kernel_s", "bound", "share"),
+    ("host_gaps_s", "kernel_s", "bound", "share"),
     [
-        (0.2, {"dense GEMM": 0.3, "expert GEMM": 0.3, "attention": 0.1, "copy": 0.1}, "host", 0.2),
-        (0.0, {"dense GEMM": 0.3, "expert GEMM": 0.3, "attention": 0.1, "copy": 0.3}, "compute", 0.7),
-        (0.0, {"dense GEMM": 0.4, "element-wise": 0.3, "optimizer": 0.15, "communication": 0.1}, "memory", 0.45),
+        (0.2, {"dense_gemm": 0.3, "expert_gemm": 0.3, "attention": 0.1, "copy_cast": 0.1}, "host", 0.2),
+        (0.0, {"dense_gemm": 0.3, "expert_gemm": 0.3, "attention": 0.1, "copy_cast": 0.3}, "compute", 0.7),
+        (0.0, {"dense_gemm": 0.4, "elementwise": 0.3, "optimizer": 0.15, "communication": 0.1}, "memory", 0.45),
     ],
 )
-def test_a_trace_tells_what_compute_is(idle_s: float, kernel_s: dict[str, float], bound: str, share: float) -> None:
-    verdict = judge(step(), TracedStep.read({"span_s": 1.0, "idle_s": idle_s, "kernel_s": kernel_s}))
+def test_a_trace_tells_what_compute_is(
+    host_gaps_s: float, kernel_s: dict[str, float], bound: str, share: float
+) -> None:
+    verdict = judge(step(), TracedStep(1.0, 0.2, host_gaps_s, 100, kernel_s))
     assert verdict is not None
     assert (verdict.bound, verdict.share) == (bound, pytest.approx(share))
 
 
-def test_a_device_that_idles_in_a_wait_with_a_name_does_not_wait_for_the_host() -> None:
-    verdict = judge(step(data_wait=2.0), TracedStep.read({"span_s": 1.0, "idle_s": 0.25, "kernel_s": {"copy": 0.7}}))
+def test_a_device_that_idles_in_a_wait_with_a_name_does_not_wait_for_launches() -> None:
+    verdict = judge(step(data_wait=2.0), TracedStep(1.0, 0.25, 0.25, 1, {"copy_cast": 0.7}))
     assert verdict is not None
     assert verdict.bound == "input"
 
@@ -82,7 +84,7 @@ def test_a_device_that_idles_in_a_wait_with_a_name_does_not_wait_for_the_host() 
 def test_nothing_divided_is_not_judged() -> None:
     assert judge(mean_breakdown([])) is None
     assert TracedStep.read(None) is None
-    assert TracedStep.read({"span_s": 1.0, "idle_s": 0.5, "kernel_s": {}}) is None
+    assert TracedStep.read({"source": "host ranges", "span_s": 1.0}) is None
 
 
 def test_advice_can_be_typed() -> None:

@@ -6,7 +6,7 @@ optimizer). To tell those two apart, and a device that waits for launches from o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from train.metrics.breakdown import COMMUNICATION, WALL
@@ -17,8 +17,8 @@ of one job differ; with less than that, the same effort gains more in kernels.""
 OPTIMIZER = 0.25
 """Part of compute from which on the optimizer is what bounds it, where no trace says what kernels did. It multiplies no
 matrices, and twice the tokens a step would make each an eighth cheaper, which few kernels' improvements do."""
-MATRIX_PRODUCTS = ("dense GEMM", "expert GEMM", "attention")
-STREAMING = ("optimizer", "norm", "element-wise", "permutation", "copy")
+MATRIX_PRODUCTS = ("dense_gemm", "expert_gemm", "attention")
+STREAMING = ("optimizer", "norm_reduction", "elementwise", "permutation", "copy_cast")
 """Kernels that wait for memory: a few operations a byte, where a GPU of today does hundreds in the time of one."""
 
 MORE_TOKENS = "a larger train.global_batch_size"
@@ -57,21 +57,27 @@ class Verdict:
 
 @dataclass(frozen=True)
 class TracedStep:
-    """What a deep trace says of one step of one rank."""
+    """What a deep trace says of one step of one rank, on a GPU."""
 
     span_s: float
     """Seconds from its first kernel to its last one's end."""
     idle_s: float
     """Of these, seconds in which the device did nothing at all."""
-    kernel_s: dict[str, float] = field(default_factory=dict)
-    """Seconds by category of kernels."""
+    host_gaps_s: float
+    """Of those, seconds in which it waited for a launch."""
+    n_host_gaps: int
+    """Times that it did."""
+    kernel_s: dict[str, float]
+    """Seconds of kernels by what they do (train/trace/kernels.py), and of communication."""
 
     @classmethod
     def read(cls, summary: Mapping[str, Any] | None) -> "Self | None":
-        """Of a trace's summary; None without one, or without kernels: a trace of a CPU has no categories."""
-        if not summary or not summary.get("kernel_s") or not summary.get("span_s"):
+        """Of the summary beside a trace; None without one, or of a step without kernels: a CPU's has phases."""
+        if not summary or summary.get("source") != "kernels":
             return None
-        return cls(summary["span_s"], summary.get("idle_s", 0.0), dict(summary["kernel_s"]))
+        kernels = {**summary["compute_by_category_s"], "communication": summary["communication_s"]}
+        gaps_s, n_gaps = summary["host_gaps_s"], summary["n_host_gaps"]
+        return cls(summary["span_s"], summary["idle_s"], gaps_s, n_gaps, kernels)
 
     def seconds(self, categories: tuple[str, ...]) -> float:
         """Of kernels of these `categories` together."""
@@ -92,9 +98,8 @@ def judge(breakdown: Mapping[str, float], trace: TracedStep | None = None) -> Ve
         "logging": shares.get("log", 0.0),
         "unnamed time": abs(shares.get("other", 0.0)),
     }
-    if trace:  # a device also idles where it waits for what has a name of its own
-        named = sum(waits[name] for name in ("input", "bubble", "logging"))
-        waits["host"] = trace.idle_s / trace.span_s - named
+    if trace:  # no launch comes either where the host itself waits for what has a name of its own
+        waits["host"] = trace.host_gaps_s / trace.span_s - waits["input"] - waits["logging"]
     worst = max(waits, key=waits.__getitem__)
     if waits[worst] >= WAIT:
         return Verdict(worst, waits[worst])
