@@ -9,6 +9,7 @@ of `precision`. Attention takes the kernels that ours takes, experts transformer
 summary.json and the FLOPs in its MFU are ours.
 """
 
+import importlib.metadata
 import os
 import sys
 import time
@@ -18,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import sdpa_kernel
 from torch.optim import Optimizer
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from conf.command_line import CommandLine
 from conf.compose import compose
@@ -99,6 +98,8 @@ def main(words: list[str]) -> None:
 
 def build(model: ModelConfig, precision: PrecisionConfig, device: torch.device, compiled: bool) -> nn.Module:
     """The network in master weights, its layers compiled and sharded over all ranks."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # not before the words were judged: it may be missing
+
     published = published_config(model, "float32")
     config = AutoConfig.for_model(published.pop("model_type"), **published)
     with torch.device(device):
@@ -182,7 +183,9 @@ def train(job: PeerJob, world: World, comm: Communicator, started: float) -> Non
 
 def open_report(job: PeerJob, attempt: Attempt, fingerprint: str, started: float) -> Report:
     """Where rank 0 writes; config.yaml says whose run it is."""
-    environment = describe_environment(attempt, fingerprint) | {"peer": f"transformers {transformers.__version__}"}
+    environment = describe_environment(attempt, fingerprint) | {
+        "peer": f"transformers {importlib.metadata.version('transformers')}"
+    }
     write_config(job.folder, job.plain, environment)
     described = job.plain | {"environment": environment}
     return Report(job.folder, job.config.logging, described, job.config.train.steps, attempt, started)

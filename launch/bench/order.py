@@ -94,9 +94,9 @@ class Order:
                 if not line.print_config:
                     _look_over(one.config, nproc, peer=point in peers)
             except ConfigError as error:
-                raise (
-                    error if len(points) == 1 and point in points else ConfigError(f"{point.name}: {error}")
-                ) from error
+                if len(points) == 1 and point in points:
+                    raise
+                raise ConfigError(f"{point.name}: {error}") from error
             composed[point.name] = one.config
             text += f"# {point.name}\n{one.yaml}"
         return cls(
