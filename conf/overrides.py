@@ -93,7 +93,7 @@ def _check_option(group: str, value: str, options: Options) -> str:
 def _check_value(key: str, value: str, keys: Keys) -> str:
     word = f"{key}={value}"
     _refuse_sweep(key, value)
-    parsed = _parse(word)
+    parsed = parse(word)
     if key in keys.items:
         _check_items(key, value, parsed, keys)
         return word
@@ -145,12 +145,12 @@ def _as_typed(value: object) -> str:
 
 
 def _refuse_sweep(key: str, value: str) -> None:
-    parsed = _parse(f"{key}={value}")
+    parsed = parse(f"{key}={value}")
     if parsed and parsed.is_sweep_override():
         raise ConfigError(f"{key}={value}: one job takes one value; start a job for each")
 
 
-def _parse(word: str) -> Override | None:
+def parse(word: str) -> Override | None:
     """As Hydra reads it; None if it cannot."""
     try:
         return OverridesParser.create().parse_overrides([word])[0]

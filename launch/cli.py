@@ -4,6 +4,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
+from launch.bench.command import bench
 from launch.export import export
 from launch.local import train
 from launch.schedule import schedule
@@ -17,6 +18,8 @@ from models.config import ConfigError
 USAGE = """\
 switchyard train [nproc=N] [key=value …]   start N ranks on this machine and train (see switchyard train --help)
 switchyard verify [nproc=N] [strategy=NAME,… | all] [key=value …]   a layout beside one process, on this machine
+switchyard bench to=FOLDER [nproc=N] [rounds=3] [peer=transformers] strategy=NAME,… [key=value,… …]
+    tokens/s, MFU, memory and where a step goes, point beside point (see switchyard bench --help)
 switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over, then queue them with SLURM's sbatch
     [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
@@ -35,6 +38,7 @@ nproc=N is the number of ranks: by default one per GPU, or 2 on a machine withou
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "verify": verify,
+    "bench": bench,
     "submit": submit,
     "tokenize": tokenize,
     "show": show,
@@ -43,7 +47,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "schedule": schedule,
 }
 HELP = ("--help", "-h")
-OWN_HELP = {"train", "verify", "submit", "tokenize"}
+OWN_HELP = {"train", "verify", "bench", "submit", "tokenize"}
 """Commands that have more to say about themselves than USAGE does."""
 
 

@@ -1,6 +1,7 @@
 """Start the ranks of one job on this machine, through torchrun."""
 
 import os
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -31,9 +32,18 @@ def train(words: Sequence[str]) -> int:
         return 0
     validate(composed.config, nproc)
     os.environ |= rank_environment(nproc)
+    return be_torchrun(torchrun_arguments(nproc, ["-m", "train", *rest]))
+
+
+def be_torchrun(arguments: Sequence[str]) -> int:
+    """torchrun with `arguments`, in this process, without its own account of a failure: the rank has said why.
+
+    Returns:
+        0, or the exit code of the rank that ended the job, or 128 + the signal that ended this process.
+    """
     try:
-        torchrun.run(torchrun.parse_args(torchrun_arguments(nproc, rest)))
-    except ChildFailedError as error:  # the rank has said why
+        torchrun.run(torchrun.parse_args(list(arguments)))
+    except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as stop:
@@ -57,6 +67,10 @@ def rank_environment(nproc: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), **code_environment()}
 
 
-def torchrun_arguments(nproc: int, words: Sequence[str]) -> list[str]:
-    """What to tell torchrun to start `nproc` ranks of `python -m train words…` on this machine."""
-    return ["--standalone", f"--nproc-per-node={nproc}", "-m", "train", *words]
+def torchrun_arguments(nproc: int, program: Sequence[str]) -> list[str]:
+    """What to tell torchrun to start `nproc` ranks of `python program…` (`-m train words…`) on this machine."""
+    return ["--standalone", f"--nproc-per-node={nproc}", *program]
+
+
+if __name__ == "__main__":  # for a command that starts jobs and goes on
+    sys.exit(be_torchrun(sys.argv[1:]))

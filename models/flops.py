@@ -46,9 +46,25 @@ def flops_per_token(model: ModelConfig, sequence_length: int, *, causal: bool = 
     `causal` halves attention, for only the lower triangle is needed (`perf/mfu`); without it the figure is PaLM's
     (`perf/mfu_palm`), and what FlopCounterMode sees of an attention that computes the whole square.
     """
+    return sum(flops_by_category(model, sequence_length, causal=causal).values())
+
+
+def flops_by_category(model: ModelConfig, sequence_length: int, *, causal: bool = True) -> dict[str, int]:
+    """`flops_per_token` by what multiplies: routed experts ("expert_gemm"), every other weight ("dense_gemm"; shared
+    experts among them), and queries, keys and values with each other ("attention")."""
     a = model.attention
     square = 6 * a.n_heads * (a.qk_dim + a.value_dim) * sequence_length * model.n_layers
-    return 6 * count_parameters(model).active + (square // 2 if causal else square)
+    routed = (model.n_layers - model.n_dense_layers) * model.moe.top_k * 3 * model.dim * model.moe.expert_dim
+    return {
+        "dense_gemm": 6 * (count_parameters(model).active - routed),
+        "expert_gemm": 6 * routed,
+        "attention": square // 2 if causal else square,
+    }
+
+
+def routed_parameters(model: ModelConfig) -> int:
+    """Parameters of all routed experts: the ones that expert-parallel ranks divide."""
+    return (model.n_layers - model.n_dense_layers) * model.moe.n_routed * 3 * model.dim * model.moe.expert_dim
 
 
 def _attention_parameters(a: AttentionConfig, dim: int) -> tuple[int, int]:

@@ -22,7 +22,14 @@ def pool() -> Iterator[WorkerPool]:
     shared.close()
 
 
-LONGEST = ("test_readme.py", "test_layouts_agree.py", "test_resume.py", "test_parity.py", "test_verify.py")
+LONGEST = (
+    "test_readme.py",
+    "test_layouts_agree.py",
+    "test_resume.py",
+    "test_parity.py",
+    "test_verify.py",
+    "test_bench.py",
+)
 """Files that take longest. Where two processes share the files (`make test`), they are begun first, so that both end
 together; a file goes to one process, and its tests may build on each other."""
 

@@ -7,21 +7,20 @@ Engines of other libraries lack it; they are compared in float32, with every tok
 process chose: losses, norms and the first step's gradients.
 """
 
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from conf.command_line import CommandLine
 from conf.compose import compose
 from conf.options import Options
 from conf.overrides import typed_value
+from launch.clean_end import ended_cleanly
 from launch.local import take_nproc
+from launch.table_console import table_console
 from launch.verify.job import Job
 from launch.verify.report import print_verdicts
 from launch.verify.verdict import References, judge
@@ -29,9 +28,6 @@ from models.config import ConfigError
 from parallel.check_engine import check_engine_device
 from parallel.world import Launch, choose_device
 from train.config import Device
-
-WIDTH = 140
-"""Columns of a table that goes to a file."""
 
 
 def verify(words: Sequence[str]) -> int:
@@ -70,12 +66,10 @@ def verify(words: Sequence[str]) -> int:
     choose_device(device, Launch(0, most, 0, most, launched=False))
     if len(jobs) == 1:
         check_engine_device(jobs[0].scaled.strategy, torch.device(device))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
+    console = table_console()
     references = References(device)
     verdicts = []
-    with _ended_cleanly(), Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
+    with ended_cleanly(), Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
         task = progress.add_task("")
         for job in jobs:
             progress.update(task, description=f"{job.name} on {job.n_ranks} ranks")
@@ -102,13 +96,3 @@ def strategies(typed: str | None, line: CommandLine) -> list[str]:
         if name not in options.files["strategy"]:
             raise ConfigError(options.unknown("strategy", name))
     return names
-
-
-@contextmanager
-def _ended_cleanly() -> Iterator[None]:
-    """A SIGTERM inside the block goes by way of the clean-up of ranks and folders."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

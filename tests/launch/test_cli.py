@@ -36,17 +36,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     [
         (
             [],
-            "no command given; choose from train, verify, submit, tokenize, show, trace, export, schedule "
+            "no command given; choose from train, verify, bench, submit, tokenize, show, trace, export, schedule "
             "(switchyard --help)",
         ),
         (
             ["trian"],
-            "no command 'trian'; did you mean train? choose from train, verify, submit, tokenize, show, trace, "
+            "no command 'trian'; did you mean train? choose from train, verify, bench, submit, tokenize, show, trace, "
             "export, schedule (switchyard --help)",
         ),
         (
             ["nproc=2"],
-            "no command 'nproc=2'; choose from train, verify, submit, tokenize, show, trace, export, schedule "
+            "no command 'nproc=2'; choose from train, verify, bench, submit, tokenize, show, trace, export, schedule "
             "(switchyard --help)",
         ),
         (["train", "nproc=0"], "nproc=0: set it to the number of ranks, at least 1"),
@@ -101,7 +101,7 @@ def test_train_starts_its_words_through_torchrun(started: list[list[str]]) -> No
 def test_torchrun_takes_the_arguments() -> None:
     from torch.distributed.run import parse_args
 
-    parsed = parse_args(torchrun_arguments(3, ["model=tiny", "--config-dir", "mine"]))
+    parsed = parse_args(torchrun_arguments(3, ["-m", "train", "model=tiny", "--config-dir", "mine"]))
     assert (parsed.nproc_per_node, parsed.standalone, parsed.module) == ("3", True, True)
     assert [parsed.training_script, *parsed.training_script_args] == ["train", "model=tiny", "--config-dir", "mine"]
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from train.metrics.peak import Peak
 from train.metrics.summary import Attempt, RunSummary, summarise
+from train.metrics.verdict import ADVICE
 
 
 def _row(step: int, seconds: float = 0.5, **more: float) -> dict[str, Any]:
@@ -64,6 +65,14 @@ def test_evaluation_may_be_a_row_of_its_own() -> None:
     rows = [_row(1), _row(2), {"train/step": 2, "eval/loss": 4.5}, _row(3)]
     summary = _summary(rows)
     assert (summary.eval_loss, summary.steps, summary.loss_last) == (4.5, 3, rows[-1]["train/loss"])
+
+
+def test_what_bounds_a_run_is_said_of_steps_that_were_divided() -> None:
+    divided = {"time/wall_s": 1.0, "time/compute_fwd_s": 0.6, "time/exposed_comm/fsdp_s": 0.4}
+    summary = _summary([_row(1), *(_row(step, **divided) for step in range(2, 5))])
+    assert summary.bound_by == f"communication (fsdp), 40% of a step; try {ADVICE['communication (fsdp)']}"
+    assert ("bound by", summary.bound_by) in list(summary._lines())
+    assert _summary([_row(1)]).bound_by is None
 
 
 def test_no_step_is_nothing_to_summarise() -> None:

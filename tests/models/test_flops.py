@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models.attention
 from models.config import AttentionConfig, AttentionKind, ExpertBackend, ModelConfig, MoEConfig
-from models.flops import count_parameters, flops_per_token
+from models.flops import count_parameters, flops_by_category, flops_per_token, routed_parameters
 from models.initialise import initialise
 from models.parameter_shapes import parameter_shapes
 from models.transformer import Transformer
@@ -64,6 +64,31 @@ def test_flops_are_what_the_counter_counts(name: str, monkeypatch: pytest.Monkey
     n_moe = model.n_layers - model.n_dense_layers
     combine = 6 * model.moe.top_k * model.dim * n_moe
     assert counted == pytest.approx(flops_per_token(model, 32, causal=False) + combine, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_categories_are_what_the_counter_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each category by its own modules: what the routed experts multiply, what attention does, and the rest."""
+    monkeypatch.setattr(models.attention, "KERNELS_BY_SPEED", [SDPBackend.MATH])
+    model = ModelConfig(**{**vars(MODELS[name]), "expert_backend": ExpertBackend.loop})
+    categories = flops_by_category(model, 32, causal=False)
+    assert sum(categories.values()) == flops_per_token(model, 32, causal=False)
+    assert sum(flops_by_category(model, 32).values()) == flops_per_token(model, 32)
+    with torch.device("meta"):
+        built = Transformer(model, torch.float32)
+    built.to_empty(device="cpu")
+    initialise(built, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        tokens_BS = torch.randint(0, model.vocab_size, (2, 33))
+        built(tokens_BS[:, :-1], tokens_BS[:, 1:]).cross_entropy_sum.backward()
+    counts = counter.get_flop_counts()
+    routed = sum(sum(of.values()) for module, of in counts.items() if module.endswith(".routed")) / 64
+    products = sum(of.get(torch.ops.aten.bmm, 0) for module, of in counts.items() if module.endswith(".mixer")) / 64
+    assert categories["expert_gemm"] == pytest.approx(routed, rel=1e-9)
+    assert categories["attention"] == pytest.approx(products, rel=1e-9)
+    total = sum(parameter.numel() for parameter in built.parameters())
+    experts = sum(p.numel() for name, p in built.named_parameters() if ".routed." in name)
+    assert (routed_parameters(model), count_parameters(model).total) == (experts, total)
 
 
 def test_the_benchmark_model_is_what_the_design_says() -> None:

@@ -14,7 +14,7 @@ import pytest
 from harness.run_record import RunRecord
 from harness.torchrun import REPOSITORY, torchrun
 
-from train.metrics.step_time import BUCKETS
+from train.metrics.breakdown import APART, BUCKETS
 
 LATE = 1.2  # seconds
 COMMON = ("model=tiny", "train.device=cpu", "train.log_every=1", "train.steps=9", "train.eval_sequences=0")
@@ -46,7 +46,7 @@ class Late:
 
     def check_others(self, step: int, but: set[str]) -> None:
         """Nothing else was longer than usual on any rank."""
-        for bucket in BUCKETS:
+        for bucket in (*BUCKETS, *APART):
             if bucket not in but:
                 self.check(step, bucket, 0.0, "time_max")
 
@@ -60,7 +60,7 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
     assert done.returncode == 0, done.stderr
     rows = {row["train/step"]: row for row in record.rows}
     for row in rows.values():
-        total = sum(row.get(f"time/{bucket}_s", 0.0) for bucket in BUCKETS)
+        total = sum(row.get(f"time/{bucket}_s", 0.0) for bucket in (*BUCKETS, *APART))
         assert total == pytest.approx(row["time/wall_s"], rel=1e-9)
         if row["train/step"] > 1:  # ranks begin the first one at different moments
             # Of the loop's own stopwatch on rank 0, which knows of no phases.

@@ -9,24 +9,7 @@ from dataclasses import dataclass
 from parallel.clock.phase_clock import OF_A_STEP, Phase, Waited, Window
 from parallel.clock.split import split_waits
 from parallel.comm import Communicator
-from parallel.comm_kind import CommKind
-
-EXPOSED = tuple(f"exposed_comm/{kind.value}" for kind in CommKind)
-BUCKETS = (
-    "data_wait",
-    "compute_fwd",
-    "compute_bwd",
-    "compute_opt",
-    *EXPOSED,
-    "sync_wait",
-    "bubble",
-    "log",
-    "eval",
-    "ckpt_save",
-    "profile",
-    "other",
-)
-"""In the order in which they are drawn."""
+from train.metrics.breakdown import APART, BUCKETS, WALL, row_key
 
 
 @dataclass(frozen=True)
@@ -74,16 +57,16 @@ def time_row(by_rank: Mapping[str, list[float]]) -> dict[str, float]:
     """Of each bucket its mean over ranks (`time/…_s`), its maximum (`time_max/…_s`) and the rank that had that
     (`time_max_rank/…`), for those that any rank spent time in; the wall, and which rank others waited for most."""
     row: dict[str, float] = {}
-    for name in BUCKETS:
+    for name in (*BUCKETS, *APART):
         values = by_rank[name]
         if not any(values):
             continue
         largest = max(values)
-        row[f"time/{name}_s"] = sum(values) / len(values)
+        row[row_key(name)] = sum(values) / len(values)
         if len(values) > 1:
             row[f"time_max/{name}_s"] = largest
             row[f"time_max_rank/{name}"] = values.index(largest)
-    row["time/wall_s"] = sum(row.get(f"time/{name}_s", 0.0) for name in BUCKETS)
+    row[row_key(WALL)] = sum(row.get(row_key(name), 0.0) for name in (*BUCKETS, *APART))
     caused = by_rank["caused"]
     if len(caused) > 1 and any(caused):
         row["time/slow_rank"] = caused.index(max(caused))

@@ -11,8 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from train.metrics.breakdown import mean_breakdown
 from train.metrics.jsonl import plain_value, strict_value
 from train.metrics.peak import Peak
+from train.metrics.verdict import judge
 
 SUMMARY_FILE = "summary.json"
 
@@ -104,6 +106,9 @@ class RunSummary:
     wall_s: float | None
     """Seconds from the start of the last attempt to its end; None while it runs, or if it died."""
 
+    bound_by: str | None = None
+    """What bounds a step, its share, and what to try first; None where steps were not divided into phases."""
+
     def write(self, path: Path) -> None:
         """Write as strict JSON (NaN becomes "NaN"), replacing `path` in one step. Raises OSError."""
         fields = {name: strict_value(value) for name, value in asdict(self).items()}
@@ -143,6 +148,8 @@ class RunSummary:
             yield "held-out loss", f"{self.eval_loss:.4f}"
         yield "tokens/s", f"{self.tokens_per_sec:,.0f}"
         yield "step time", f"{self.step_time_s * 1e3:,.1f} ms (interquartile range {self.step_time_iqr_s * 1e3:,.1f})"
+        if self.bound_by is not None:
+            yield "bound by", self.bound_by
         if self.mfu is not None:
             yield "MFU", f"{self.mfu:.1%}" + (f" ({self.mfu_palm:.1%} as PaLM counts)" if self.mfu_palm else "")
         yield "peak", f"{self.peak_tflops:,.4g} TFLOP/s a device, {self.peak_source}"
@@ -169,7 +176,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt
         raise ValueError("no step was logged: there is nothing to summarise")
     # An attempt that has logged nothing yet is shown with its predecessors' speed.
     own = [row for row in trained if row["train/step"] > attempt.resumed_after_step] or trained
-    steady = own[min(10, len(own) // 5) :]
+    steady = steady_rows(own)
     step_times = _column(steady, "perf/step_time_s")
     evals = _column(standing, "eval/loss")
     return RunSummary(
@@ -181,7 +188,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt
         eval_loss=evals[-1] if evals else None,
         tokens_per_sec=statistics.median(_column(steady, "perf/tokens_per_sec")),
         step_time_s=statistics.median(step_times),
-        step_time_iqr_s=_interquartile_range(step_times),
+        step_time_iqr_s=interquartile_range(step_times),
         mfu=_median_or_none(steady, "perf/mfu"),
         mfu_palm=_median_or_none(steady, "perf/mfu_palm"),
         peak_tflops=attempt.peak.tflops,
@@ -192,6 +199,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt
         parameters=attempt.parameters,
         parameters_active=attempt.parameters_active,
         wall_s=wall_s,
+        bound_by=verdict.sentence if (verdict := judge(mean_breakdown(steady))) else None,
     )
 
 
@@ -207,6 +215,11 @@ def standing_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(by_step.values())
 
 
+def steady_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An attempt's rows less the first min(10, n // 5) of n, the warm-up."""
+    return rows[min(10, len(rows) // 5) :]
+
+
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
@@ -216,7 +229,8 @@ def _median_or_none(rows: list[dict[str, Any]], key: str) -> float | None:
     return statistics.median(column) if column else None
 
 
-def _interquartile_range(values: list[float]) -> float:
+def interquartile_range(values: list[float]) -> float:
+    """Third quartile less the first; 0 of a single value."""
     if len(values) < 2:
         return 0.0
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,0 +1,196 @@
+"""Hugging Face transformers on our words: the same model, tokens and optimizer, FSDP2 and compiled layers.
+
+    torchrun --nproc-per-node 2 benchmarks/peer_transformers.py model=moe_5b precision=bf16 optim=adamw_large \\
+        data=synthetic train.steps=40 train.global_batch_size=8 run.dir=FOLDER
+
+Words are a job's (`model`, `data=synthetic`, `optim`, `precision`, `train`), and compile=false. The layout is its own:
+every decoder layer sharded over all ranks, masters as `precision.parameters` says, compute and reduction in the dtypes
+of `precision`. Attention takes the kernels that ours takes, experts transformers' own grouped products. Rows,
+summary.json and the FLOPs in its MFU are ours.
+"""
+
+import importlib.metadata
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.attention import sdpa_kernel
+from torch.optim import Optimizer
+
+from conf.command_line import CommandLine
+from conf.compose import compose
+from conf.schema import JobConfig, validate
+from launch.bench.peer import check_peer
+from models.attention import KERNELS_BY_SPEED
+from models.config import ConfigError, ModelConfig
+from models.flops import count_parameters, flops_per_token
+from models.hf_config import write_config as published_config
+from parallel.comm import CommKind, Communicator
+from parallel.config import PrecisionConfig
+from parallel.world import TIMEOUT, Launch, World, choose_device
+from train.data.loader import BatchLoader
+from train.data.synthetic import open_synthetic
+from train.failure import INTERRUPTED, exit_at_once, fail, refuse
+from train.metrics.peak import peak_flops
+from train.metrics.summary import Attempt
+from train.metrics.throughput import ModelWork, Throughput, peak_memory_gib
+from train.optimizer import build_optimizer, learning_rate
+from train.report import Report
+from train.run_folder import describe_environment, device_name, named_folder, write_config
+
+
+@dataclass(frozen=True)
+class PeerJob:
+    """What the words say."""
+
+    config: JobConfig
+    plain: dict[str, Any]
+    folder: Path
+    compile: bool
+
+    @classmethod
+    def parse(cls, words: list[str], world_size: int) -> "PeerJob":
+        """Read and judge `words`.
+
+        Raises:
+            ConfigError: one line that says what to change.
+        """
+        line = CommandLine.parse(words, "torchrun … benchmarks/peer_transformers.py [compile=false]")
+        given = [word for word in line.overrides if word.startswith("compile=")]
+        for word in given:
+            if word not in ("compile=true", "compile=false"):
+                raise ConfigError(f"{word}: set it to true or false")
+        rest = [word for word in line.overrides if word not in given]
+        composed = compose(["strategy=fsdp", *rest], line.config_dir)
+        validate(composed.config, world_size)
+        check_peer(composed.config)
+        folder = named_folder(composed.config.run)
+        if folder is None:
+            raise ConfigError("where does the run go? write run.dir=FOLDER")
+        return cls(composed.config, yaml.safe_load(composed.yaml), folder, "compile=false" not in given)
+
+
+def main(words: list[str]) -> None:
+    """Run this rank."""
+    started, launch = time.monotonic(), Launch.from_environment()
+    try:
+        job = PeerJob.parse(words, launch.world_size)
+        device = choose_device(job.config.train.device.value, launch)
+        world = World.join(launch, device, launch.open_store(TIMEOUT))
+        train(job, world, Communicator(), started)
+        world.leave()
+    except ConfigError as error:
+        refuse(error, launch)
+    except Exception as error:
+        fail(error, launch)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+
+
+def build(model: ModelConfig, precision: PrecisionConfig, device: torch.device, compiled: bool) -> nn.Module:
+    """The network in master weights, its layers compiled and sharded over all ranks."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # not before the words were judged: it may be missing
+
+    published = published_config(model, "float32")
+    config = AutoConfig.for_model(published.pop("model_type"), **published)
+    with torch.device(device):
+        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=precision.parameters.torch)
+    network.set_experts_implementation("grouped_mm")
+    network.to(device).train()
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=precision.compute.torch, reduce_dtype=precision.reduce.torch)
+    if compiled:  # a layer of experts and a dense one share their code, and every layer has a number of its own
+        torch._dynamo.config.recompile_limit = 2 * model.n_layers
+    for layer in network.model.layers:
+        if compiled:  # the forward alone: FSDP2's hooks stay outside
+            layer.forward = torch.compile(layer.forward)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
+    return network
+
+
+def step(
+    network: nn.Module, optimizer: Optimizer, tokens_MBS: Tensor, clip_norm: float | None
+) -> tuple[Tensor, Tensor]:
+    """This rank's mean loss, and the global gradient norm before clipping; nothing here waits for the device."""
+    losses = []
+    for tokens_BS in tokens_MBS:
+        inputs, targets = tokens_BS[:, :-1], tokens_BS[:, 1:].contiguous()
+        with sdpa_kernel(KERNELS_BY_SPEED, set_priority=True):
+            loss = network(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
+            (loss / len(tokens_MBS)).backward()
+        losses.append(loss.detach())
+    norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm if clip_norm is not None else float("inf"))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack(losses).mean(), norm
+
+
+def train(job: PeerJob, world: World, comm: Communicator, started: float) -> None:
+    """All steps, their rows, and the summary."""
+    config, device = job.config, world.device
+    length, model = config.data.sequence_length, config.model
+    parameters, peak = count_parameters(model), peak_flops(device, config.precision.compute.torch)
+    attempt = Attempt(0, world.size, device_name(device), peak, parameters.total, parameters.active)
+    torch.manual_seed(config.train.seed)  # the same whole network on every rank, before it is sharded
+    network = build(model, config.precision, device, job.compile)
+    built = sum(parameter.numel() for parameter in network.parameters())
+    assert built == parameters.total, f"transformers built {built:,} parameters, and our model has {parameters.total:,}"
+    optimizer = build_optimizer(list(network.parameters()), config.optim)
+    corpus = open_synthetic(length, model.vocab_size, config.train.seed)
+    report = open_report(job, attempt, corpus.fingerprint, started) if world.rank == 0 else None
+    flops, square = (flops_per_token(model, length, causal=causal) for causal in (True, False))
+    throughput = Throughput(ModelWork(flops, square, peak.tflops, world.size))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    loader = BatchLoader(
+        stream=corpus.train,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch(world.size),
+        dp_rank=world.rank,
+        dp_size=world.size,
+        start_step=0,
+        prefetch=config.overlap.data,
+        device=device,
+    )
+    tokens_a_step = config.train.global_batch_size * length
+    with loader, report or nullcontext():
+        for number in range(1, config.train.steps + 1):
+            rate = learning_rate(config.optim, number, config.train.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, norm = step(network, optimizer, next(loader), config.optim.clip_norm)
+            throughput.count(tokens_a_step)
+            if number in (1, config.train.steps) or number % config.train.log_every == 0:
+                mean = comm.all_reduce(loss.double(), None, CommKind.control).item() / world.size
+                row = {"train/step": number, "train/tokens": number * tokens_a_step, "train/loss": mean}
+                row |= {"train/grad_norm": norm.full_tensor().item(), "train/lr": rate}
+                row |= throughput.end_window() | {"mem/peak_gib": peak_memory_gib(device)}
+                if report:
+                    report.log(row)
+    if report:
+        report.summarise()
+
+
+def open_report(job: PeerJob, attempt: Attempt, fingerprint: str, started: float) -> Report:
+    """Where rank 0 writes; config.yaml says whose run it is."""
+    environment = describe_environment(attempt, fingerprint) | {
+        "peer": f"transformers {importlib.metadata.version('transformers')}"
+    }
+    write_config(job.folder, job.plain, environment)
+    described = job.plain | {"environment": environment}
+    return Report(job.folder, job.config.logging, described, job.config.train.steps, attempt, started)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+    exit_at_once(0)

@@ -1,0 +1,24 @@
+"""A word that stands for several: `strategy=fsdp,ep`, in Hydra's own grammar of sweeps."""
+
+from conf.overrides import parse
+from models.config import ConfigError
+
+
+def choices(word: str) -> list[str]:
+    """The words that `word` stands for: one for each value of its list or range, or itself alone.
+
+    Raises:
+        ConfigError: for a sweep that does not list its values (interval, glob).
+    """
+    parsed = parse(word)
+    if parsed is None or not parsed.is_sweep_override():
+        return [word]
+    if not (parsed.is_choice_sweep() or parsed.is_range_sweep()):
+        raise ConfigError(f"{word}: name the values, with commas between them")
+    key, values = word.partition("=")[0], map(str, parsed.sweep_string_iterator())
+    return list(dict.fromkeys(f"{key}={_as_typed(value)}" for value in values))
+
+
+def _as_typed(value: str) -> str:
+    """Hydra has Python's True of a `true`."""
+    return value.lower() if value in ("True", "False") else value

@@ -1,0 +1,1 @@
+"""`switchyard bench`: several configurations beside each other, in rounds, and what bounds each."""

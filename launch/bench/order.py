@@ -1,0 +1,162 @@
+"""The words after `switchyard bench`, sorted."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from conf.command_line import CommandLine
+from conf.compose import compose
+from conf.options import Options
+from conf.schema import JobConfig, validate
+from launch.bench.peer import PEERS, check_peer, peer_points
+from launch.bench.points import DEFAULTS, Point, check_names, points_of
+from launch.local import take_nproc
+from launch.ranks import take_count
+from models.config import ConfigError
+from parallel.check_engine import check_engine_device
+from parallel.world import Launch, choose_device
+
+PROGRAM = "switchyard bench to=FOLDER [nproc=N]"
+HELP = f"""
+  to=FOLDER          bench.json, bench.svg and the runs go there; the same words again do what is not done yet
+  strategy=ddp,fsdp  commas in any value make points: one for each combination
+  configs=FILE.yaml  points by name: a mapping of names to lists of words
+  rounds=3           jobs of each point: all points once, then all again the other way round
+  peer=transformers  beside them, the same model in Hugging Face transformers under FSDP2
+  peer.compile=false and its layers not compiled
+  trace=true         a deep trace of one step in the last round: kernels beside what the machine can do
+  retry=true         runs again what failed
+
+  not typed, these are {" ".join(f"{key}={value}" for key, value in DEFAULTS.items())}
+"""
+ROUNDS = 3
+OURS = {"to": None, "configs": None, "peer": None, "peer.compile": "true", "trace": "false", "retry": "false"}
+"""Words that are no job's, and what they are where they are not given."""
+RUN_KEYS = ("run.dir", "run.name", "run.root")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A comparison, all of it found good."""
+
+    folder: Path
+    nproc: int
+    rounds: int
+    trace: bool
+    retry: bool
+    points: list[Point]
+    peer: str | None
+    peers: list[Point]
+    """What the peer runs."""
+    peer_compile: bool
+    flags: list[str]
+    """Of every job's command line."""
+    configs: dict[str, JobConfig]
+    """By the name of a point or peer."""
+    yaml: str | None
+    """All configurations, if they were asked for and nothing else."""
+
+    @property
+    def device(self) -> str:
+        """cuda or cpu."""
+        first = next(iter(self.configs.values())).train.device.value
+        return choose_device(first, Launch(0, self.nproc, 0, self.nproc, launched=False)).type
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> "Order":
+        """Sort `words`, and look every point over.
+
+        Raises:
+            ConfigError: for words that one of the jobs would not take; `SystemExit` after `--help`.
+        """
+        line = CommandLine.parse(words, PROGRAM, HELP)
+        nproc, rest = take_nproc(line.overrides)
+        rounds, rest = take_count(rest, "rounds", "rounds")
+        given, rest = _take(rest, OURS)
+        if not given["to"]:
+            raise ConfigError("where do results go? write to=FOLDER")
+        for word in rest:
+            if word.partition("=")[0] in RUN_KEYS:
+                raise ConfigError(f"{word}: bench names the run folders, in to=FOLDER; leave it out")
+        if given["peer"] not in (None, *PEERS):
+            raise ConfigError(f"peer={given['peer']}: choose from {', '.join(PEERS)}")
+        configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
+        points = points_of(rest, configs, Options.find(line.config_dir))
+        peers = peer_points(given["peer"], points) if given["peer"] else []
+        check_names([*points, *peers])
+        composed, text = {}, ""
+        for point in [*points, *peers]:
+            try:
+                one = compose(point.words, line.config_dir)
+                if not line.print_config:
+                    _look_over(one.config, nproc, peer=point in peers)
+            except ConfigError as error:
+                if len(points) == 1 and point in points:
+                    raise
+                raise ConfigError(f"{point.name}: {error}") from error
+            composed[point.name] = one.config
+            text += f"# {point.name}\n{one.yaml}"
+        return cls(
+            folder=Path(given["to"]).expanduser().resolve(),
+            nproc=nproc,
+            rounds=rounds or ROUNDS,
+            trace=_truth("trace", given["trace"]),
+            retry=_truth("retry", given["retry"]),
+            points=points,
+            peer=given["peer"],
+            peers=peers,
+            peer_compile=_truth("peer.compile", given["peer.compile"]),
+            flags=["--config-dir", str(line.config_dir.resolve())] if line.config_dir else [],
+            configs=composed,
+            yaml=text if line.print_config else None,
+        )
+
+
+def as_typed(words: Sequence[str]) -> str:
+    """The command that had these words, to be pasted."""
+    return shlex.join(["switchyard", "bench", *words])
+
+
+def _look_over(config: JobConfig, nproc: int, peer: bool) -> None:
+    validate(config, nproc)
+    device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
+    check_engine_device(config.strategy, device)
+    if peer:
+        check_peer(config)
+
+
+def _take(words: Sequence[str], defaults: Mapping[str, str | None]) -> tuple[dict[str, str | None], list[str]]:
+    """The last values of our own words, and the job's words."""
+    given, rest = dict(defaults), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in given and equals:
+            given[key] = value
+        else:
+            rest.append(word)
+    return given, rest
+
+
+def _truth(key: str, value: str | None) -> bool:
+    if value not in ("true", "false"):
+        raise ConfigError(f"{key}={value}: set it to true or false")
+    return value == "true"
+
+
+def _read_configs(path: Path) -> dict[str, list[str]]:
+    try:
+        read = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configs={path}: {error.strerror}; name a YAML file") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ConfigError(f"configs={path} is not YAML: {' '.join(str(error).split())}") from error
+    if not (isinstance(read, dict) and read and all(_are_words(words) for words in read.values())):
+        raise ConfigError(f"configs={path}: write a mapping of names to lists of words, as fast: [strategy=ddp]")
+    return {str(name): words for name, words in read.items()}
+
+
+def _are_words(words: object) -> bool:
+    return isinstance(words, list) and all(isinstance(word, str) for word in words)

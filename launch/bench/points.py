@@ -1,0 +1,87 @@
+"""The points of a comparison: configurations with names, from words that stand for several."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from conf.options import Options
+from conf.sweep import choices
+from models.config import ConfigError
+
+DEFAULTS = {
+    "data": "synthetic",  # as for the peer; no disk slows it
+    "checkpoint": "off",
+    "logging": "off",
+    "train.steps": "40",
+    "train.log_every": "5",  # reading a loss drains the device
+    "train.eval_sequences": "0",
+}
+"""What a point's job is where its words do not say otherwise."""
+LONGEST_NAME = 100
+"""Characters: a run folder and its log are called by it."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration."""
+
+    name: str
+    words: tuple[str, ...]
+    """Of a job, with DEFAULTS, without its run folder."""
+
+
+def points_of(words: Sequence[str], configs: Mapping[str, Sequence[str]] | None, options: Options) -> list[Point]:
+    """The points that `words` stand for: the product of their lists, for each of `configs` (name → more words).
+
+    A point is named by what distinguishes it: its name in `configs`, and its values of the lists; one alone by its
+    strategy.
+
+    Raises:
+        ConfigError: for a sweep without values.
+    """
+    points: list[Point] = []
+    for name, more in ({"": []} if configs is None else configs).items():
+        given = _last_of_each([*words, *more])
+        several = {key: listed for key, word in given.items() if len(listed := choices(word)) > 1}
+        for chosen in product(*several.values()):
+            merged = given | dict(zip(several, chosen, strict=True))
+            values = [_label(key, merged[key], options) for key in several]
+            points.append(Point("-".join(filter(None, [name, *values])) or _alone(merged), _with_defaults(merged)))
+    return points
+
+
+def _last_of_each(words: Iterable[str]) -> dict[str, str]:
+    """By key, the word that counts."""
+    return {word.partition("=")[0]: word for word in words}
+
+
+def _with_defaults(words: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(words.values()) + tuple(f"{key}={value}" for key, value in DEFAULTS.items() if key not in words)
+
+
+def _label(key: str, word: str, options: Options) -> str:
+    """What stands for a word in a name: an option alone; a value with the last part of its key."""
+    value = re.sub(r"[^\w.+]+", "_", word.partition("=")[2]).strip("_")
+    return value if key in options.files else f"{key.rpartition('.')[2]}={value}"
+
+
+def _alone(words: Mapping[str, str]) -> str:
+    return words.get("strategy", "strategy=default").partition("=")[2]
+
+
+def check_names(points: Sequence[Point]) -> None:
+    """Refuse names that no folder can have, or that two points have.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    names = [point.name for point in points]
+    for name in names:
+        if not re.fullmatch(r"[\w.+=-]+", name) or name.startswith(".") or len(name) > LONGEST_NAME:
+            raise ConfigError(
+                f"a point called {name!r}: it names a folder; give it, in configs=FILE, a name of letters, digits and "
+                f"._+=-, {LONGEST_NAME} at most"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"two points are called {name}: give them, in configs=FILE, names of their own")

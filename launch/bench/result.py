@@ -1,0 +1,143 @@
+"""What a comparison's folder holds: each point's rounds, their median and spread, and where its steps' time went."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launch.bench.job import Failure, Job
+from launch.bench.points import Point
+from models.config import ConfigError
+from train.data.atomic_json import read_json
+from train.metrics.breakdown import mean_breakdown, mean_of
+from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
+from train.metrics.summary import SUMMARY_FILE, RunSummary, interquartile_range, standing_rows, steady_rows
+from train.metrics.verdict import TracedStep, Verdict, judge
+
+NUMBERS = ("tokens_per_sec", "step_time_s", "mfu", "peak_memory_gib")
+"""Of a summary, that have a median and a spread over rounds."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over the rounds."""
+
+    median: float
+    least: float
+    most: float
+    iqr: float
+    """Third quartile less the first; 0 of one round."""
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        """Of at least one value."""
+        return cls(statistics.median(values), min(values), max(values), interquartile_range(values))
+
+
+@dataclass(frozen=True)
+class Round:
+    """One job's numbers."""
+
+    number: int
+    summary: RunSummary | None
+    """None if it failed, or has not been run."""
+    failure: Failure | None
+    breakdown: dict[str, float]
+    trace: TracedStep | None
+    """Of rank 0, in its last traced step; None without kernels in it, too."""
+    traced: bool
+    """Whether a step was traced, which slowed it."""
+
+    @classmethod
+    def read(cls, job: Job) -> "Round":
+        """From its folder.
+
+        Raises:
+            ConfigError: if its summary cannot be read.
+        """
+        if not job.done:
+            return cls(job.round, None, job.failure, {}, None, traced=False)
+        summary = RunSummary.read(job.folder / SUMMARY_FILE)
+        if summary is None:
+            raise ConfigError(f"{job.folder / SUMMARY_FILE} is not this version's: remove it to run that job again")
+        rows = [row for row in standing_rows(read_jsonl(job.folder / METRICS_FILE)) if "train/loss" in row]
+        traces = sorted((job.folder / "traces").glob("step-*/rank-0.summary.json"))
+        trace = TracedStep.read(read_json(traces[-1])) if traces else None
+        return cls(job.round, summary, None, mean_breakdown(steady_rows(rows)), trace, traced=bool(traces))
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """One point's rounds."""
+
+    point: Point
+    rounds: list[Round]
+
+    @classmethod
+    def read(cls, jobs: Sequence[Job]) -> "PointResult":
+        """Of the jobs of one point."""
+        return cls(jobs[0].point, [Round.read(job) for job in jobs])
+
+    @property
+    def summaries(self) -> list[RunSummary]:
+        """Of the rounds that have numbers."""
+        return [one.summary for one in self.rounds if one.summary]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Of the rounds that have none to come."""
+        return [one.failure for one in self.rounds if one.failure]
+
+    @property
+    def breakdown(self) -> dict[str, float]:
+        """The mean over rounds, over those without a traced step if there are any; empty if steps were not divided."""
+        divided = [one for one in self.rounds if one.breakdown]
+        return mean_of([one.breakdown for one in divided if not one.traced] or [one.breakdown for one in divided])
+
+    @property
+    def trace(self) -> TracedStep | None:
+        """Of the last round that has one."""
+        return next((one.trace for one in reversed(self.rounds) if one.trace), None)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What bounds it; None if steps were not divided."""
+        return judge(self.breakdown, self.trace)
+
+    def spread(self, name: str) -> Spread | None:
+        """Of one of NUMBERS; None if no round has it."""
+        values = [value for summary in self.summaries if (value := getattr(summary, name)) is not None]
+        return Spread.of(values) if values else None
+
+    def plain(self) -> dict[str, Any]:
+        """As it stands in bench.json."""
+        spreads = {name: asdict(spread) for name in NUMBERS if (spread := self.spread(name))}
+        return {
+            "name": self.point.name,
+            "words": list(self.point.words),
+            **spreads,
+            "breakdown_s": self.breakdown,
+            "bound_by": self.verdict.sentence if self.verdict else None,
+            "rounds": [_plain_round(one) for one in self.rounds],
+        }
+
+
+def by_speed(results: Sequence[PointResult]) -> list[PointResult]:
+    """The fastest first, those without numbers last."""
+
+    def speed(result: PointResult) -> float:
+        spread = result.spread("tokens_per_sec")
+        return spread.median if spread else -1.0
+
+    return sorted(results, key=speed, reverse=True)
+
+
+def _plain_round(one: Round) -> dict[str, Any]:
+    summary = {name: strict_value(value) for name, value in asdict(one.summary).items()} if one.summary else None
+    return {
+        "round": one.number,
+        "summary": summary,
+        "failure": asdict(one.failure) if one.failure else None,
+        "breakdown_s": one.breakdown,
+        "trace": asdict(one.trace) if one.trace else None,
+    }

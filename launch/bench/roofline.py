@@ -1,0 +1,80 @@
+"""What a step has to do, in closed form, beside how long its kernels took and what the machine can do at best.
+
+Figures are of one rank: a step's work over the ranks, and rank 0's kernels of one traced step. Work is the model's:
+what recomputation does twice counts once, so its rate is lower.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from conf.schema import JobConfig
+from launch.bench.ceilings import Ceilings
+from models.flops import count_parameters, flops_by_category, routed_parameters
+from parallel.config import Reduction
+from parallel.mesh import Degrees
+from train.metrics.verdict import TracedStep
+
+ADAMW_PASSES = 7
+"""AdamW reads a weight, its gradient and two moments, and writes the weight and the moments back."""
+CEILINGS = {"dense_gemm": "dense_tflops", "expert_gemm": "expert_tflops", "attention": "attention_tflops"}
+"""What bounds each category of products; the optimizer is bound by `copy_gbs`."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One category of a step, on one rank."""
+
+    category: str
+    work: float
+    """1e12 FLOPs; of the optimizer, 1e9 bytes."""
+    unit: str
+    """Of the work: TFLOP or GB."""
+    kernel_s: float | None
+    """None without a trace."""
+    ceiling: float | None
+    """Work a second; None if it was not measured."""
+
+    @property
+    def rate(self) -> float | None:
+        """Work a second of its kernels; None without any."""
+        return self.work / self.kernel_s if self.kernel_s else None
+
+    @property
+    def of_ceiling(self) -> float | None:
+        """The rate's part of the ceiling."""
+        return self.rate / self.ceiling if self.rate and self.ceiling else None
+
+
+def roofline(job: JobConfig, n_ranks: int, ceilings: Ceilings | None, trace: TracedStep | None) -> list[Line]:
+    """The categories whose work has a closed form."""
+    seconds: Mapping[str, float] = trace.kernel_s if trace else {}
+    tokens = job.train.global_batch_size * job.data.sequence_length / n_ranks
+    lines = [
+        Line(
+            category,
+            flops * tokens / 1e12,
+            "TFLOP",
+            seconds.get(category),
+            getattr(ceilings, CEILINGS[category]) if ceilings else None,
+        )
+        for category, flops in flops_by_category(job.model, job.data.sequence_length).items()
+    ]
+    moved = optimizer_parameters(job, n_ranks) * ADAMW_PASSES * job.precision.parameters.torch.itemsize
+    bandwidth = ceilings.copy_gbs if ceilings else None
+    return [*lines, Line("optimizer", moved / 1e9, "GB", seconds.get("optimizer"), bandwidth)]
+
+
+def optimizer_parameters(job: JobConfig, n_ranks: int) -> float:
+    """Parameters that one rank's optimizer moves, the mean over ranks; norms count as if they were divided as matrices
+    are."""
+    degrees = Degrees.resolve(job.strategy, n_ranks)
+    routed = routed_parameters(job.model)
+    others = count_parameters(job.model).total - routed
+    match job.strategy.reduction:
+        case Reduction.shard_optimizer | Reduction.shard_gradients:
+            return (routed + others) / n_ranks
+        case Reduction.shard:
+            return (routed + others) / (n_ranks / degrees.dp_replicate)
+        case Reduction.none | Reduction.all_reduce:
+            stages = degrees.pp // 2 if degrees.paired else degrees.pp
+            return routed / (stages * degrees.ep * degrees.etp) + others / (stages * degrees.tp)

@@ -1,0 +1,196 @@
+"""`switchyard bench`: one comparison on two gloo ranks, looked at, torn and gone on with."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from launch.cli import main
+from train.metrics.breakdown import row_key
+
+SVG = "{http://www.w3.org/2000/svg}"
+WORDS = ["nproc=2", "rounds=2", "model=tiny", "train.steps=6", "train.log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two points that run and one whose ranks find no tokens, after its first command."""
+    folder = tmp_path_factory.mktemp("bench") / "b"
+    configs = folder.parent / "points.yaml"
+    lost = ["strategy=ddp", "data=tokens", f"data.path={folder.parent / 'nowhere'}"]
+    configs.write_text(json.dumps({"copies": ["strategy=ddp"], "shards": ["strategy=fsdp"], "lost": lost}))
+    assert run(folder) == 1
+    return folder
+
+
+def run(folder: Path, *more: str) -> int:
+    return main(["bench", f"to={folder}", f"configs={folder.parent / 'points.yaml'}", *WORDS, *more])
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "bench.json").read_text(), parse_constant=pytest.fail)
+
+
+def point(folder: Path, name: str) -> dict[str, Any]:
+    return next(point for point in read(folder)["points"] if point["name"] == name)
+
+
+def test_every_point_has_its_rounds_their_median_and_spread(folder: Path) -> None:
+    content = read(folder)
+    assert {point["name"] for point in content["points"][:2]} == {"copies", "shards"}
+    speeds = [point["tokens_per_sec"]["median"] for point in content["points"][:2]]
+    assert speeds == sorted(speeds, reverse=True)
+    for point in content["points"][:2]:
+        of_rounds = sorted(one["summary"]["tokens_per_sec"] for one in point["rounds"])
+        spread = point["tokens_per_sec"]
+        assert (spread["least"], spread["most"]) == (of_rounds[0], of_rounds[1])
+        assert spread["median"] == pytest.approx(sum(of_rounds) / 2)
+        assert spread["iqr"] == pytest.approx((of_rounds[1] - of_rounds[0]) / 2)
+        assert {one["summary"]["steps"] for one in point["rounds"]} == {6}
+        assert point["step_time_s"]["median"] > 0
+        assert 0 < point["mfu"]["median"] < 1
+        assert {line["category"] for line in point["roofline"]} == {
+            "dense_gemm",
+            "expert_gemm",
+            "attention",
+            "optimizer",
+        }
+        assert all(line["ceiling"] > 0 and line["work"] > 0 for line in point["roofline"])
+    assert content["machine"]["ranks"] == 2
+    assert content["machine"]["bus_bandwidth"].keys() == {"all_reduce_gbs", "all_gather_gbs", "all_to_all_gbs"}
+    assert content["command"].startswith("switchyard bench to=")
+
+
+def test_rounds_go_forth_and_back(folder: Path) -> None:
+    started = {path.stem: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.log")}
+    order = sorted(started, key=started.__getitem__)
+    assert order == ["copies-r1", "shards-r1", "lost-r1", "lost-r2", "shards-r2", "copies-r2"]
+
+
+def test_a_point_that_failed_is_on_record_and_the_others_went_on(folder: Path) -> None:
+    lost = point(folder, "lost")
+    assert "tokens_per_sec" not in lost
+    assert [one["failure"]["exit_code"] for one in lost["rounds"]] == [2, 2]
+    said = lost["rounds"][0]["failure"]["last_lines"]
+    assert any(line.startswith("switchyard: ") and "nowhere does not exist: set data.path" in line for line in said)
+
+
+def test_the_picture_has_a_bar_for_each_point_with_numbers(folder: Path) -> None:
+    root = ElementTree.parse(folder / "bench.svg").getroot()
+    said = [element.text or "" for element in root.iter(f"{SVG}text")]
+    assert {"copies", "shards"} <= set(said)
+    assert "lost" not in said
+    assert sum("tokens/s, MFU" in text for text in said) == 2
+
+
+def test_the_same_words_do_what_is_not_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One result is gone and a run was cut off: that one alone runs, from its beginning."""
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.log")}
+    torn = folder / "runs" / "shards-r2"
+    (torn / "summary.json").unlink()
+    record = json.loads(torn.with_suffix(".json").read_text())
+    rows = (torn / "metrics.jsonl").read_text()
+    torn.with_suffix(".json").write_text(json.dumps(record | {"exit_code": None}))
+    assert run(folder) == 1
+    after = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.log")}
+    assert [path.stem for path in after if after[path] != before[path]] == ["shards-r2"]
+    assert len((torn / "metrics.jsonl").read_text().splitlines()) == len(rows.splitlines())
+    out = capsys.readouterr().out
+    assert "lost: 2 of 2 rounds failed, exit code 2:" in out
+    assert "2 of 2" in out
+    assert "0 of 2" in out
+
+
+def test_where_steps_went_is_read_from_their_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows as a divided step has them; a trace as a GPU's."""
+    divided = {"compute_fwd": 0.02, "compute_bwd": 0.05, "exposed_comm/fsdp": 0.03, "wall": 0.1}
+    for number in (1, 2):
+        path = folder / "runs" / f"shards-r{number}" / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        extra = {row_key(bucket): seconds * number for bucket, seconds in divided.items()}
+        path.write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
+    trace = folder / "runs" / "shards-r2" / "traces" / "step-00000004" / "rank-0.summary.json"
+    trace.parent.mkdir(parents=True)
+    trace.write_text(json.dumps(swept(0.1, {"dense_gemm": 0.06, "optimizer": 0.01})))
+    assert run(folder) == 1
+    out = capsys.readouterr().out
+    shards = point(folder, "shards")
+    assert shards["breakdown_s"] == pytest.approx(divided)  # of the round without a traced step
+    assert shards["bound_by"].startswith("communication (fsdp), 30% of a step; try ")
+    assert f"shards: bound by {shards['bound_by']}" in out
+    work = {line["category"]: line for line in shards["roofline"]}
+    assert work["dense_gemm"]["rate"] == pytest.approx(work["dense_gemm"]["work"] / 0.06)
+    assert work["expert_gemm"]["rate"] is None
+    assert work["optimizer"]["kernel_s"] == 0.01
+    assert "dense gemm 60.0, " in out
+    titles = [element.text for element in ElementTree.parse(folder / "bench.svg").getroot().iter(f"{SVG}title")]
+    assert "shards: exposed_comm/fsdp 30 ms" in titles
+    assert not [title for title in titles if title and title.startswith("copies: exposed_comm/fsdp")]
+
+
+def swept(span_s: float, by_category: dict[str, float]) -> dict[str, Any]:
+    """What is read of a trace's summary."""
+    waited = {"idle_s": 0.001, "host_gaps_s": 0.0005, "n_host_gaps": 3, "communication_s": 0.01}
+    return {"source": "kernels", "span_s": span_s, "compute_by_category_s": by_category, **waited}
+
+
+def test_other_words_in_a_folder_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "train.seed=7") == 2
+    err = capsys.readouterr().err
+    assert "copies-r1 was run with nproc=2 " in err
+    assert err.count("\n") == 1
+
+
+def test_what_failed_is_run_again_when_asked(folder: Path) -> None:
+    configs = folder.parent / "lost.yaml"
+    configs.write_text(json.dumps({"lost": json.loads((folder.parent / "points.yaml").read_text())["lost"]}))
+    log = folder / "runs" / "lost-r1.log"
+    before = log.stat().st_mtime_ns
+    words = ["bench", f"to={folder}", f"configs={configs}", "nproc=2", "rounds=1", *WORDS[2:]]
+    assert main(words) == 1
+    assert log.stat().st_mtime_ns == before
+    assert main([*words, "retry=true"]) == 1
+    assert log.stat().st_mtime_ns > before
+
+
+def test_ctrl_c_ends_the_ranks_and_leaves_what_goes_on(tmp_path: Path) -> None:
+    words = [f"to={tmp_path / 'b'}", "rounds=1", "model=tiny", "strategy=ddp,fsdp", "train.log_every=1"]
+    command = [sys.executable, "-m", "launch.cli", "bench", *words, "nproc=1", "train.steps=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    log = tmp_path / "b" / "runs" / "ddp-r1.log"
+    try:
+        wait_for(lambda: log.exists() and "step 3/" in log.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    wait_for(lambda: not ranks_in(tmp_path))
+    record = json.loads(log.with_suffix(".json").read_text())
+    assert record["exit_code"] is None
+    assert not (log.with_suffix("") / "summary.json").exists()
+    assert not log.with_name("fsdp-r1.log").exists()
+    shutil.rmtree(tmp_path / "b")
+
+
+def ranks_in(folder: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(folder) in word for word in process.info["cmdline"] or []):
+            found.append(process.pid)
+    return found
+
+
+def wait_for(so: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < end, f"not so in {seconds:g} s"
+        time.sleep(0.1)

@@ -1,0 +1,75 @@
+"""The peer: transformers on our words, two gloo ranks, beside a point of ours."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.bench.peer import PEERS
+from launch.cli import main
+from launch.local import rank_environment
+from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.summary import SUMMARY_FILE, RunSummary
+
+# What transformers calls DeepSeek-V3.
+MODEL = ["model=tiny_mla", "model.moe.score=sigmoid", "model.moe.normalise_weights=true"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "b"
+    words = [f"to={folder}", "nproc=2", "rounds=1", *MODEL, "strategy=fsdp", "train.steps=12", "train.log_every=1"]
+    assert main(["bench", *words, "peer=transformers", "peer.compile=false", "optim.warmup_steps=2"]) == 0
+    return folder
+
+
+def test_the_peer_is_a_row_among_ours(folder: Path) -> None:
+    points = {point["name"]: point for point in json.loads((folder / "bench.json").read_text())["points"]}
+    assert points.keys() == {"fsdp", "transformers"}
+    for point in points.values():
+        assert point["tokens_per_sec"]["median"] > 0
+        assert 0 < point["mfu"]["median"] < 1
+    assert "roofline" not in points["transformers"]
+
+
+def test_its_summary_has_our_keys_and_counts_our_flops(folder: Path) -> None:
+    ours, peer = (RunSummary.read(folder / "runs" / f"{name}-r1" / SUMMARY_FILE) for name in ("fsdp", "transformers"))
+    assert ours is not None
+    assert peer is not None
+    for name in ("steps", "tokens", "parameters", "parameters_active", "world_size", "device"):
+        assert getattr(ours, name) == getattr(peer, name)
+    flops_a_token = [s.mfu * s.peak_tflops / s.tokens_per_sec for s in (ours, peer) if s.mfu]
+    assert flops_a_token[0] == pytest.approx(flops_a_token[1], rel=1e-6)
+
+
+def column(run: Path, key: str) -> list[float]:
+    return [row[key] for row in read_jsonl(run / METRICS_FILE)]
+
+
+def test_its_loss_falls(folder: Path) -> None:
+    """Random tokens teach that they are even: the loss of every model falls to ln 256 and stays there."""
+    for name in ("fsdp", "transformers"):
+        found = column(folder / "runs" / f"{name}-r1", "train/loss")
+        assert len(found) == 12
+        assert all(map(math.isfinite, found))
+        assert math.log(256) - 0.01 < sum(found[-4:]) / 4 < sum(found[:4]) / 4
+
+
+def test_it_trains_alike_on_one_rank(folder: Path, tmp_path: Path) -> None:
+    """So it is the global batch's mean gradient that it clips and steps by, of the tokens that ours trains on."""
+    words = json.loads((folder / "runs" / "transformers-r1.json").read_text())["words"]
+    alone = subprocess.run(
+        [sys.executable, PEERS["transformers"], *words, f"run.dir={tmp_path / 'alone'}"],
+        env=os.environ | rank_environment(1),
+        capture_output=True,
+        text=True,
+    )
+    assert alone.returncode == 0, alone.stderr[-4000:]
+    together = folder / "runs" / "transformers-r1"
+    for key in ("train/loss", "train/grad_norm"):
+        assert column(tmp_path / "alone", key) == pytest.approx(column(together, key), rel=1e-3)
+    assert column(tmp_path / "alone", "train/loss") == pytest.approx(column(together, "train/loss"), abs=2e-5)

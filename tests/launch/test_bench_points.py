@@ -1,0 +1,216 @@
+"""Which points words stand for, what they are called, and what is refused before anything runs."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from conf.compose import compose
+from conf.options import Options
+from conf.sweep import choices
+from launch.bench.ceilings import Ceilings
+from launch.bench.order import Order
+from launch.bench.peer import peer_points
+from launch.bench.picture import AXIS, Bar, draw
+from launch.bench.plan import rounds_of
+from launch.bench.points import DEFAULTS, check_names, points_of
+from launch.bench.roofline import optimizer_parameters, roofline
+from launch.cli import main
+from models.config import ConfigError
+from models.flops import count_parameters, flops_per_token
+from train.metrics.verdict import TracedStep
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize(
+    ("word", "stands_for"),
+    [
+        ("strategy=fsdp,ep", ["strategy=fsdp", "strategy=ep"]),
+        ("strategy=fsdp", ["strategy=fsdp"]),
+        ("strategy=fsdp,fsdp", ["strategy=fsdp"]),
+        ("train.micro_batch_size=range(1,4)", [f"train.micro_batch_size={n}" for n in (1, 2, 3)]),
+        ("overlap.grad_reduce=true,false", ["overlap.grad_reduce=true", "overlap.grad_reduce=false"]),
+        ("data.path='a,b'", ["data.path='a,b'"]),
+        ("data.path='a,b',c", ["data.path='a,b'", "data.path=c"]),
+        ("measure.trace_ranks=[0,1]", ["measure.trace_ranks=[0,1]"]),
+        ("data.path=/é ü", ["data.path=/é ü"]),  # Hydra's grammar has none of it: its own word, judged later
+    ],
+)
+def test_commas_are_read_as_hydra_reads_them(word: str, stands_for: list[str]) -> None:
+    assert choices(word) == stands_for
+
+
+def test_an_interval_names_no_values() -> None:
+    with pytest.raises(ConfigError, match="name the values"):
+        choices("optim.lr=interval(0,1)")
+
+
+def names(words: list[str], configs: dict[str, list[str]] | None = None) -> list[str]:
+    return [point.name for point in points_of(words, configs, Options.find())]
+
+
+def test_points_are_the_product_and_called_by_what_distinguishes_them() -> None:
+    words = ["model=tiny", "strategy=fsdp,ep", "train.micro_batch_size=2,4"]
+    assert names(words) == [f"{s}-micro_batch_size={n}" for s in ("fsdp", "ep") for n in (2, 4)]
+    assert names(["strategy=fsdp", "model=tiny"]) == ["fsdp"]
+    assert names(["overlap=none,max"], {"a": [], "b": ["strategy=ep"]}) == ["a-none", "a-max", "b-none", "b-max"]
+
+
+def test_a_points_words_are_a_jobs_and_the_last_one_counts() -> None:
+    (point,) = points_of(["data=stdlib", "train.steps=3", "train.steps=4"], {"a": ["train.seed=2"]}, Options.find())
+    rest = tuple(f"{key}={value}" for key, value in DEFAULTS.items() if key not in ("data", "train.steps"))
+    assert point.words == ("data=stdlib", "train.steps=4", "train.seed=2", *rest)
+
+
+def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
+    points = points_of(["model=moe_5b", "strategy=fsdp,ep", "overlap=max"], None, Options.find())
+    (peer,) = peer_points("transformers", points)
+    assert peer.name == "transformers"
+    assert {"model=moe_5b", "strategy=fsdp", "data=synthetic", "train.steps=40"} <= set(peer.words)
+    assert not any(word.startswith("overlap") for word in peer.words)
+    points = points_of(["strategy=fsdp,ep", "train.global_batch_size=8,16"], None, Options.find())
+    assert [peer.name for peer in peer_points("transformers", points)] == [
+        "transformers-fsdp-global_batch_size=8",
+        "transformers-fsdp-global_batch_size=16",
+    ]
+
+
+def test_a_trace_is_of_one_step_of_the_last_round(tmp_path: Path) -> None:
+    words = [f"to={tmp_path}", "nproc=2", "rounds=2", "model=tiny", "train.steps=7", "trace=true", "strategy=ddp,fsdp"]
+    first, last = rounds_of(Order.parse(words))
+    assert [job.name for job in (*first, *last)] == ["ddp-r1", "fsdp-r1", "fsdp-r2", "ddp-r2"]
+    assert not any(job.more for job in first)
+    assert all(job.more == ["measure.trace_every=4", "measure.trace_limit=1"] for job in last)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["strategy=ddp"], "where do results go? write to=FOLDER"),
+        (["to=", "strategy=ddp"], "where do results go? write to=FOLDER"),
+        (["to=b", "rounds=0"], "rounds=0: set it to the number of rounds, at least 1"),
+        (["to=b", "trace=yes"], "trace=yes: set it to true or false"),
+        (["to=b", "peer=megatron"], "peer=megatron: choose from transformers"),
+        (["to=b", "run.name=x"], "run.name=x: bench names the run folders, in to=FOLDER; leave it out"),
+        (["to=b", "strategy=dpp,fsdp"], "dpp: strategy=dpp: no such strategy; did you mean pp?"),
+        (["to=b", "strategy=dpp"], "strategy=dpp: no such strategy; did you mean pp?"),
+        (["to=b", "nproc=2", "strategy=ddp,single"], "single: strategy=single is 1 rank, and 2 were started: "),
+        (["to=b", "optim.lr=interval(0,1)"], "optim.lr=interval(0,1): name the values, with commas between them"),
+        (["to=b", "configs=/no/such.yaml"], "configs=/no/such.yaml: No such file or directory; name a YAML file"),
+        (["to=b", "train.device=cuda"], "train.device=cuda on a machine without a GPU: "),
+        (
+            ["to=b", "peer=transformers", "model=tiny_mla", "data=stdlib"],
+            "transformers: peer=transformers learns random",
+        ),
+        (
+            ["to=b", "peer=transformers", "model=tiny", "model.moe.score=softmax"],
+            "transformers: model.attention.kind=gqa with model.moe.score=softmax is no architecture of transformers",
+        ),
+    ],
+)
+def test_a_refusal_is_one_line_before_anything_runs(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert main(["bench", *words]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"switchyard: {said}")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a, b]", "write a mapping of names to lists of words"),
+        ("{}", "write a mapping of names to lists of words"),
+        ("a: strategy=ddp", "write a mapping of names to lists of words"),
+        ("a: [1]", "write a mapping of names to lists of words"),
+        ("a: [", "is not YAML: "),
+        ("transformers: [strategy=ddp]", "two points are called transformers: "),
+        ("a/b: [strategy=ddp]", "a point called 'a/b': it names a folder; "),
+        ("{a: [strategy=ddp], 'a-none': ['overlap=default']}\n", ""),
+    ],
+)
+def test_configs_in_a_file(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "points.yaml"
+    path.write_text(text)
+    words = [f"to={tmp_path / 'b'}", "nproc=2", "model=tiny", "peer=transformers", f"configs={path}"]
+    if not said:
+        assert [point.name for point in Order.parse(words).points] == ["a", "a-none"]
+        return
+    with pytest.raises(ConfigError) as refusal:
+        Order.parse(words)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_two_points_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two points are called a-max"):
+        check_names(points_of(["train.seed=1"], {"a-max": [], "a": ["overlap=none,max"]}, Options.find()))
+
+
+def test_cfg_job_prints_every_point_and_runs_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"to={tmp_path / 'b'}", "model=tiny", "strategy=ddp,fsdp", "train.steps=7", "--cfg", "job"]
+    assert main(["bench", *words]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("#")] == ["# ddp", "# fsdp"]
+    assert out.count("  steps: 7\n") == 2
+    assert not (tmp_path / "b").exists()
+
+
+CEILINGS = Ceilings("a GPU", 700.0, 600.0, 590.0, 400.0, 4000.0)
+
+
+def test_a_roofline_sums_to_a_steps_flops() -> None:
+    job = compose(["model=moe_5b", "data=synthetic", "strategy=fsdp", "train.global_batch_size=8"]).config
+    trace = TracedStep(0.3, 0.01, 0.005, 7, {"dense_gemm": 0.05, "optimizer": 0.02})
+    lines = {line.category: line for line in roofline(job, 2, CEILINGS, trace)}
+    products = sum(line.work for line in lines.values() if line.unit == "TFLOP")
+    assert products == pytest.approx(flops_per_token(job.model, 4096) * 8 * 4096 / 2 / 1e12)
+    assert lines["dense_gemm"].rate == pytest.approx(lines["dense_gemm"].work / 0.05)
+    assert lines["dense_gemm"].of_ceiling == pytest.approx(lines["dense_gemm"].work / 0.05 / 700)
+    assert lines["attention"].rate is lines["attention"].of_ceiling is None
+    half = count_parameters(job.model).total / 2
+    assert lines["optimizer"].work == pytest.approx(half * 28 / 1e9)
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("zero1", 4), ("fsdp", 4), ("hsdp", 4), ("ep", 4)])
+def test_the_optimizer_moves_what_a_rank_owns(strategy: str, ranks: int) -> None:
+    job = compose(["model=tiny", f"strategy={strategy}"]).config
+    total = count_parameters(job.model).total
+    routed = 2 * 8 * 3 * 64 * 32
+    replicas = {"ddp": total, "zero1": total / 4, "fsdp": total / 4, "hsdp": total / 2}
+    assert optimizer_parameters(job, ranks) == (replicas | {"ep": routed / 4 + total - routed})[strategy]
+
+
+def test_a_pictures_parts_are_as_long_as_their_seconds() -> None:
+    divided = {"compute_fwd": 0.3, "exposed_comm/ep": 0.2, "other": -0.01, "wall": 0.5}
+    bars = [Bar("a<b>&\"c'", "1 tokens/s", divided, 0.5), Bar("peer", "2 tokens/s", {}, 0.25)]
+    root = ElementTree.fromstring(draw(bars, "2 < 3"))
+    widths = {
+        title.text: float(rect.get("width", ""))
+        for rect in root.iter(f"{SVG}rect")
+        if (title := rect.find(f"{SVG}title")) is not None
+    }
+    assert widths == {
+        "a<b>&\"c': compute_fwd 300 ms": pytest.approx(AXIS * 0.6, abs=0.01),
+        "a<b>&\"c': exposed_comm/ep 200 ms": pytest.approx(AXIS * 0.4, abs=0.01),
+        "peer: step, not divided 250 ms": pytest.approx(AXIS * 0.5, abs=0.01),
+    }
+    said = [element.text for element in root.iter(f"{SVG}text")]
+    assert said[:7] == ["2 < 3", "0", "0.1", "0.2", "0.3", "0.4", "0.5"]
+    assert said[-3:] == ["compute_fwd", "exposed_comm/ep", "step, not divided"]
+    assert replace(bars[1], step_s=1e-9).length_s == 1e-9
+
+
+def test_lists_of_words_are_json_too(tmp_path: Path) -> None:
+    path = tmp_path / "points.json"
+    path.write_text(json.dumps({"a": ["strategy=ddp"]}))
+    assert [p.name for p in Order.parse([f"to={tmp_path / 'b'}", f"configs={path}", "model=tiny"]).points] == ["a"]
