@@ -1,0 +1,90 @@
+"""The phase clock on CUDA events, and its brackets beside the sweep of the same step's trace."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from harness.torchrun import torchrun
+
+from parallel.clock.phase_clock import Phase, PhaseClock
+from parallel.clock.time_source import CudaTime
+from parallel.comm import CommKind
+from train.trace.ranges import nvtx_range
+
+pytestmark = pytest.mark.gpu
+JOB = (
+    "model=moe_5b",
+    "model.n_layers=3",
+    "precision=bf16",
+    "optim=adamw_large",
+    "data=synthetic",
+    "train.eval_sequences=0",
+    "train.global_batch_size=4",
+    "train.steps=12",
+    "train.log_every=4",
+    "checkpoint=off",
+    "logging=off",
+    "measure.trace_every=10",
+)
+
+
+def busy(n: int) -> None:
+    """Keep the current stream at work for some milliseconds, without waiting for it."""
+    a = torch.ones(4096, 4096, device="cuda")
+    for _ in range(n):
+        a @ a
+
+
+def test_phases_are_the_devices_and_not_the_hosts() -> None:
+    clock = PhaseClock(CudaTime())
+    side = torch.cuda.Stream()
+    busy(5)
+    clock.end_window()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    clock.enter(Phase.data_wait)
+    clock.enter(Phase.compute_fwd)
+    busy(20)
+    with torch.cuda.stream(side):
+        busy(60)
+        done = side.record_event()
+    with clock.waiting(CommKind.ep, "all_to_all", None):
+        torch.cuda.current_stream().wait_event(done)
+    clock.enter(Phase.compute_opt)
+    busy(10)
+    host_s = time.perf_counter()
+    clock.enter(Phase.log)
+    end.record()
+    enqueued_s = time.perf_counter() - host_s
+    window = clock.end_window()
+    total_s = begin.elapsed_time(end) * 1e-3
+    assert enqueued_s < 0.1 * total_s, "nothing waited for the device"
+    assert sum(window.phase_s.values()) == pytest.approx(total_s, rel=0.02)
+    assert sum(window.phase_s.values()) == pytest.approx(window.wall_s, rel=0.02)
+    (wait,) = window.waits
+    assert 0 < wait.seconds < window.phase_s[Phase.compute_fwd]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero1", "ep", "tp"])
+def test_brackets_are_what_the_trace_shows(strategy: str, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    done = torchrun(2, *JOB, f"strategy={strategy}", f"run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "traces").rglob("rank-0.summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["unknown_kinds_s"] == {}
+    for kind, bracketed_s in summary["waited_s"].items():
+        assert summary["stream_waits_s"].get(kind, 0.0) == pytest.approx(bracketed_s, rel=0.05, abs=1e-3), kind
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[1:]:
+        assert abs(row["time/other_s"]) < 0.01 * row["time/wall_s"]
+    assert rows[-1]["power/watts"] > 0
+
+
+def test_nvtx_ranges_nest() -> None:
+    with nvtx_range("phase/compute_fwd"):
+        assert torch.cuda.nvtx.range_push("wait/dp/all_reduce") == 1  # the depth before it
+        torch.cuda.nvtx.range_pop()
