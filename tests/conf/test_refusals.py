@@ -110,6 +110,12 @@ VALUES = {
     "train.device=gpu": "train.device=gpu: set it to auto, cpu or cuda",
     "train.device=null": "train.device=null: set it to auto, cpu or cuda",
     "optim.schedule=linear": "optim.schedule=linear: set it to cosine, wsd or constant",
+    "measure.trace_every=-1": "measure.trace_every=-1: set it to 0 or more",
+    "measure.trace_every=1": "measure.trace_every=1: the step before a traced one warms up; set it to 2 or more, or 0",
+    "measure.trace_limit=-1": "measure.trace_limit=-1: set it to 0 or more",
+    "measure.trace_ranks=[7]": "measure.trace_ranks=[7]: there is no rank 7 among ",
+    "measure.trace_ranks=[-1]": "measure.trace_ranks=[-1]: there is no rank -1 among ",
+    "measure.gpu_hour_usd=0": "measure.gpu_hour_usd=0.0: set it above 0, or null",
     "logging.wandb=on": "logging.wandb=on: set it to online, offline or disabled",
     "model.name=null": "model.name=null: set it to a text",
     "model.name=[1]": "model.name=[1]: set it to a text",
@@ -250,6 +256,15 @@ COMBINATIONS = [
     ),
     ("data=synthetic data.cache_dir=x", 1, "data.cache_dir=x: data.source=synthetic reads no cache_dir"),
     ("data.name=a/b", 1, "data.name=a/b: it names a folder and is no path"),
+    # what is measured
+    (
+        "measure=off measure.trace_every=5",
+        1,
+        "measure.trace_every=5 shows what the clock times: set measure.clock=true, or it to 0",
+    ),
+    ("measure.clock=false measure.trace_slow=true", 1, "measure.trace_slow=true shows what the clock times: set me"),
+    ("measure=off measure.nvtx=true", 1, "measure.nvtx=true shows what the clock times"),
+    ("measure.trace_ranks=[0,2]", 2, "measure.trace_ranks=[0, 2]: there is no rank 2 among 2; name ranks from 0"),
     # the batch
     ("train.global_batch_size=10", 4, "10 is not divisible by 4 data-parallel ranks: set it to a multiple of 4, as 12"),
     ("train.global_batch_size=1", 2, "set it to a multiple of 2, as 2"),

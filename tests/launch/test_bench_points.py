@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conf.compose import compose
 from conf.options import Options
+from conf.schema import validate
 from conf.sweep import choices
 from launch.bench.ceilings import Ceilings
 from launch.bench.order import Order
@@ -22,6 +24,7 @@ from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from train.metrics.verdict import TracedStep
 
+ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -214,3 +217,11 @@ def test_lists_of_words_are_json_too(tmp_path: Path) -> None:
     path = tmp_path / "points.json"
     path.write_text(json.dumps({"a": ["strategy=ddp"]}))
     assert [p.name for p in Order.parse([f"to={tmp_path / 'b'}", f"configs={path}", "model=tiny"]).points] == ["a"]
+
+
+def test_every_layout_of_the_benchmark_can_run_on_two_ranks() -> None:
+    layouts = yaml.safe_load((ROOT / "benchmarks" / "layouts.yaml").read_text())
+    assert len(layouts) == 19
+    more = ("model=moe_5b", "precision=bf16", "optim=adamw_large", "train.global_batch_size=8", "data=synthetic")
+    for words in layouts.values():
+        validate(compose((*more, *words)).config, 2)

@@ -36,7 +36,7 @@ ADVICE = {
     "host": "a larger train.micro_batch_size: more work a launch",
     "unnamed time": "a deep trace of a step: measure.trace_every=20",
     "memory": f"{MORE_TOKENS}: the optimizer and its copies run once a step",
-    "compute": "precision=bf16, and strategy.recompute=none where memory allows",
+    "compute": "measure.trace_every=20, for which kernels it is; precision=bf16 and no strategy.recompute, if not set",
 }
 
 
