@@ -4,6 +4,8 @@ EVENTS are `STEP:WHAT:RANK:SECONDS,…` with RANK `all` or a number; WHAT is
 
     loader       the next batch is read late (wants overlap.data=0)
     forward      the first forward of the step begins late
+    backward     the first backward does
+    optimizer    the optimizer's step does
     KIND         the first collective of that kind (dp, tp, ep, pp, control) in the step is late: its wait ends late
     fsdp         FSDP2's first reduce-scatter of the step is late
 
@@ -17,7 +19,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch.optim import AdamW
 
 import parallel.comm
 import train.__main__
@@ -67,6 +71,7 @@ class LateWork:
 def install(events: Events) -> None:
     """Put the events into this process."""
     read, forward, pending = BatchLoader._read, Transformer.forward, parallel.comm.Pending
+    backward, optimize = torch.autograd.backward, AdamW.step
 
     def late_read(loader: BatchLoader) -> Any:
         events.step += 1
@@ -77,11 +82,21 @@ def install(events: Events) -> None:
         events.happen("forward")
         return forward(model, *args)
 
+    def late_backward(*args: Any, **kwargs: Any) -> Any:
+        events.happen("backward")
+        return backward(*args, **kwargs)
+
+    def late_step(optimizer: AdamW, *args: Any) -> Any:
+        events.happen("optimizer")
+        return optimize(optimizer, *args)
+
     def late_pending(output: Any, work: Any, kind: Any, operation: str, group: Any) -> Any:
         return pending(output, LateWork(work, kind.value, events), kind, operation, group)
 
     BatchLoader._read = late_read  # type: ignore[method-assign]
     Transformer.forward = late_forward  # type: ignore[method-assign]
+    torch.autograd.backward = late_backward  # type: ignore[assignment]
+    AdamW.step = late_step  # type: ignore[method-assign,assignment]
     parallel.comm.Pending = late_pending  # type: ignore[assignment,misc]
     for name in ("reduce_scatter_single", "reduce_scatter_tensor"):
         if hasattr(dist, name):

@@ -89,6 +89,15 @@ def test_a_slow_rank_a_slow_loader_and_a_slow_reduction(tmp_path: Path) -> None:
     late.check_others(8, {"exposed_comm/dp"})
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "accelerate_ddp"])
+def test_slow_compute_is_in_its_phase(strategy: str, tmp_path: Path) -> None:
+    events = f"4:forward:all:{LATE},6:backward:all:{LATE},8:optimizer:all:{LATE}"
+    late = run_late(tmp_path, events, f"strategy={strategy}")
+    for step, bucket in ((4, "compute_fwd"), (6, "compute_bwd"), (8, "compute_opt")):
+        late.check(step, bucket, (late.seconds(step, 0) + late.seconds(step, 1)) / 2)
+        late.check_others(step, {bucket})
+
+
 @pytest.mark.parametrize(
     ("strategy", "kind"), [("fsdp", "fsdp"), ("ep", "ep"), ("tp", "tp"), ("ddp", "dp"), ("ddp", "control")]
 )
