@@ -17,6 +17,7 @@ from harness.torchrun import REPOSITORY, torchrun
 from train.metrics.breakdown import APART, BUCKETS
 
 LATE = 1.2  # seconds
+PERF = "perf/step_time_s"
 COMMON = ("model=tiny", "train.device=cpu", "train.log_every=1", "train.steps=9", "train.eval_sequences=0")
 QUIET = ("checkpoint=off", "logging=off", "overlap.data=0")
 
@@ -62,10 +63,11 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
     for row in rows.values():
         total = sum(row.get(f"time/{bucket}_s", 0.0) for bucket in (*BUCKETS, *APART))
         assert total == pytest.approx(row["time/wall_s"], rel=1e-9)
-        if row["train/step"] > 1:  # ranks begin the first one at different moments
-            # Of the loop's own stopwatch on rank 0, which knows of no phases.
-            assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.01, abs=2e-3)
         assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
+    # The walls come to those of the loop's own stopwatch on rank 0, which knows of no phases (ranks begin the first step
+    # at different moments, and end each a little apart).
+    walls, stopwatch = ([row[key] for step, row in rows.items() if step > 1] for key in ("time/wall_s", PERF))
+    assert sum(walls) == pytest.approx(sum(stopwatch), rel=0.01)
     return Late(rows, [json.loads(Path(f"{stamps}-{rank}.json").read_text()) for rank in range(ranks)], done.stdout)
 
 
@@ -113,3 +115,41 @@ def test_an_idle_stage_is_a_bubble(tmp_path: Path) -> None:
     late.check(5, "bubble", late.seconds(5, 0), "time_max")
     late.check_others(5, {"compute_fwd", "bubble"})
     assert late.rows[5]["time_max_rank/bubble"] == 1
+
+
+KINDS = {
+    "single": (1, ""),
+    "ddp": (2, "dp"),
+    "zero1": (2, "dp"),
+    "fsdp": (2, "fsdp"),
+    "hsdp": (4, "fsdp"),
+    "ep": (2, "dp ep"),
+    "fsdp_ep": (4, "fsdp ep"),
+    "hsdp_ep": (4, "fsdp ep"),
+    "tp": (2, "tp dp"),
+    "tp_ep": (4, "tp ep dp"),
+    "fsdp_tp": (4, "fsdp tp dp"),
+    "pp": (2, "pp"),
+    "pp_ep": (4, "pp ep dp"),
+    "pp_tp": (4, "pp tp dp"),
+    "pp_fsdp": (4, "pp fsdp"),
+    "pp_fsdp_ep": (4, "pp fsdp ep"),
+    "pp_fsdp_tp_ep": (8, "pp fsdp tp ep dp"),
+    "accelerate_ddp": (2, ""),
+    "deepspeed_zero1": (2, ""),
+    "deepspeed_zero3": (2, ""),
+}
+"""Ranks, and what each strategy waits for; engines' own waits cannot be seen."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", KINDS)
+def test_every_strategy_waits_for_its_own_kinds_and_fills_its_wall(strategy: str, tmp_path: Path) -> None:
+    ranks, kinds = KINDS[strategy]
+    late = run_late(tmp_path, f"5:forward:0:{LATE}", f"strategy={strategy}", ranks=ranks)
+    for row in late.rows.values():
+        waited = {key.split("/")[2].removesuffix("_s") for key in row if key.startswith("time/exposed_comm/")}
+        # A pipeline's sends may all be done when they are waited for, and its receives are bubbles.
+        assert waited - {"control", "pp"} == set(kinds.split()) - {"pp"}
+        assert ("time/bubble_s" in row) == ("pp" in kinds)
+    late.check(5, "compute_fwd", late.seconds(5, 0), "time_max" if ranks > 1 else "time")
