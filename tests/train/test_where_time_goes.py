@@ -64,8 +64,8 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
         total = sum(row.get(f"time/{bucket}_s", 0.0) for bucket in (*BUCKETS, *APART))
         assert total == pytest.approx(row["time/wall_s"], rel=1e-9)
         assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
-    # The walls come to those of the loop's own stopwatch on rank 0, which knows of no phases (ranks begin the first step
-    # at different moments, and end each a little apart).
+    # The walls come to those of the loop's own stopwatch on rank 0, which knows of no phases. (Ranks begin the first
+    # step at different moments, and end each a little apart.)
     walls, stopwatch = ([row[key] for step, row in rows.items() if step > 1] for key in ("time/wall_s", PERF))
     assert sum(walls) == pytest.approx(sum(stopwatch), rel=0.01)
     return Late(rows, [json.loads(Path(f"{stamps}-{rank}.json").read_text()) for rank in range(ranks)], done.stdout)
