@@ -58,7 +58,9 @@ def main() -> None:
         result.loss.item()
         if measured := comm.clock.end_window():
             own = step_time.own(measured)
-            time_row(dict(zip(own, comm.all_gather_numbers(list(own.values())).T.tolist(), strict=True)))
+            time_row(
+                dict(zip(own, comm.all_gather_numbers(list(own.values())).T.tolist(), strict=True)), measured.steps
+            )
         return (time.perf_counter() - began) / STEPS
 
     with _open_loader(job, engine, degrees, world, 0) as loader:

@@ -34,7 +34,8 @@ def show(words: Sequence[str]) -> int:
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     if not losses:
         raise ConfigError(f"{folder} has logged no step yet: try again in a moment")
-    environment = read_config(folder / "config.yaml")["environment"]
+    settings = read_config(folder / "config.yaml")
+    environment = settings["environment"]
     parameters = count_parameters(read_job(folder / "config.yaml").model)
     attempt = Attempt(
         resumed_after_step=environment["resumed_after_step"],
@@ -46,7 +47,7 @@ def show(words: Sequence[str]) -> int:
     )
     finished = RunSummary.read(folder / SUMMARY_FILE)
     wall_s = finished.wall_s if finished else None
-    summary = summarise(rows, folder, attempt, wall_s)
+    summary = summarise(rows, folder, attempt, wall_s, settings)
     console = Console()
     console.print(summary.table(), markup=False)
     console.print(f"loss {losses[0]:.3f} {curve(losses, console.width - 20)} {losses[-1]:.3f}", markup=False)

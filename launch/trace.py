@@ -24,16 +24,16 @@ def trace(words: Sequence[str]) -> int:
     """
     if not words:
         raise ConfigError("trace takes run folders and trace files: switchyard trace runs/NAME")
-    console = Console()
+    console = Console(markup=False)
     for path in [path for word in words for path in _files(Path(word).expanduser())]:
-        console.print(table(_swept(path), str(path)), markup=False)
+        console.print(table(_swept(path), str(path)))
     return 0
 
 
 def _swept(path: Path) -> Sweep:
     """The trace, with the clock's brackets where they were kept beside it."""
     swept, summary = sweep_file(path), summary_beside(path)
-    if summary == path or not summary.exists():
+    if not summary.exists():
         return swept
     try:
         return replace(swept, waited_s=json.loads(summary.read_text()).get("waited_s", {}))

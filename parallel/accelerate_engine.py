@@ -73,8 +73,12 @@ class AccelerateEngine(WholeModelEngine):
 
     @property
     def unseen(self) -> str | None:
-        """See Engine: DDP waits inside C++; FSDP2 where it is watched."""
-        return None if self._sharded else "waits for DDP's all-reduces are in compute_bwd"
+        """See Engine: DDP waits inside C++; FSDP2 where it is watched, but not the sum of its gradient norm."""
+        return (
+            "the wait for the gradient norm's sum is in compute_opt"
+            if self._sharded
+            else "waits for DDP's all-reduces are in compute_bwd"
+        )
 
     def update(self, rate: float, max_norm: float) -> Tensor:
         """See Engine. The norm is summed in float32, as Accelerate does."""

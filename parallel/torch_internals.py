@@ -18,8 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 # FSDP2's own collectives and waits, which no public hook shows.
-from torch.distributed.fsdp._fully_shard import _fsdp_collectives
-from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
 # The first half of a split backward; reached otherwise only through torch's own pipeline runtime.
 from torch.distributed.pipelining._backward import stage_backward_input
@@ -89,11 +88,11 @@ def fsdp_watched(issuing: Watch, waiting: Watch, compute: torch.cuda.Stream | No
     """Let FSDP2 enter `issuing` around each start of a collective, and `waiting` around each wait of the stream
     `compute` for one (None, on CPU: its collectives return when they are done, and are waits themselves).
 
-    It starts all of them by the name `dist` in one module, which gets a stand-in; on a GPU it waits by wait_event on
-    the current stream. Both hold for the whole process while entered, whoever built the model (Accelerate, say).
+    It starts all of them by the name `dist` in one module, which gets a stand-in. On a GPU it waits by wait_event on
+    the current stream, for events that two of its functions return: these are told what they stand for. All holds for
+    the whole process while entered, whoever built the model (Accelerate, say).
     """
-    gathering: list[ProcessGroup] = []
-    reducing: list[ProcessGroup] = []
+    started: list[ProcessGroup] = []
 
     class WatchedDist:
         def __getattr__(self, name: str) -> Any:
@@ -103,42 +102,55 @@ def fsdp_watched(issuing: Watch, waiting: Watch, compute: torch.cuda.Stream | No
                 return function
 
             def start(*args: Any, group: ProcessGroup, **kwargs: Any) -> Any:
-                if operation != "all_gather":
-                    reducing[:] = [group]
-                blocking = waiting(operation, group) if compute is None else nullcontext()
+                if compute is None:
+                    blocking = waiting(operation, group)
+                else:
+                    started.append(group)
+                    blocking = nullcontext()
                 with issuing(operation, group), blocking:
                     return function(*args, group=group, **kwargs)
 
             return start
 
-    def wait_for_unshard(group: Any) -> None:
-        gathering[:] = [group._all_gather_process_group]
-        try:
-            plain_wait_for_unshard(group)
-        finally:
-            gathering.clear()
+    def foreach_all_gather(*args: Any, **kwargs: Any) -> Any:
+        started.clear()
+        result = plain_all_gather(*args, **kwargs)
+        if started and isinstance(result.all_gather_event, torch.cuda.Event):
+            setattr(result.all_gather_event, _STANDS_FOR, ("all_gather", started[0]))
+        return result
+
+    def foreach_reduce(*args: Any, **kwargs: Any) -> Any:
+        started.clear()
+        result = plain_reduce(*args, **kwargs)
+        # A reduce-scatter, and with replicas an all-reduce behind it: the second result is the first one's event.
+        for place, item in enumerate(result):
+            if started and isinstance(item, torch.cuda.Event):
+                setattr(item, _STANDS_FOR, ("reduce", started[0 if place == 1 else -1]))
+        return result
 
     def wait_event(stream: torch.cuda.Stream, event: Any) -> None:
-        awaited = gathering or reducing
-        if stream != compute or not awaited:
-            plain_wait_event(stream, event)
-            return
-        with waiting("all_gather" if gathering else "reduce", awaited[0]):
+        stands_for = getattr(event, _STANDS_FOR, None)
+        with waiting(*stands_for) if stands_for and stream == compute else nullcontext():
             plain_wait_event(stream, event)
 
-    fsdp_group: Any = FSDPParamGroup
+    param_group: Any = _fsdp_param_group
     stream_class: Any = torch.cuda.Stream
-    plain_wait_for_unshard, plain_wait_event = fsdp_group.wait_for_unshard, stream_class.wait_event
+    plain_all_gather, plain_reduce = param_group.foreach_all_gather, param_group.foreach_reduce
+    plain_wait_event = stream_class.wait_event
     _fsdp_collectives.dist = WatchedDist()  # type: ignore[assignment]
     if compute is not None:
-        fsdp_group.wait_for_unshard, stream_class.wait_event = wait_for_unshard, wait_event
+        param_group.foreach_all_gather, param_group.foreach_reduce = foreach_all_gather, foreach_reduce
+        stream_class.wait_event = wait_event
     try:
         yield
     finally:
         _fsdp_collectives.dist = dist
-        fsdp_group.wait_for_unshard, stream_class.wait_event = plain_wait_for_unshard, plain_wait_event
+        param_group.foreach_all_gather, param_group.foreach_reduce = plain_all_gather, plain_reduce
+        stream_class.wait_event = plain_wait_event
 
 
+_STANDS_FOR = "_switchyard_stands_for"
+"""Attribute of an event of FSDP2's: an operation and its group."""
 _FSDP_STARTS = {
     "all_gather_single": "all_gather",  # 2.13's names, and 2.11's
     "all_gather_into_tensor": "all_gather",

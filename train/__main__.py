@@ -193,7 +193,7 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
     attempt = _describe_attempt(config, world, engine, comm, progress.step)
     report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
     loader = _open_loader(job, engine, degrees, world, progress.step)
-    plan = TracePlan(config.measure, config.train.steps, folder)
+    plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
     trainer = Trainer(
         train=config.train,
         optim=config.optim,

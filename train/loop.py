@@ -64,14 +64,14 @@ class Trainer:
             other_work = evaluating or saving or traced or self.traces.due_before(step + 1)
             if step == first or other_work or last or _due(step, self.train.log_every):
                 row = self.meter.row(progress, rate, result, self.traces.slowed(step))
+                if traced:  # at once: whatever came first would be in the trace
+                    with self.meter.apart(Phase.profile):
+                        self.traces.end(step, self.meter.waited_s)
                 if evaluating:
                     with self.meter.apart(Phase.eval):
                         row["eval/loss"] = self.evaluate()
                 if self.report:
                     self.report.log(row)
-            if traced:
-                with self.meter.apart(Phase.profile):
-                    self.traces.end(step, self.meter.waited_s)
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)

@@ -44,6 +44,8 @@ class Meter:
     """Of all ranks."""
     started: float
     """The attempt's start by time.monotonic()."""
+    _begun: bool = field(default=False, init=False)
+    """Whether a row was made."""
     waited_s: dict[str, float] = field(default_factory=dict)
     """By kind, what this rank's brackets came to in the last window, whatever it waited for."""
 
@@ -90,6 +92,7 @@ class Meter:
 
     def _over_ranks(self, step: int, traced: bool, joules: float, tokens: int, seconds: float) -> dict[str, float]:
         """What ranks tell each other of the window: its time by bucket, its energy, whether to trace soon."""
+        first, self._begun = not self._begun, True
         own: dict[str, float] = {"joules": joules}
         if window := self.comm.clock.end_window():
             self.waited_s = sums_by_kind(window.waits)
@@ -101,5 +104,6 @@ class Meter:
         by_rank: dict[str, list[float]] = dict(zip(own, table.T.tolist(), strict=True))
         if any(by_rank.get("wants_trace", [])):
             self.plan.ask(step, self.rank)
-        row = energy_row(by_rank["joules"], seconds, tokens) if not traced else {}
-        return row | (time_row(by_rank) if window else {})
+        # The counters are read where the device still works: in the first row that is before most of its work.
+        row = energy_row(by_rank["joules"], seconds, tokens) if not (traced or first) else {}
+        return row | (time_row(by_rank, window.steps) if window else {})

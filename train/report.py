@@ -14,7 +14,7 @@ from train.metrics.recorder import Recorder
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
 SLOW_SHARE, SLOW_PART = 0.6, 0.1
-"""A rank is named as slow when that share of all waiting for ranks is for it, and the waiting that part of a step."""
+"""A rank is named as slow when it does not share that part of the waiting, which is that part of a step."""
 
 
 class Report:
@@ -30,7 +30,7 @@ class Report:
         started: float,
     ) -> None:
         """Say what is about to run. `config` goes to wandb; `started` is the attempt's start by time.monotonic()."""
-        self._folder, self._attempt, self._started = folder, attempt, started
+        self._folder, self._attempt, self._started, self._config = folder, attempt, started, config
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
@@ -59,23 +59,26 @@ class Report:
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
         """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In
-        an attempt's first step it is chance who comes last."""
+        an attempt's first step it is chance who comes last, and in a traced one it is who traces."""
         rank, waited_s = row.get("time/slow_rank"), row.get("time/sync_wait_s", 0.0)
-        if row["train/step"] == self._attempt.resumed_after_step + 1:
+        if row["train/step"] == self._attempt.resumed_after_step + 1 or "perf/step_time_s" not in row:
             return
-        if rank is None or row["time/slow_rank_share"] < SLOW_SHARE or waited_s < SLOW_PART * row["time/wall_s"]:
+        step_s = row["perf/step_time_s"]
+        if rank is None or row["time/slow_rank_share"] < SLOW_SHARE or waited_s < SLOW_PART * step_s:
             return
         if waited_s >= 2 * self._named.get(rank, 0.0):
             self._named[rank] = waited_s
             self._line.note(
-                f"step {row['train/step']}: others wait for rank {rank}, {waited_s:.3f} s of a step of "
-                f"{row['time/wall_s']:.3f} s (mean over ranks; {row['time/slow_rank_share']:.0%} of it for that rank)"
+                f"step {row['train/step']}: others wait for rank {rank:.0f}, "
+                f"{waited_s:.3f} s of a step of {step_s:.3f} s (mean over ranks)"
             )
 
     def summarise(self) -> None:
         """Write summary.json, over all attempts' rows, and print its table."""
         rows = read_jsonl(self._folder / METRICS_FILE)
-        summary = summarise(rows, self._folder, self._attempt, wall_s=time.monotonic() - self._started)
+        summary = summarise(
+            rows, self._folder, self._attempt, wall_s=time.monotonic() - self._started, settings=self._config
+        )
         summary.write(self._folder / SUMMARY_FILE)
         summary.print()
 

@@ -163,9 +163,12 @@ class PhaseClock(Clock):
         """See Clock. Where the device is drained already, as after reading a loss, it waits for microseconds."""
         self._switch(self._phase)
         self._time.finish(self._begin)
+        for bracket in self._brackets:  # of other streams, if there are any
+            self._time.finish(bracket.end)
         now = self._wall()
         self._read()
         assert not self._unread, "marks that the device has not passed, before one that it has"
+        assert not self._brackets, "a wait that is not over"
         window, self._window = self._window, Window()
         if self._step_s is not None:
             window.step_s.append(self._step_s)

@@ -5,18 +5,17 @@
     rank 2   compute ───────────────── ● 10 ms ●          least: it came last, and waited for the wire alone
 
 In a collective that ends for all at once the last to arrive waits only for the transfer. So the least wait of a group
-is what the wire took, and what is above it is for the last rank, which is thereby known. A receive that waits is
-another matter: the stage before has not got that far (a bubble). The ranks of a pipeline also end a step at different
-moments, and meet at the sums over the world that close it: what is above the least there is the schedule's end, a
-bubble too.
+is what the wire took, and what is above it is for whoever came last. A receive that waits is another matter: the stage
+before has not got that far (a bubble). The ranks of a pipeline also end a step at different moments, and meet at the
+sums over the world that close it: what is above the least there is the schedule's end, a bubble too.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from parallel.clock.phase_clock import Waited
@@ -34,8 +33,6 @@ class SplitWaits:
     """For ranks that came later."""
     bubble_s: float = 0.0
     """For other stages of the pipeline."""
-    caused_s: float = 0.0
-    """What the others of its groups waited for this rank, added up over them."""
 
 
 def split_waits(waits: Sequence[Waited], comm: Communicator, pipelined: bool) -> SplitWaits:
@@ -53,39 +50,39 @@ def split_waits(waits: Sequence[Waited], comm: Communicator, pipelined: bool) ->
             split.exposed_s[wait.kind] += wait.seconds
         else:
             by_group.setdefault(wait.group if wait.group is not dist.group.WORLD else None, []).append(wait)
-    least, total = _over_groups(by_group, comm)
-    for group, collective in by_group.items():
-        size = dist.get_world_size() if group is None else group.size()
-        for wait, least_s, total_s in zip(collective, least[group].tolist(), total[group].tolist(), strict=True):
+    for group, least in _least_of_groups(by_group, comm).items():
+        for wait, least_s in zip(by_group[group], least, strict=True):
             split.exposed_s[wait.kind] += least_s
             if pipelined and group is None:
                 split.bubble_s += wait.seconds - least_s
-                continue
-            split.sync_s += wait.seconds - least_s
-            if size > 1 and wait.seconds == least_s:
-                split.caused_s += total_s - size * least_s
+            else:
+                split.sync_s += wait.seconds - least_s
     return split
 
 
-Vectors = dict[ProcessGroup | None, Tensor]
+def _least_of_groups(
+    by_group: Mapping[ProcessGroup | None, Sequence[Waited]], comm: Communicator
+) -> dict[ProcessGroup | None, list[float]]:
+    """The least of each collective's waits, by group.
 
-
-def _over_groups(by_group: dict[ProcessGroup | None, list[Waited]], comm: Communicator) -> tuple[Vectors, Vectors]:
-    """The least of each collective's waits, and their sum, by group.
-
-    Raises:
-        RuntimeError: if ranks of a group have not waited equally often: their waits cannot be told apart.
+    Where ranks of a group have not waited equally often their waits cannot be told apart, and each keeps its own: a
+    metric is no reason to end a job.
     """
-    counts: Vectors = {group: torch.tensor([len(waits), -len(waits)]) for group, waits in by_group.items()}
+    counts = {group: torch.tensor([len(waits), -len(waits)]) for group, waits in by_group.items()}
     comm.all_reduce_on_host(counts, dist.ReduceOp.MIN)
-    for group, (fewest, most) in ((group, tensor.tolist()) for group, tensor in counts.items()):
-        if fewest != -most:
-            kinds = sorted({wait.kind.value for wait in by_group[group]})
-            raise RuntimeError(f"ranks waited {fewest} to {-most} times for {', '.join(kinds)} in the same steps")
-    least: Vectors = {
-        group: torch.tensor([wait.seconds for wait in waits], dtype=torch.float64) for group, waits in by_group.items()
-    }
-    total: Vectors = {group: seconds.clone() for group, seconds in least.items()}
-    comm.all_reduce_on_host(least, dist.ReduceOp.MIN)
-    comm.all_reduce_on_host(total, dist.ReduceOp.SUM)
-    return least, total
+    own = {group: torch.tensor([w.seconds for w in waits], dtype=torch.float64) for group, waits in by_group.items()}
+    alike = {}
+    for group, count in counts.items():
+        fewest, most = count[0].item(), -count[1].item()
+        if fewest == most:
+            alike[group] = own[group]
+        else:
+            kinds = ", ".join(sorted({wait.kind.value for wait in by_group[group]}))
+            logging.getLogger(__name__).warning(
+                "time/*: ranks waited %d to %d times for %s in the same steps: sync_wait lacks these waits",
+                fewest,
+                most,
+                kinds,
+            )
+    comm.all_reduce_on_host(alike, dist.ReduceOp.MIN)
+    return {group: seconds.tolist() for group, seconds in own.items()}

@@ -24,7 +24,7 @@ ATTEMPT = Attempt(0, 4, "NVIDIA H200", Peak(989.0, "data sheet NVIDIA H200"), 4_
 
 
 def _summary(rows: list[dict[str, Any]], attempt: Attempt = ATTEMPT) -> RunSummary:
-    return summarise(rows, Path("runs/a"), attempt, wall_s=12.5)
+    return summarise(rows, Path("runs/a"), attempt, wall_s=12.5, settings={"overlap": {"name": "max"}})
 
 
 def test_medians_leave_the_warm_up_out() -> None:
@@ -37,7 +37,7 @@ def test_medians_leave_the_warm_up_out() -> None:
     assert summary.tokens_per_sec == pytest.approx(1000 / 0.355, rel=1e-3)
 
 
-@pytest.mark.parametrize(("steps", "kept"), [(1, 1), (4, 4), (5, 4), (49, 40), (50, 40), (200, 190)])
+@pytest.mark.parametrize(("steps", "kept"), [(1, 1), (2, 1), (4, 3), (5, 4), (49, 40), (50, 40), (200, 190)])
 def test_warm_up_is_a_fifth_and_at_most_ten(steps: int, kept: int) -> None:
     rows = [_row(step, 1.0 if step > steps - kept else 100.0) for step in range(1, steps + 1)]
     assert (_summary(rows).step_time_s, _summary(rows).step_time_iqr_s) == (1.0, 0.0)
@@ -70,9 +70,25 @@ def test_evaluation_may_be_a_row_of_its_own() -> None:
 def test_what_bounds_a_run_is_said_of_steps_that_were_divided() -> None:
     divided = {"time/wall_s": 1.0, "time/compute_fwd_s": 0.6, "time/exposed_comm/fsdp_s": 0.4}
     summary = _summary([_row(1), *(_row(step, **divided) for step in range(2, 5))])
-    assert summary.bound_by == f"communication (fsdp), 40% of a step; try {ADVICE['communication (fsdp)']}"
+    tried = ADVICE["communication (fsdp)"][1].text  # overlap=max is in effect
+    assert summary.bound_by == f"communication (fsdp), 40% of a step; try {tried}"
     assert ("bound by", summary.bound_by) in list(summary._lines())
     assert _summary([_row(1)]).bound_by is None
+
+
+def test_a_rows_weight_is_its_steps() -> None:
+    long, short = {"time/steps": 9, "time/compute_fwd_s": 1.0}, {"time/steps": 1, "time/data_wait_s": 6.0}
+    walls = {"time/wall_s": 1.0}
+    rows = [_row(1), _row(10, **long, **walls), _row(11, **short, **walls)]
+    assert (_summary(rows).bound_by or "").startswith("input, 40% of a step")
+
+
+def test_traced_steps_have_no_speed_and_are_left_out() -> None:
+    rows = [_row(step) for step in range(1, 7)]
+    for row in rows[2:]:
+        del row["perf/step_time_s"], row["perf/tokens_per_sec"]
+    assert _summary(rows).step_time_s == 0.5
+    assert _summary(rows, replace(ATTEMPT, resumed_after_step=2)).step_time_s == 0.5  # its predecessors'
 
 
 def test_no_step_is_nothing_to_summarise() -> None:

@@ -1,14 +1,16 @@
 """What bounds a run, by made-up steps; and that what it advises can be typed."""
 
 import re
+from typing import Any
 
 import pytest
+import yaml
 
 from conf.compose import compose
 from conf.keys import Keys
 from conf.schema import JobConfig
 from train.metrics.breakdown import BUCKETS, COMMUNICATION, mean_breakdown
-from train.metrics.verdict import ADVICE, OPTIMIZER, WAIT, TracedStep, judge
+from train.metrics.verdict import ADVICE, OPTIMIZER, WAIT, TracedStep, Verdict, judge
 
 COMPUTE = {"compute_fwd": 2.5, "compute_bwd": 5.0, "compute_opt": 0.5}
 
@@ -34,7 +36,7 @@ def test_a_wait_of_some_size_is_named(wait: str, bound: str) -> None:
     verdict = judge(step(**{wait: 2.0}))
     assert verdict is not None
     assert (verdict.bound, verdict.share) == (bound, pytest.approx(0.2))
-    assert verdict.sentence.startswith(f"{bound}, 20% of a step; try ")
+    assert verdict.sentence({}).startswith(f"{bound}, 20% of a step; try {ADVICE[bound][0].text}")
     just_below = judge(step(**{wait: 8.0 * WAIT / (1 - WAIT) * 0.99}))
     assert just_below is not None
     assert just_below.bound == "compute"
@@ -64,7 +66,8 @@ def test_without_a_trace_an_optimizer_of_some_size_means_memory() -> None:
     [
         (0.2, {"dense_gemm": 0.3, "expert_gemm": 0.3, "attention": 0.1, "copy_cast": 0.1}, "host", 0.2),
         (0.0, {"dense_gemm": 0.3, "expert_gemm": 0.3, "attention": 0.1, "copy_cast": 0.3}, "compute", 0.7),
-        (0.0, {"dense_gemm": 0.4, "elementwise": 0.3, "optimizer": 0.15, "communication": 0.1}, "memory", 0.45),
+        (0.0, {"dense_gemm": 0.4, "elementwise": 0.3, "optimizer": 0.15}, "memory (activations)", 0.45),
+        (0.0, {"dense_gemm": 0.4, "elementwise": 0.2, "copy_cast": 0.15, "optimizer": 0.1}, "memory", 0.45),
     ],
 )
 def test_a_trace_tells_what_compute_is(
@@ -87,13 +90,49 @@ def test_nothing_divided_is_not_judged() -> None:
     assert TracedStep.read({"source": "host ranges", "span_s": 1.0}) is None
 
 
-def test_advice_can_be_typed() -> None:
-    """Every key=value in it composes, and every key that is named alone exists."""
+def test_waits_of_middling_size_are_named_together() -> None:
+    verdict = judge(
+        {"compute_fwd": 0.6, "exposed_comm/ep": 0.05, "exposed_comm/fsdp": 0.04, "sync_wait": 0.08, "bubble": 0.07}
+        | {"wall": 0.84}
+    )
+    assert verdict is not None
+    assert (verdict.bound, verdict.share) == ("communication (ep)", pytest.approx(0.09 / 0.84))
+
+
+def test_a_host_that_is_slow_only_while_it_is_recorded_bounds_nothing() -> None:
+    trace = TracedStep(1.3, 0.3, 0.3, 100, {"dense_gemm": 0.9})  # 0.3 s longer for being traced
+    verdict = judge({"compute_fwd": 1.0, "wall": 1.0}, trace)
+    assert verdict is not None
+    assert verdict.bound == "compute"
+
+
+@pytest.mark.parametrize(
+    ("bound", "settings", "tried"),
+    [
+        ("input", {"overlap": {"data": 2}}, "overlap.data=4"),
+        ("input", {"overlap": {"data": 4}}, "text tokenised beforehand (switchyard tokenize)"),
+        ("communication (fsdp)", {"overlap": {"name": "default"}}, "overlap=max"),
+        ("communication (fsdp)", {"overlap": {"name": "max"}}, "a larger train.global_batch_size"),
+        ("bubble", {"strategy": {"schedule": "zbv"}}, "a smaller train.micro_batch_size: more micro-batches"),
+        ("compute", {"strategy": {"recompute": "full"}}, "strategy.recompute=none"),
+    ],
+)
+def test_what_is_in_effect_is_not_advised(bound: str, settings: dict[str, Any], tried: str) -> None:
+    assert Verdict(bound, 0.5).sentence(settings) == f"{bound}, 50% of a step; try {tried}"
+
+
+def test_advice_can_be_typed_and_then_is_in_effect() -> None:
+    """Every key=value in it composes, and is not advised again; every key that is named alone exists."""
     keys, typed = Keys.of(JobConfig), 0
-    for advice in ADVICE.values():
-        for word in re.findall(r"[a-z_.]+=[\w.]+", advice):
-            compose([word])
-            typed += 1
-        for key in re.findall(r"\b(?:train|strategy|overlap|measure)\.[a-z_]+", advice):
-            assert key in keys.types, key
-    assert typed > 10
+    for bound, advice in ADVICE.items():
+        assert not advice[-1].key, f"{bound}: there is always something to try"
+        for one in advice:
+            for word in re.findall(r"[a-z_.]+=[\w.]+", one.text):
+                plain = yaml.safe_load(compose([word]).yaml)
+                if one.key:
+                    group, key = one.key.split(".")
+                    assert one.in_effect(plain[group][key]), word
+                typed += 1
+            for key in re.findall(r"\b(?:train|strategy|overlap|measure)\.[a-z_]+", one.text):
+                assert key in keys.types, key
+    assert typed > 8

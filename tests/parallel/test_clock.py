@@ -11,6 +11,8 @@ from harness.worker_pool import WorkerPool
 from parallel.clock.phase_clock import Clock, Phase, PhaseClock, Waited
 from parallel.clock.split import SplitWaits, split_waits
 from parallel.comm import CommKind, Communicator
+from train.metrics.breakdown import APART, BUCKETS
+from train.metrics.step_time import time_row
 
 
 @dataclass
@@ -100,7 +102,8 @@ def test_marks_are_read_when_the_device_has_passed_them_and_waited_for_only_at_a
     assert len(time.reused) > before
     assert not time.finished
     assert clock.end_window().step_s == [5, 5, 5]
-    assert time.finished == [time.now]
+    # Then all are waited for: the window's own end, and that of each bracket, which may be on another stream.
+    assert time.finished == [time.now, 8.0, 13.0]
 
 
 def test_ranges_show_phases_waits_and_starts() -> None:
@@ -169,8 +172,6 @@ def test_the_last_rank_to_come_waits_for_the_wire_alone(pool: WorkerPool) -> Non
     assert [split.exposed_s[CommKind.ep] for split in splits] == [3 + 2, 3 + 2, 7 + 6.5, 7 + 6.5]
     assert [split.exposed_s[CommKind.control] for split in splits] == [1] * 4
     assert [split.sync_s for split in splits] == [2 + 0 + 0, 0 + 8 + 2, 0 + 3 + 0.5, 1 + 1 + 0]
-    # Rank 0 came last to the second exchange and to the sum; rank 1 to the first; …
-    assert [split.caused_s for split in splits] == [2 + 12, 2, 1, 0.5]
     assert [split.bubble_s for split in splits] == [0] * 4
 
 
@@ -188,7 +189,21 @@ def test_in_a_pipeline_ranks_wait_for_stages(pool: WorkerPool) -> None:
     assert [split.sync_s for split in splits] == [0] * 4
 
 
-def test_ranks_that_waited_unequally_often_are_an_error_on_all_of_them(pool: WorkerPool) -> None:
-    rows = [[("ep", "all_to_all", "pair", 1.0)] * n for n in (2, 3, 2, 2)]
-    with pytest.raises(RuntimeError, match="ranks waited 2 to 3 times for ep in the same steps"):
-        pool.run(4, split_on_this_rank, rows, False)
+def test_ranks_that_waited_unequally_often_keep_what_they_waited(pool: WorkerPool) -> None:
+    """And nobody hangs or dies of it."""
+    rows = [[("ep", "all_to_all", "pair", 1.0 + n)] * n for n in (2, 3, 2, 2)]
+    splits: list[SplitWaits] = pool.run(4, split_on_this_rank, rows, False)
+    assert [split.exposed_s[CommKind.ep] for split in splits] == [6, 12, 6, 6]
+    assert [split.sync_s for split in splits] == [0] * 4
+
+
+def test_the_rank_that_waits_least_is_the_slow_one() -> None:
+    """Of 4 ranks in pairs, 3 is late: 2 waits for it in the pair, then 0 and 1 wait for both."""
+    by_rank = {name: [0.0] * 4 for name in (*BUCKETS, *APART)}
+    row = time_row(by_rank | {"sync_wait": [1.0, 1.0, 1.0, 0.01]}, 1)
+    assert row["time/slow_rank"] == 3
+    assert row["time/slow_rank_share"] == pytest.approx(1 - 0.01 / 0.7525)
+    # In a pipeline others may wait for a stage.
+    row = time_row(by_rank | {"sync_wait": [0.2, 0.2, 0.0, 0.0], "bubble": [0.0, 0.0, 1.0, 0.1]}, 1)
+    assert row["time/slow_rank"] == 3
+    assert "time/slow_rank" not in time_row(by_rank, 1)

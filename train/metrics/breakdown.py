@@ -22,6 +22,8 @@ BUCKETS = (
 negative."""
 APART = ("eval", "ckpt_save", "profile")
 """Of what stands between steps, in the same rows."""
+STEPS = "time/steps"
+"""Key of the number of steps that a row's means are over."""
 WALL = "wall"
 """In a row: all of BUCKETS and APART. In a breakdown: all of BUCKETS."""
 
@@ -32,16 +34,18 @@ def row_key(bucket: str) -> str:
 
 
 def mean_breakdown(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds a step by bucket, and WALL: the mean over those `rows` that were divided. What stands apart is left out.
+    """Seconds a step by bucket, and WALL: the mean over the steps of those `rows` that were divided. What stands apart
+    is left out.
 
     A divided row without a bucket spent nothing in it. Buckets that no row has are left out; {} if no row was divided.
     """
     divided = [row for row in rows if row_key(WALL) in row]
+    n_steps = sum(row.get(STEPS, 1) for row in divided)
     means = {}
     for bucket in BUCKETS:
         key = row_key(bucket)
         if any(key in row for row in divided):
-            means[bucket] = sum(row.get(key, 0.0) for row in divided) / len(divided)
+            means[bucket] = sum(row.get(key, 0.0) * row.get(STEPS, 1) for row in divided) / n_steps
     return means | {WALL: sum(means.values())} if means else {}
 
 

@@ -55,7 +55,7 @@ class MeasureConfig:
     """Trace deeply after a step that took longer than the median step by three median deviations."""
 
     trace_limit: int = 4
-    """Deep traces of one attempt at most: each is tens of MB on a GPU, and slows two steps."""
+    """Deep traces of one attempt at most, but for those that a file TRACE asks for: each slows two steps."""
 
     trace_ranks: list[int] = field(default_factory=lambda: [0])
     """Ranks that trace, each into its own files."""
@@ -84,6 +84,8 @@ class MeasureConfig:
                     f"measure.{name}={value} shows what the clock times: set measure.clock=true, or it to "
                     f"{'0' if name == 'trace_every' else 'false'}"
                 )
+        if not self.trace_ranks and (self.trace_every or self.trace_slow):
+            raise ConfigError("measure.trace_ranks=[]: no rank would trace; name some, as [0]")
         for rank in self.trace_ranks:
             if not 0 <= rank < world_size:
                 raise ConfigError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from parallel.clock.phase_clock import OF_A_STEP, Phase, Waited, Window
 from parallel.clock.split import split_waits
 from parallel.comm import Communicator
-from train.metrics.breakdown import APART, BUCKETS, WALL, row_key
+from train.metrics.breakdown import APART, BUCKETS, STEPS, WALL, row_key
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class StepTime:
     """Whether the world has several pipeline stages."""
 
     def own(self, window: Window, usual_step_s: float | None = None) -> dict[str, float]:
-        """This rank's seconds a step by bucket, and `caused`, what others waited for it. All ranks call it together.
+        """This rank's seconds a step by bucket. All ranks call it together.
 
         With `usual_step_s` the steps were traced: what each took above that is `profile`'s, and their buckets shrink to
         the usual together.
@@ -41,7 +41,6 @@ class StepTime:
             apart[Phase.profile.value] += in_steps - usual
         seconds |= apart
         seconds["other"] = window.wall_s - sum(seconds.values())
-        seconds["caused"] = split.caused_s
         return {name: value / window.steps for name, value in seconds.items()}
 
 
@@ -53,10 +52,11 @@ def sums_by_kind(waits: Sequence[Waited]) -> dict[str, float]:
     return sums
 
 
-def time_row(by_rank: Mapping[str, list[float]]) -> dict[str, float]:
-    """Of each bucket its mean over ranks (`time/…_s`), its maximum (`time_max/…_s`) and the rank that had that
-    (`time_max_rank/…`), for those that any rank spent time in; the wall, and which rank others waited for most."""
-    row: dict[str, float] = {}
+def time_row(by_rank: Mapping[str, list[float]], steps: int) -> dict[str, float]:
+    """Of the buckets of `steps` steps each one's mean over ranks (`time/…_s`), its maximum (`time_max/…_s`) and whose
+    that was (`time_max_rank/…`), where any rank spent time in it; the wall; and which rank the others wait for, with
+    the part of their mean `sync_wait` that it does not share."""
+    row: dict[str, float] = {STEPS: steps}
     for name in (*BUCKETS, *APART):
         values = by_rank[name]
         if not any(values):
@@ -67,8 +67,11 @@ def time_row(by_rank: Mapping[str, list[float]]) -> dict[str, float]:
             row[f"time_max/{name}_s"] = largest
             row[f"time_max_rank/{name}"] = values.index(largest)
     row[row_key(WALL)] = sum(row.get(row_key(name), 0.0) for name in (*BUCKETS, *APART))
-    caused = by_rank["caused"]
-    if len(caused) > 1 and any(caused):
-        row["time/slow_rank"] = caused.index(max(caused))
-        row["time/slow_rank_share"] = max(caused) / sum(caused)
+    # Who holds the others up waits least itself, in all groups together; who waits for it may hold up others in turn.
+    waited = [sync + bubble for sync, bubble in zip(by_rank["sync_wait"], by_rank["bubble"], strict=True)]
+    mean = sum(by_rank["sync_wait"]) / len(waited)
+    if len(waited) > 1 and mean > 0:
+        slow = waited.index(min(waited))
+        row["time/slow_rank"] = slow
+        row["time/slow_rank_share"] = max(0.0, 1 - by_rank["sync_wait"][slow] / mean)
     return row

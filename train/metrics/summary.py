@@ -162,20 +162,27 @@ class RunSummary:
         yield "run folder", self.run_dir
 
 
-def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt, wall_s: float | None) -> RunSummary:
-    """A run's summary from its rows of metrics, as `read_jsonl` returns them.
+def summarise(
+    rows: Iterable[Mapping[str, Any]],
+    run_dir: Path,
+    attempt: Attempt,
+    wall_s: float | None,
+    settings: Mapping[str, Any],
+) -> RunSummary:
+    """A run's summary from its rows of metrics, as `read_jsonl` returns them, and its configuration as plain values.
 
-    The medians are over the attempt's own steps, less the first min(10, n // 5) of n: compilation, and caches
-    that fill. The losses leave out nothing.
+    The medians are over the attempt's own steps, less the first min(10, n // 5) of n, and at least the first:
+    compilation, and caches that fill. The losses leave out nothing.
 
-    Raises ValueError if no row holds a loss or, after the warm-up, a speed; KeyError for a loss without `train/tokens`.
+    Raises ValueError if no row holds a loss and a speed; KeyError for a loss without `train/tokens`.
     """
     standing = standing_rows(rows)
     trained = [row for row in standing if "train/loss" in row]
-    if not trained:
+    if not any("perf/step_time_s" in row for row in trained):
         raise ValueError("no step was logged: there is nothing to summarise")
-    # An attempt that has logged nothing yet is shown with its predecessors' speed.
-    own = [row for row in trained if row["train/step"] > attempt.resumed_after_step] or trained
+    # Steps that were traced deeply have no speed. An attempt that has none yet is shown with its predecessors'.
+    timed = [row for row in trained if "perf/step_time_s" in row]
+    own = [row for row in timed if row["train/step"] > attempt.resumed_after_step] or timed
     steady = steady_rows(own)
     step_times = _column(steady, "perf/step_time_s")
     evals = _column(standing, "eval/loss")
@@ -199,7 +206,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], run_dir: Path, attempt: Attempt
         parameters=attempt.parameters,
         parameters_active=attempt.parameters_active,
         wall_s=wall_s,
-        bound_by=verdict.sentence if (verdict := judge(mean_breakdown(steady))) else None,
+        bound_by=verdict.sentence(settings) if (verdict := judge(mean_breakdown(steady))) else None,
     )
 
 
@@ -216,8 +223,8 @@ def standing_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def steady_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An attempt's rows less the first min(10, n // 5) of n, the warm-up."""
-    return rows[min(10, len(rows) // 5) :]
+    """An attempt's rows less the first min(10, n // 5) of n, and at least the first: the warm-up. One alone stays."""
+    return rows[min(10, max(1, len(rows) // 5)) :] or rows
 
 
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:

@@ -5,39 +5,80 @@ kernels what bounds it: matrix products (compute) or what streams through memory
 optimizer). To tell those two apart, and a device that waits for launches from one that works, takes a deep trace.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from train.metrics.breakdown import COMMUNICATION, WALL
 
 WAIT = 0.1
-"""Part of a step from which on a wait is what bounds it. Without it the run would be a ninth faster, more than rounds
-of one job differ; with less than that, the same effort gains more in kernels."""
+"""Part of a step from which on a wait is what bounds it, or the largest of waits that are twice that together. Without
+it the run would be a ninth faster, more than rounds of one job differ; with less, effort gains more in kernels."""
 OPTIMIZER = 0.25
 """Part of compute from which on the optimizer is what bounds it, where no trace says what kernels did. It multiplies no
 matrices, and twice the tokens a step would make each an eighth cheaper, which few kernels' improvements do."""
 MATRIX_PRODUCTS = ("dense_gemm", "expert_gemm", "attention")
+ONCE_A_STEP = ("optimizer", "copy_cast")
+"""Of the kernels that wait for memory, those whose work is by weights and not by tokens, most of it."""
 STREAMING = ("optimizer", "norm_reduction", "elementwise", "permutation", "copy_cast")
 """Kernels that wait for memory: a few operations a byte, where a GPU of today does hundreds in the time of one."""
 
-MORE_TOKENS = "a larger train.global_batch_size"
-ADVICE = {
-    "input": "overlap.data=4, or text tokenised beforehand (switchyard tokenize)",
-    "communication (dp)": f"overlap.grad_reduce=true, overlap.bucket_mib=100, or {MORE_TOKENS}",
-    "communication (fsdp)": f"overlap=max, or {MORE_TOKENS}",
-    "communication (tp)": "a smaller strategy.tp beside strategy.dp_shard, as in strategy=fsdp",
-    "communication (ep)": "strategy.placement=round_robin, or a smaller strategy.ep",
-    "communication (pp)": "a smaller train.micro_batch_size: more transfers under way behind compute",
-    "communication (control)": "train.log_every=50",
-    "straggler": "the rank that others wait for: measure.trace_slow=true; with experts strategy.placement=round_robin",
-    "bubble": "strategy.schedule=dualpipev, or a smaller train.micro_batch_size (more micro-batches)",
-    "logging": "train.log_every=50",
-    "host": "a larger train.micro_batch_size: more work a launch",
-    "unnamed time": "a deep trace of a step: measure.trace_every=20",
-    "memory": f"{MORE_TOKENS}: the optimizer and its copies run once a step",
-    "compute": "measure.trace_every=20, for which kernels it is; precision=bf16 and no strategy.recompute, if not set",
+
+class Try(NamedTuple):
+    """Something to try, unless it is in effect."""
+
+    text: str
+    key: str = ""
+    """Of the configuration that `text` sets; empty: it can always be done."""
+    in_effect: Callable[[Any], bool] = bool
+    """Whether the key's value is what is advised, or more of it."""
+
+
+MORE_TOKENS = Try("a larger train.global_batch_size")
+MORE_MICRO_BATCHES = Try("a smaller train.micro_batch_size: more micro-batches")
+TRACE = Try("a deep trace, for which kernels it is: measure.trace_every=20", "measure.trace_every")
+ADVICE: dict[str, tuple[Try, ...]] = {
+    "input": (
+        Try("overlap.data=4", "overlap.data", lambda batches: batches >= 4),
+        Try("text tokenised beforehand (switchyard tokenize)"),
+    ),
+    "communication (dp)": (
+        Try("overlap.grad_reduce=true", "overlap.grad_reduce"),
+        Try("overlap.bucket_mib=100", "overlap.bucket_mib", lambda mib: mib >= 100),
+        MORE_TOKENS,
+    ),
+    "communication (fsdp)": (Try("overlap=max", "overlap.name", lambda name: name == "max"), MORE_TOKENS),
+    "communication (tp)": (Try("a smaller strategy.tp beside strategy.dp_shard, as in strategy=fsdp"),),
+    "communication (ep)": (Try("a smaller strategy.ep, or another strategy.dispatcher"),),
+    "communication (pp)": (MORE_MICRO_BATCHES,),
+    "communication (control)": (MORE_TOKENS,),
+    "straggler": (Try("a look at time/slow_rank, which the others wait for"),),
+    "bubble": (
+        Try(
+            "strategy.schedule=dualpipev",
+            "strategy.schedule",
+            lambda name: name in ("zbv", "dualpipev", "dualpipe", "interleaved_zero_bubble"),
+        ),
+        MORE_MICRO_BATCHES,
+    ),
+    "logging": (
+        Try("train.log_every=50", "train.log_every", lambda steps: steps >= 50),
+        Try("a larger train.log_every"),
+    ),
+    "host": (Try("a larger train.micro_batch_size: more work a launch"),),
+    "unnamed time": (TRACE, Try("a look at the trace (switchyard trace)")),
+    "memory": (MORE_TOKENS._replace(text=f"{MORE_TOKENS.text}: the optimizer and its copies run once a step"),),
+    "memory (activations)": (
+        Try("strategy.recompute=none", "strategy.recompute", lambda name: name == "none"),
+        Try("a wider model.dim: element-wise work grows slower than matrix products"),
+    ),
+    "compute": (
+        Try("strategy.recompute=none", "strategy.recompute", lambda name: name == "none"),
+        TRACE,
+        Try("more ranks: matrix products are what this run does"),
+    ),
 }
+"""What to try first, and what then."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +88,18 @@ class Verdict:
     bound: str
     """A key of ADVICE."""
     share: float
-    """Its part of a step."""
+    """Its part of a step; of communication, all kinds', of which the named one is the largest."""
 
-    @property
-    def sentence(self) -> str:
-        """To be read in a table."""
-        return f"{self.bound}, {self.share:.0%} of a step; try {ADVICE[self.bound]}"
+    def sentence(self, settings: Mapping[str, Any]) -> str:
+        """To be read in a table. `settings`: the run's configuration, plain, by group and key."""
+        untried = (one for one in ADVICE[self.bound] if not (one.key and _in_effect(one, settings)))
+        return f"{self.bound}, {self.share:.0%} of a step; try {next(untried).text}"
+
+
+def _in_effect(advice: Try, settings: Mapping[str, Any]) -> bool:
+    group, _, key = advice.key.partition(".")
+    value = settings.get(group, {}).get(key)
+    return value is not None and advice.in_effect(value)
 
 
 @dataclass(frozen=True)
@@ -90,18 +137,22 @@ def judge(breakdown: Mapping[str, float], trace: TracedStep | None = None) -> Ve
     if wall <= 0:
         return None
     shares = {bucket: seconds / wall for bucket, seconds in breakdown.items()}
+    kinds = {f"communication ({kind})": shares.get(f"exposed_comm/{kind}", 0.0) for kind in COMMUNICATION}
     waits = {
         "input": shares.get("data_wait", 0.0),
-        **{f"communication ({kind})": shares.get(f"exposed_comm/{kind}", 0.0) for kind in COMMUNICATION},
+        max(kinds, key=kinds.__getitem__): sum(kinds.values()),
         "straggler": shares.get("sync_wait", 0.0),
         "bubble": shares.get("bubble", 0.0),
         "logging": shares.get("log", 0.0),
-        "unnamed time": abs(shares.get("other", 0.0)),
+        "unnamed time": abs(shares.get("other", 0.0)),  # a negative rest was counted twice
     }
-    if trace:  # no launch comes either where the host itself waits for what has a name of its own
-        waits["host"] = trace.host_gaps_s / trace.span_s - waits["input"] - waits["logging"]
+    if trace:
+        # Recording makes the host slower: what the device idled then is no more than what steps without it leave. And
+        # no launch comes either where the host itself waits for what has a name of its own.
+        gaps = min(trace.host_gaps_s / trace.span_s, max(0.0, 1 - (trace.span_s - trace.host_gaps_s) / wall))
+        waits["host"] = gaps - waits["input"] - waits["logging"]
     worst = max(waits, key=waits.__getitem__)
-    if waits[worst] >= WAIT:
+    if waits[worst] >= WAIT or sum(waits.values()) >= 2 * WAIT:
         return Verdict(worst, waits[worst])
     return _kernels(shares, trace)
 
@@ -110,7 +161,10 @@ def _kernels(shares: Mapping[str, float], trace: TracedStep | None) -> Verdict:
     """Of a step without a wait of any size."""
     if trace:
         products, streaming = (trace.seconds(names) / trace.span_s for names in (MATRIX_PRODUCTS, STREAMING))
-        return Verdict("memory", streaming) if streaming > products else Verdict("compute", products)
+        if streaming <= products:
+            return Verdict("compute", products)
+        once_a_step = trace.seconds(ONCE_A_STEP) / trace.span_s
+        return Verdict("memory" if once_a_step >= streaming / 2 else "memory (activations)", streaming)
     optimizer = shares.get("compute_opt", 0.0)
     compute = optimizer + shares.get("compute_fwd", 0.0) + shares.get("compute_bwd", 0.0)
     return Verdict("memory", optimizer) if optimizer >= OPTIMIZER * compute else Verdict("compute", compute)

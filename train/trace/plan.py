@@ -15,7 +15,7 @@ from pathlib import Path
 from train.metrics.config import MeasureConfig
 
 TRACE_FILE = "TRACE"
-"""In the run's folder: asks for a trace soon, and is taken away when it is granted."""
+"""In the run's folder: asks for a trace soon, whatever the limit, and is taken away when it is granted."""
 REMEMBERED, ENOUGH = 200, 10
 """Steps whose times are compared with; how many there must be before one can be called slow."""
 
@@ -31,8 +31,9 @@ class Role(Enum):
 class TracePlan:
     """See above."""
 
-    def __init__(self, config: MeasureConfig, last_step: int, run_folder: Path) -> None:
-        self._config, self._last_step, self._file = config, last_step, run_folder / TRACE_FILE
+    def __init__(self, config: MeasureConfig, steps: range, run_folder: Path) -> None:
+        """`steps`: of this attempt. The first of them is neither traced nor a warm-up: it is a warm-up of its own."""
+        self._config, self._steps, self._file = config, steps, run_folder / TRACE_FILE
         self._asked: int | None = None
         self._left = config.trace_limit
         self._step_s: deque[float] = deque(maxlen=REMEMBERED)
@@ -56,24 +57,25 @@ class TracePlan:
     def wants(self, step_s: list[float], rank: int) -> bool:
         """Whether this rank asks for a trace, having done steps of these seconds. Remembers them; rank 0 looks for the
         file."""
-        slow = self._config.trace_slow and any(seconds > self._slow_s() for seconds in step_s)
+        slow = self._config.trace_slow and self._left > 0 and any(seconds > self._slow_s() for seconds in step_s)
         self._step_s.extend(step_s)
         return slow or (rank == 0 and self._config.clock and self._file.exists())
 
     def ask(self, step: int, rank: int) -> None:
-        """All ranks heard, after `step`, that one wants a trace: the step after the next one is traced, if there is one
-        and no other is planned."""
-        if self._left > 0 and self._asked is None and step + 2 <= self._last_step:
-            self._asked = step + 2
-        if rank == 0:
+        """All ranks heard, after `step`, that one wants a trace: the step after the next one is traced. One that is
+        under way, or comes next, does for it; where the job ends before, the file stays."""
+        if self._asked is not None or Role.traced in (self.role(step), self.role(step + 1)):
+            granted = True
+        else:
+            granted = step + 2 in self._steps
+            self._asked = step + 2 if granted else None
+        if granted and rank == 0:
             self._file.unlink(missing_ok=True)
 
     def _is_traced(self, step: int) -> bool:
-        if self._left <= 0 or step > self._last_step:
-            return False
         every = self._config.trace_every
-        # The run's first step has no step of warm-up before it.
-        return step == self._asked or (every > 0 and step % every == 0)
+        periodic = self._left > 0 and every > 0 and step % every == 0
+        return step in self._steps[2:] and (step == self._asked or periodic)
 
     def _slow_s(self) -> float:
         """The median step and three median deviations."""

@@ -1,7 +1,7 @@
 """The profiler's life: one step of warm-up, one step traced, exported, swept, forgotten."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,22 +31,22 @@ class Tracer:
         self._profile: profile | None = None
 
     def begin(self) -> None:
-        """Attach the profiler, before the step of warm-up."""
+        """Attach the profiler, before the step of warm-up. If it cannot be: one warning, and nothing is traced."""
         activities = [ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self._profile = profile(activities=activities, schedule=schedule(wait=0, warmup=1, active=1, repeat=1))
-        self._profile.start()
+        self._guarded("the profiler does not start", self._profile.start)
 
     def step(self) -> None:
         """Start recording, after the step of warm-up and before the one to be traced.
 
         Waits for the device: what it still had to run of the warm-up would be counted in the traced step.
         """
-        assert self._profile is not None, "begin() comes first"
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._profile.step()
+        if self._profile:
+            self._guarded("the profiler does not record", self._profile.step)
 
     def end(self, step: int, waited_s: Mapping[str, float] | None = None) -> Path:
         """Stop, write the trace of step `step` and its summary beside it; the trace's path. `waited_s`: by kind, what
@@ -55,17 +55,26 @@ class Tracer:
         Whatever goes wrong with the files (a full disk, a kernel that the table does not have) is one warning in the
         log: the trace is then missing, or stays without its summary.
         """
-        assert self._profile is not None, "begin() comes first"
-        finished, self._profile = self._profile, None
-        finished.stop()
         path = self._folder / TRACES / f"step-{step:08d}" / f"rank-{self._rank}.json.gz"
-        try:
+        finished, self._profile = self._profile, None
+
+        def write() -> None:
+            assert finished is not None
+            finished.stop()
             _export(finished, path)
-            swept = replace(sweep_file(path), waited_s=dict(waited_s or {}))
-            swept.write(summary_beside(path))
-        except Exception as error:
-            logging.getLogger(__name__).warning("trace of step %d: %s: %s", step, type(error).__name__, error)
+            replace(sweep_file(path), waited_s=dict(waited_s or {})).write(summary_beside(path))
+
+        if finished:
+            self._guarded(f"trace of step {step}", write)
         return path
+
+    def _guarded(self, what: str, act: Callable[[], None]) -> None:
+        """A trace is no reason to end a job."""
+        try:
+            act()
+        except Exception as error:
+            self._profile = None
+            logging.getLogger(__name__).warning("%s: %s: %s", what, type(error).__name__, error)
 
 
 def summary_beside(trace: Path) -> Path:
