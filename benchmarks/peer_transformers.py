@@ -34,7 +34,8 @@ from models.attention import KERNELS_BY_SPEED
 from models.config import ConfigError, ModelConfig
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import write_config as published_config
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.data.loader import BatchLoader

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 
 
 @dataclass(frozen=True)

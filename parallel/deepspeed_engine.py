@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.initialise import Shard, fill_parameter, reset_buffers, whole
 from models.transformer import Batch, LossTerms
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.config import Dtype, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.deepspeed_state import DeepSpeedState, whole_shape
 from parallel.engine import OptimizerMaker

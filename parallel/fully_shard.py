@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 
 from models.block import Block
 from models.transformer import Transformer
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, PrecisionConfig
 from parallel.mesh import Axis
 from parallel.owned import Owned

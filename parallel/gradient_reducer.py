@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
-from parallel.comm import CommKind, Communicator, Pending
+from parallel.comm import Communicator, Pending
+from parallel.comm_kind import CommKind
 from parallel.pipeline.action import StageKey
 
 

@@ -21,7 +21,8 @@ from models.surroundings import Surroundings
 from models.transformer import Transformer
 from models.whole_sequence import WholeSequence
 from parallel.collective_functions import Among
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import build_dispatcher, build_placement
 from parallel.fully_shard import ShardedGradients, shard_stage

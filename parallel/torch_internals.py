@@ -79,12 +79,14 @@ class CollectiveObserver(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-Watch = Callable[[str, ProcessGroup], AbstractContextManager[None]]
-"""What to enter around something that FSDP2 does, by operation and group."""
+Issuing = Callable[[str], AbstractContextManager[None]]
+"""What to enter around the start of an operation of FSDP2's."""
+Waiting = Callable[[str, ProcessGroup], AbstractContextManager[None]]
+"""What to enter around a wait for an operation, by its group."""
 
 
 @contextmanager
-def fsdp_watched(issuing: Watch, waiting: Watch, compute: torch.cuda.Stream | None) -> Iterator[None]:
+def fsdp_watched(issuing: Issuing, waiting: Waiting, compute: torch.cuda.Stream | None) -> Iterator[None]:
     """Let FSDP2 enter `issuing` around each start of a collective, and `waiting` around each wait of the stream
     `compute` for one (None, on CPU: its collectives return when they are done, and are waits themselves).
 
@@ -107,7 +109,7 @@ def fsdp_watched(issuing: Watch, waiting: Watch, compute: torch.cuda.Stream | No
                 else:
                     started.append(group)
                     blocking = nullcontext()
-                with issuing(operation, group), blocking:
+                with issuing(operation), blocking:
                     return function(*args, group=group, **kwargs)
 
             return start

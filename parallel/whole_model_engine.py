@@ -22,7 +22,8 @@ from models.routing_totals import RoutingTotals
 from models.surroundings import Surroundings
 from models.transformer import Batch, LossTerms, Transformer
 from parallel.clock.phase_clock import Phase
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig, Recompute
 from parallel.mesh import Axis
 from parallel.pipeline.executor import LossScale

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
-from parallel.comm import CommKind, Communicator, Pending
+from parallel.comm import Communicator, Pending
+from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig
 from parallel.owned import Owned, place
 from parallel.pipeline.action import StageKey

@@ -2,7 +2,8 @@
 
 import torch
 
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.engine import Engine
 from train.batch import BatchMaker
 from train.data.loader import heldout_batches

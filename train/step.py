@@ -11,7 +11,8 @@ from torch import Tensor
 
 from models.routing_totals import RoutingTotals
 from parallel.clock.phase_clock import Phase
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.engine import Engine
 from parallel.pipeline.executor import LossScale
 from train.batch import BatchMaker

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from launch.bench.ceilings import median_seconds
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.data.atomic_json import write_json
 

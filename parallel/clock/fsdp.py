@@ -15,7 +15,7 @@ def fsdp_timed(clock: Clock, device: torch.device) -> AbstractContextManager[Non
     if not isinstance(clock, PhaseClock):
         return nullcontext()
 
-    def issuing(operation: str, _: ProcessGroup) -> AbstractContextManager[None]:
+    def issuing(operation: str) -> AbstractContextManager[None]:
         return clock.issuing(CommKind.fsdp, operation)
 
     def waiting(operation: str, group: ProcessGroup) -> AbstractContextManager[None]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from models.transformer import Batch, LossTerms, Transformer
 from parallel.clock.phase_clock import Phase
-from parallel.comm import CommKind, Communicator, Pending
+from parallel.comm import Communicator, Pending
+from parallel.comm_kind import CommKind
 from parallel.gradient_sync import GradientSync
 from parallel.mesh import Axis
 from parallel.pipeline.action import Action, Op, Schedule, StageKey, Transfer, actions_of

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from models.config import ModelConfig
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName
 from parallel.mesh import Degrees

@@ -9,7 +9,7 @@ from itertools import chain
 
 from models.config import ModelConfig
 from parallel.buckets import divide_into_buckets
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.mesh import Degrees
 from parallel.pipeline.action import Op, Schedule, StageKey, actions_of

@@ -4,7 +4,8 @@ shoulder."""
 from collections import Counter
 from types import TracebackType
 
-from parallel.comm import CommKind, Communicator, Issued
+from parallel.comm import Communicator, Issued
+from parallel.comm_kind import CommKind
 from parallel.torch_internals import CollectiveObserver
 from parallel.traffic.tally import Traffic
 

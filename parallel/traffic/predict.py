@@ -1,7 +1,7 @@
 """All that a step of the native engine says between ranks, from the config, by closed forms."""
 
 from models.config import ModelConfig
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName
 from parallel.mesh import Degrees

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from parallel.comm import CommKind, Issued
+from parallel.comm import Issued
+from parallel.comm_kind import CommKind
 
 
 class Channel(NamedTuple):

@@ -10,7 +10,7 @@ from harness.torchrun import torchrun
 
 from parallel.clock.phase_clock import Phase, PhaseClock
 from parallel.clock.time_source import CudaTime
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 from train.trace.ranges import nvtx_range
 
 pytestmark = pytest.mark.gpu
@@ -44,6 +44,7 @@ def test_phases_are_the_devices_and_not_the_hosts() -> None:
     clock.end_window()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
+    host_s = time.perf_counter()
     clock.enter(Phase.data_wait)
     clock.enter(Phase.compute_fwd)
     busy(20)
@@ -54,21 +55,22 @@ def test_phases_are_the_devices_and_not_the_hosts() -> None:
         torch.cuda.current_stream().wait_event(done)
     clock.enter(Phase.compute_opt)
     busy(10)
-    host_s = time.perf_counter()
     clock.enter(Phase.log)
     end.record()
     enqueued_s = time.perf_counter() - host_s
     window = clock.end_window()
     total_s = begin.elapsed_time(end) * 1e-3
-    assert enqueued_s < 0.1 * total_s, "nothing waited for the device"
+    assert enqueued_s < 0.5 * total_s, "nothing waited for the device"
     assert sum(window.phase_s.values()) == pytest.approx(total_s, rel=0.02)
     assert sum(window.phase_s.values()) == pytest.approx(window.wall_s, rel=0.02)
     (wait,) = window.waits
     assert 0 < wait.seconds < window.phase_s[Phase.compute_fwd]
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "zero1", "ep", "tp"])
-def test_brackets_are_what_the_trace_shows(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "kinds"), [("fsdp", "fsdp"), ("zero1", "dp"), ("ep", "dp ep"), ("tp", "dp tp"), ("pp", "pp")]
+)
+def test_brackets_are_what_the_trace_shows(strategy: str, kinds: str, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     done = torchrun(2, *JOB, f"strategy={strategy}", f"run.dir={tmp_path}")
@@ -76,8 +78,10 @@ def test_brackets_are_what_the_trace_shows(strategy: str, tmp_path: Path) -> Non
     (path,) = (tmp_path / "traces").rglob("rank-0.summary.json")
     summary = json.loads(path.read_text())
     assert summary["unknown_kinds_s"] == {}
-    for kind, bracketed_s in summary["waited_s"].items():
-        assert summary["stream_waits_s"].get(kind, 0.0) == pytest.approx(bracketed_s, rel=0.05, abs=1e-3), kind
+    bracketed, swept = summary["waited_s"], summary["stream_waits_s"]
+    assert set(bracketed) == {*kinds.split(), "control"}
+    for kind in bracketed | swept:
+        assert swept.get(kind, 0.0) == pytest.approx(bracketed.get(kind, 0.0), rel=0.05, abs=1e-3), kind
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for row in rows[1:]:
         assert abs(row["time/other_s"]) < 0.01 * row["time/wall_s"]

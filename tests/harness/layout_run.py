@@ -10,7 +10,8 @@ import torch
 
 from launch.verify.pieces import Piece, merge, pieces
 from models.config import AttentionConfig, AttentionKind, ModelConfig, MoEConfig, ScoreFunction
-from parallel.comm import CommKind, Communicator, Issued
+from parallel.comm import Communicator, Issued
+from parallel.comm_kind import CommKind
 from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.engine import Engine
 from parallel.mesh import Axis, Degrees

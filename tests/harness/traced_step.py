@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch.profiler import record_function
 
-from parallel.comm import CommKind, Communicator, Pending
+from parallel.comm import Communicator, Pending
+from parallel.comm_kind import CommKind
 from train.trace.tracer import Tracer
 
 

@@ -10,7 +10,8 @@ from harness.worker_pool import WorkerPool
 
 from parallel.clock.phase_clock import Clock, Phase, PhaseClock, Waited
 from parallel.clock.split import SplitWaits, split_waits
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from train.metrics.breakdown import APART, BUCKETS
 from train.metrics.step_time import time_row
 

@@ -14,7 +14,8 @@ from models.experts import RoutedExperts
 from models.placement import ExpertPlacement
 from models.router import Routing
 from parallel.collective_functions import Among
-from parallel.comm import CommKind, Communicator
+from parallel.comm import Communicator
+from parallel.comm_kind import CommKind
 from parallel.expert_parallel.build import DispatcherName, build_dispatcher
 
 T, D, F, E, K = 11, 8, 4, 10, 3

@@ -29,7 +29,7 @@ from harness.worker_pool import WorkerFailure, WorkerPool
 
 from models.feed_forward import FeedForward
 from models.transformer import Transformer
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName, PlacementName
 from parallel.mesh import Degrees

@@ -17,7 +17,8 @@ from harness.predicted_traffic import predicted_traffic
 from harness.strategies import NAMES, strategy
 from harness.worker_pool import WorkerPool
 
-from parallel.comm import CommKind, Issued
+from parallel.comm import Issued
+from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig
 from parallel.traffic.tally import Channel, Traffic
 

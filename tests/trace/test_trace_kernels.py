@@ -3,7 +3,7 @@
 import pytest
 
 from models.config import ConfigError
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 from train.trace.kernels import Category, Communication, UnknownCommunication, classify
 
 

@@ -61,8 +61,6 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
     assert done.returncode == 0, done.stderr
     rows = {row["train/step"]: row for row in record.rows}
     for row in rows.values():
-        total = sum(row.get(f"time/{bucket}_s", 0.0) for bucket in (*BUCKETS, *APART))
-        assert total == pytest.approx(row["time/wall_s"], rel=1e-9)
         assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
     # The walls come to those of the loop's own stopwatch on rank 0, which knows of no phases. (Ranks begin the first
     # step at different moments, and end each a little apart.)
@@ -153,3 +151,5 @@ def test_every_strategy_waits_for_its_own_kinds_and_fills_its_wall(strategy: str
         assert waited - {"control", "pp"} == set(kinds.split()) - {"pp"}
         assert ("time/bubble_s" in row) == ("pp" in kinds)
     late.check(5, "compute_fwd", late.seconds(5, 0), "time_max" if ranks > 1 else "time")
+    if ranks > 1 and not kinds.startswith("pp") and not strategy.startswith(("accelerate", "deepspeed")):
+        assert late.rows[5]["time/slow_rank"] == 0  # also where it holds up its group first, and that the others

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from models.config import ConfigError
-from parallel.comm import CommKind
+from parallel.comm_kind import CommKind
 
 
 class Category(Enum):
