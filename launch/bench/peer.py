@@ -48,4 +48,4 @@ def check_peer(config: JobConfig) -> None:
 
 def _followed(point: Point) -> tuple[str, ...]:
     words = [word for word in point.words if word.partition("=")[0].split(".")[0] in READ]
-    return (*words, "strategy=fsdp", "checkpoint=off", "logging=off", "measure=off")
+    return (*words, "strategy=fsdp", "checkpoint=off", "logging=off")

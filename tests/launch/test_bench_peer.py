@@ -46,6 +46,17 @@ def test_its_summary_has_our_keys_and_counts_our_flops(folder: Path) -> None:
     assert flops_a_token[0] == pytest.approx(flops_a_token[1], rel=1e-6)
 
 
+def test_where_its_steps_go_is_told_as_ours_is(folder: Path) -> None:
+    points = {point["name"]: point for point in json.loads((folder / "bench.json").read_text())["points"]}
+    for point in points.values():
+        assert {"compute_fwd", "compute_bwd", "compute_opt", "exposed_comm/fsdp"} <= point["breakdown_s"].keys()
+        assert "of a step; try " in point["bound_by"]
+    run = folder / "runs" / "transformers-r1"
+    for row in read_jsonl(run / METRICS_FILE):
+        assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.05, abs=2e-3)
+    assert "host clock; " in (run / "config.yaml").read_text()
+
+
 def column(run: Path, key: str) -> list[float]:
     return [row[key] for row in read_jsonl(run / METRICS_FILE)]
 
