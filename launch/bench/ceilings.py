@@ -20,7 +20,8 @@ from models.attention import KERNELS_BY_SPEED
 from train.data.atomic_json import write_json
 from train.run_folder import device_name
 
-WARM_UP, REPEATS = 3, 10
+WARM_UP, REPEATS, CALLS = 1, 10, 10
+"""Batches that are not counted, and that are; calls of a batch."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,16 @@ def measure(device: torch.device) -> Ceilings:
 
 
 def median_seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Of REPEATS calls after WARM_UP, each to the end of what it started on `device`."""
+    """Of a call, over batches that each end with what they started on `device`: a call drained alone would bear the
+    launch, and the way to an idle device and back, which a step pays once for hundreds."""
     seconds = []
     for _ in range(WARM_UP + REPEATS):
         _drain(device)
         start = time.perf_counter()
-        function()
+        for _ in range(CALLS):
+            function()
         _drain(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - start) / CALLS)
     return statistics.median(seconds[WARM_UP:])
 
 

@@ -27,7 +27,7 @@ HELP = f"""
   rounds=3           jobs of each point: all points once, then all again the other way round
   peer=transformers  beside them, the same model in Hugging Face transformers under FSDP2
   peer.compile=false and its layers not compiled
-  trace=true         a deep trace of one step in the last round: kernels beside what the machine can do
+  trace=true         a deep trace of one step of each, after the rounds: kernels beside what the machine can do
   retry=true         runs again what failed
 
   not typed, these are {" ".join(f"{key}={value}" for key, value in DEFAULTS.items())}
@@ -87,12 +87,15 @@ class Order:
         points = points_of(rest, configs, Options.find(line.config_dir))
         peers = peer_points(given["peer"], points) if given["peer"] else []
         check_names([*points, *peers])
+        trace = _truth("trace", given["trace"])
         composed, text = {}, ""
         for point in [*points, *peers]:
             try:
                 one = compose(point.words, line.config_dir)
                 if not line.print_config:
                     _look_over(one.config, nproc, peer=point in peers)
+                    if trace and point in points:
+                        _look_over_traced(point, one.config, nproc, line.config_dir)
             except ConfigError as error:
                 if len(points) == 1 and point in points:
                     raise
@@ -103,7 +106,7 @@ class Order:
             folder=Path(given["to"]).expanduser().resolve(),
             nproc=nproc,
             rounds=rounds or ROUNDS,
-            trace=_truth("trace", given["trace"]),
+            trace=trace,
             retry=_truth("retry", given["retry"]),
             points=points,
             peer=given["peer"],
@@ -118,6 +121,22 @@ class Order:
 def as_typed(words: Sequence[str]) -> str:
     """The command that had these words, to be pasted."""
     return shlex.join(["switchyard", "bench", *words])
+
+
+def trace_words(config: JobConfig) -> list[str]:
+    """Words by which one step of a job is traced, after the warm-up: in the second half."""
+    return [f"measure.trace_every={config.train.steps // 2 + 1}", "measure.trace_limit=1"]
+
+
+def _look_over_traced(point: Point, config: JobConfig, nproc: int, config_dir: Path | None) -> None:
+    if config.train.steps < 2:
+        raise ConfigError("trace=true with train.steps=1: the step before a traced one warms up; set train.steps=2")
+    if not config.measure.clock:
+        raise ConfigError("trace=true shows what the clock times: set measure.clock=true, or leave trace=true out")
+    try:
+        validate(compose([*point.words, *trace_words(config)], config_dir).config, nproc)
+    except ConfigError as error:
+        raise ConfigError(f"trace=true: {error}") from error
 
 
 def _look_over(config: JobConfig, nproc: int, peer: bool) -> None:

@@ -23,7 +23,7 @@ def print_results(results: Sequence[PointResult], console: Console) -> None:
             _say(console, f"{result.point.name}: bound by {result.verdict.sentence}")
     for result in results:
         for failure in result.failures[:1]:
-            failed = f"{len(result.failures)} of {len(result.rounds)} rounds failed"
+            failed = f"{len(result.failures)} of {result.n_jobs} jobs failed"
             _say(console, f"{result.point.name}: {failed}, exit code {failure.exit_code}:", style="red")
             for line in failure.last_lines:
                 _say(console, f"    {line}")

@@ -105,7 +105,7 @@ def test_the_same_words_do_what_is_not_done(folder: Path, capsys: pytest.Capture
     assert [path.stem for path in after if after[path] != before[path]] == ["shards-r2"]
     assert len((torn / "metrics.jsonl").read_text().splitlines()) == len(rows.splitlines())
     out = capsys.readouterr().out
-    assert "lost: 2 of 2 rounds failed, exit code 2:" in out
+    assert "lost: 2 of 2 jobs failed, exit code 2:" in out
     assert "2 of 2" in out
     assert "0 of 2" in out
 

@@ -52,7 +52,7 @@ def test_where_its_steps_go_is_told_as_ours_is(folder: Path) -> None:
         assert {"compute_fwd", "compute_bwd", "compute_opt", "exposed_comm/fsdp"} <= point["breakdown_s"].keys()
         assert "of a step; try " in point["bound_by"]
     run = folder / "runs" / "transformers-r1"
-    for row in read_jsonl(run / METRICS_FILE):
+    for row in read_jsonl(run / METRICS_FILE)[1:]:  # ranks begin the first step at moments of their own
         assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.05, abs=2e-3)
     assert "host clock; " in (run / "config.yaml").read_text()
 

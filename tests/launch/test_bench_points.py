@@ -62,6 +62,14 @@ def test_points_are_the_product_and_called_by_what_distinguishes_them() -> None:
     assert names(["overlap=none,max"], {"a": [], "b": ["strategy=ep"]}) == ["a-none", "a-max", "b-none", "b-max"]
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("strategy=fsdp,fsdp", "strategy=fsdp"), ("train.seed=range(1,2)", "train.seed=1")]
+)
+def test_a_list_of_one_value_is_that_value(word: str, value: str) -> None:
+    (point,) = points_of([word], None, Options.find())
+    assert point.words[0] == value
+
+
 def test_a_points_words_are_a_jobs_and_the_last_one_counts() -> None:
     (point,) = points_of(["data=stdlib", "train.steps=3", "train.steps=4"], {"a": ["train.seed=2"]}, Options.find())
     rest = tuple(f"{key}={value}" for key, value in DEFAULTS.items() if key not in ("data", "train.steps"))
@@ -81,12 +89,16 @@ def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
     ]
 
 
-def test_a_trace_is_of_one_step_of_the_last_round(tmp_path: Path) -> None:
+def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
     words = [f"to={tmp_path}", "nproc=2", "rounds=2", "model=tiny", "train.steps=7", "trace=true", "strategy=ddp,fsdp"]
-    first, last = rounds_of(Order.parse(words))
-    assert [job.name for job in (*first, *last)] == ["ddp-r1", "fsdp-r1", "fsdp-r2", "ddp-r2"]
-    assert not any(job.more for job in first)
-    assert all(job.more == ["measure.trace_every=4", "measure.trace_limit=1"] for job in last)
+    first, last, traced = rounds_of(Order.parse(words))
+    names = [job.name for job in (*first, *last, *traced)]
+    assert names == ["ddp-r1", "fsdp-r1", "fsdp-r2", "ddp-r2", "ddp-trace", "fsdp-trace"]
+    assert not any(job.more for job in (*first, *last))
+    assert all(job.more == ["measure.trace_every=4", "measure.trace_limit=1"] for job in traced)
+    more = rounds_of(Order.parse([*words, "rounds=3"]))
+    assert [job.more for job in more[-1]] == [job.more for job in traced]
+    assert more[:2] == [first, last]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +108,10 @@ def test_a_trace_is_of_one_step_of_the_last_round(tmp_path: Path) -> None:
         (["to=", "strategy=ddp"], "where do results go? write to=FOLDER"),
         (["to=b", "rounds=0"], "rounds=0: set it to the number of rounds, at least 1"),
         (["to=b", "trace=yes"], "trace=yes: set it to true or false"),
+        (["to=b", "trace=true", "train.steps=1"], "trace=true with train.steps=1: "),
+        (["to=b", "trace=true", "measure=off"], "trace=true shows what the clock times: set measure.clock=true"),
+        (["to=b", "trace=true", "measure.clock=true,false"], "clock=false: trace=true shows what the clock times: "),
+        (["to=b", "trace=true", "nproc=2", "measure.trace_ranks=[]"], "trace=true: measure.trace_ranks"),
         (["to=b", "peer=megatron"], "peer=megatron: choose from transformers"),
         (["to=b", "run.name=x"], "run.name=x: bench names the run folders, in to=FOLDER; leave it out"),
         (["to=b", "strategy=dpp,fsdp"], "dpp: strategy=dpp: no such strategy; did you mean pp?"),
