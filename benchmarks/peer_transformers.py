@@ -3,11 +3,12 @@
     torchrun --nproc-per-node 2 benchmarks/peer_transformers.py model=moe_5b precision=bf16 optim=adamw_large \\
         data=synthetic train.steps=40 train.global_batch_size=8 run.dir=FOLDER
 
-Words are a job's (`model`, `data=synthetic`, `optim`, `precision`, `train`), and compile=false. The layout is its own:
-every decoder layer sharded over all ranks, masters as `precision.parameters` says, compute and reduction in the dtypes
-of `precision`. Attention takes the kernels that ours takes, experts transformers' own grouped products. Rows,
-summary.json, the FLOPs in its MFU and the clock that divides its steps are ours (FSDP2's waits are outside what is
-compiled, and seen).
+Words are a job's (`model`, `data=synthetic`, `optim`, `precision`, `train`, `overlap.data`,
+`overlap.reshard_after_forward`, `measure.clock`), and compile=false. The layout is its own: every decoder layer sharded
+over all ranks, masters as `precision.parameters` says, compute and reduction in the dtypes of `precision`. Weights are
+those of model.init_from (which every rank reads into the host's memory), or drawn as transformers does. Attention takes
+the kernels that ours takes, experts transformers' own grouped products. Rows, summary.json, the FLOPs in its MFU and
+the clock that divides its steps are ours (FSDP2's waits are outside what is compiled, and seen).
 """
 
 import importlib.metadata
@@ -32,18 +33,18 @@ from conf.compose import compose
 from conf.schema import JobConfig, validate
 from launch.bench.peer import check_peer
 from models.attention import KERNELS_BY_SPEED
-from models.config import ConfigError, ModelConfig
+from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import write_config as published_config
 from parallel.clock.fsdp import fsdp_timed
 from parallel.clock.phase_clock import Clock, Phase, PhaseClock
 from parallel.clock.time_source import time_source
 from parallel.comm import CommKind, Communicator
-from parallel.config import PrecisionConfig
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.data.loader import BatchLoader
 from train.data.synthetic import open_synthetic
 from train.failure import INTERRUPTED, exit_at_once, fail, refuse
+from train.init_from import typed_folder
 from train.metrics.peak import peak_flops
 from train.metrics.step_time import StepTime, time_row
 from train.metrics.summary import Attempt
@@ -106,16 +107,22 @@ def main(words: list[str]) -> None:
         os._exit(INTERRUPTED)
 
 
-def build(model: ModelConfig, precision: PrecisionConfig, device: torch.device, compiled: bool) -> nn.Module:
-    """The network in master weights, its layers compiled and sharded over all ranks."""
+def build(job: JobConfig, device: torch.device, compiled: bool) -> nn.Module:
+    """The network in master weights, its layers compiled and sharded over all ranks; no device ever holds it whole."""
     from transformers import AutoConfig, AutoModelForCausalLM  # not before the words were judged: it may be missing
 
+    model, precision = job.model, job.precision
     published = published_config(model, "float32")
     config = AutoConfig.for_model(published.pop("model_type"), **published)
-    with torch.device(device):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=precision.parameters.torch)
+    how = {"attn_implementation": "sdpa", "dtype": precision.parameters.torch}
+    if model.init_from is not None:
+        path = typed_folder(model.init_from, "model.init_from")
+        network = AutoModelForCausalLM.from_pretrained(path, config=config, **how)
+    else:
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, **how)
     network.set_experts_implementation("grouped_mm")
-    network.to(device).train()
+    network.train()
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=precision.compute.torch, reduce_dtype=precision.reduce.torch)
     if compiled:  # a layer of experts and a dense one share their code, and every layer has a number of its own
@@ -123,8 +130,13 @@ def build(model: ModelConfig, precision: PrecisionConfig, device: torch.device, 
     for layer in network.model.layers:
         if compiled:  # the forward alone: FSDP2's hooks stay outside
             layer.forward = torch.compile(layer.forward)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=job.overlap.reshard_after_forward)
     fully_shard(network, mesh=mesh, mp_policy=policy)
+    if model.init_from is None:
+        network.to_empty(device=device)
+        for module in network.modules():  # what was done without storage is to be done again
+            module._is_hf_initialized = False
+        network.initialize_weights()
     return network
 
 
@@ -155,8 +167,8 @@ def train(job: PeerJob, world: World, comm: Communicator, started: float) -> Non
     parameters, peak = count_parameters(model), peak_flops(device, config.precision.compute.torch)
     source = comm.clock.source if comm.clock.source == Clock.source else f"{comm.clock.source}; {UNSEEN}"
     attempt = Attempt(0, world.size, device_name(device), peak, parameters.total, parameters.active, source)
-    torch.manual_seed(config.train.seed)  # the same whole network on every rank, before it is sharded
-    network = build(model, config.precision, device, job.compile)
+    torch.manual_seed(config.train.seed + world.rank)  # a CPU fills each shard by its rank's own numbers
+    network = build(config, device, job.compile)
     built = sum(parameter.numel() for parameter in network.parameters())
     assert built == parameters.total, f"transformers built {built:,} parameters, and our model has {parameters.total:,}"
     optimizer = build_optimizer(list(network.parameters()), config.optim)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
 from models.attention import KERNELS_BY_SPEED
-from train.data.atomic_json import write_json
+from train.data.atomic_json import read_json, write_json
 from train.run_folder import device_name
 
 WARM_UP, REPEATS, CALLS = 1, 10, 10
@@ -30,6 +30,8 @@ class Ceilings:
 
     device: str
     """Its name."""
+    dtype: str
+    """Of the products, as precision.compute names it."""
     dense_tflops: float
     """A square matrix product."""
     expert_tflops: float
@@ -40,6 +42,14 @@ class Ceilings:
     """The same forward and backward, backward counted as twice the forward."""
     copy_gbs: float
     """Bytes read and written, 1e9 a second."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Ceilings | None":
+        """What was measured; None if nothing was, or by another version."""
+        try:
+            return cls(**(read_json(path) or {}))
+        except TypeError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ def measure(device: torch.device) -> Ceilings:
     forward, both = _attention(sizes, device)
     return Ceilings(
         device=device_name(device),
+        dtype=str(sizes.dtype).removeprefix("torch."),
         dense_tflops=_dense(sizes, device),
         expert_tflops=_experts(sizes, device),
         attention_forward_tflops=forward,

@@ -21,7 +21,7 @@ from launch.bench.order import Order, as_typed
 from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
 from launch.bench.result import PointResult, by_speed
-from launch.bench.roofline import Line, roofline
+from launch.bench.roofline import Line, caveats, roofline
 from launch.bench.table import print_bus, print_results, print_roofline
 from launch.clean_end import ended_cleanly
 from launch.table_console import table_console
@@ -53,7 +53,8 @@ def bench(words: Sequence[str]) -> int:
     except OSError as error:
         raise ConfigError(f"to={order.folder}: {error.strerror}; name a folder that you may write to") from error
     console = table_console()
-    with ended_cleanly(), _alone_in(order.folder), Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
+    shown = Progress(TextColumn("{task.description}"), console=console, transient=True)
+    with ended_cleanly(), _alone_in(order.folder), shown as progress:
         task = progress.add_task("what this machine can do")
         machine = measure_machine(order.folder, order.device, order.nproc)
         for number, job in enumerate(jobs, start=1):
@@ -69,7 +70,8 @@ def bench(words: Sequence[str]) -> int:
     print_bus(machine.ceilings, machine.bus, console)
     ours = [result for result in results if result.summaries and result.point in order.points]
     for result in [result for result in ours if result.trace] or ours[:1]:  # without a trace all say much the same
-        print_roofline(result.point.name, _roofline(order, result, machine), result.trace, console)
+        notes = caveats(order.configs[result.point.name], order.nproc, machine.ceilings)
+        print_roofline(result.point.name, _roofline(order, result, machine), notes, result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in results) else 0
 

@@ -2,9 +2,9 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +37,16 @@ def measure_machine(folder: Path, device: str, nproc: int, timeout_s: float = TI
     bus_file = f"bus-{nproc}.json"  # which ranks it is between
     complaints = []
     python = [sys.executable, "-m"]
-    programs = {DEVICE_FILE: [*python, "launch.bench.ceilings"]}
-    if nproc > 1:
+    programs = {}
+    if Ceilings.read(folder / DEVICE_FILE) is None:
+        programs[DEVICE_FILE] = [*python, "launch.bench.ceilings"]
+    if nproc > 1 and not (folder / bus_file).exists():
         programs[bus_file] = [*python, "launch.local", *torchrun_arguments(nproc, ["-m", "launch.bench.bus"])]
     for name, program in programs.items():
-        if not (folder / name).exists():
-            command = [*program, device, str(folder / name)]
-            if complaint := _complaint(command, os.environ | rank_environment(nproc), timeout_s):
-                complaints.append(f"{name}: not measured{complaint}")
-    read = read_json(folder / DEVICE_FILE)
-    return Machine(Ceilings(**read) if read else None, read_json(folder / bus_file) or {}, complaints)
+        command = [*program, device, str(folder / name)]
+        if complaint := _complaint(command, os.environ | rank_environment(nproc), timeout_s):
+            complaints.append(f"{name}: not measured{complaint}")
+    return Machine(Ceilings.read(folder / DEVICE_FILE), read_json(folder / bus_file) or {}, complaints)
 
 
 def _complaint(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> str:

@@ -1,17 +1,18 @@
 """The words after `switchyard bench`, sorted."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from conf.command_line import CommandLine
-from conf.compose import compose
+from conf.compose import Composed, compose
 from conf.options import Options
 from conf.schema import JobConfig, validate
-from launch.bench.peer import PEERS, check_peer, peer_points
+from launch.bench.peer import PEER, check_peer, peer_points
 from launch.bench.points import DEFAULTS, Point, check_names, points_of
 from launch.local import take_nproc
 from launch.ranks import take_count
@@ -48,7 +49,6 @@ class Order:
     trace: bool
     retry: bool
     points: list[Point]
-    peer: str | None
     peers: list[Point]
     """What the peer runs."""
     peer_compile: bool
@@ -81,27 +81,25 @@ class Order:
         for word in rest:
             if word.partition("=")[0] in RUN_KEYS:
                 raise ConfigError(f"{word}: bench names the run folders, in to=FOLDER; leave it out")
-        if given["peer"] not in (None, *PEERS):
-            raise ConfigError(f"peer={given['peer']}: choose from {', '.join(PEERS)}")
+        if given["peer"] not in (None, PEER):
+            raise ConfigError(f"peer={given['peer']}: set it to {PEER}, or leave it out")
         configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
         points = points_of(rest, configs, Options.find(line.config_dir))
-        peers = peer_points(given["peer"], points) if given["peer"] else []
-        check_names([*points, *peers])
         trace = _truth("trace", given["trace"])
-        composed, text = {}, ""
-        for point in [*points, *peers]:
-            try:
-                one = compose(point.words, line.config_dir)
-                if not line.print_config:
-                    _look_over(one.config, nproc, peer=point in peers)
-                    if trace and point in points:
-                        _look_over_traced(point, one.config, nproc, line.config_dir)
-            except ConfigError as error:
-                if len(points) == 1 and point in points:
-                    raise
-                raise ConfigError(f"{point.name}: {error}") from error
-            composed[point.name] = one.config
-            text += f"# {point.name}\n{one.yaml}"
+        check_names(points)
+        composed = _compose(points, line.config_dir)
+        for point in [] if line.print_config else points:
+            with _naming(point, points):
+                _look_over(composed[point.name].config, nproc)
+                if trace:
+                    _look_over_traced(point, composed[point.name].config, nproc, line.config_dir)
+        peers = peer_points(points, {name: one.config for name, one in composed.items()}) if given["peer"] else []
+        check_names([*points, *peers])
+        composed |= _compose(peers, line.config_dir)
+        for point in [] if line.print_config else peers:
+            with _naming(point, points):
+                _look_over(composed[point.name].config, nproc)
+                check_peer(composed[point.name].config)
         return cls(
             folder=Path(given["to"]).expanduser().resolve(),
             nproc=nproc,
@@ -109,12 +107,11 @@ class Order:
             trace=trace,
             retry=_truth("retry", given["retry"]),
             points=points,
-            peer=given["peer"],
             peers=peers,
             peer_compile=_truth("peer.compile", given["peer.compile"]),
             flags=["--config-dir", str(line.config_dir.resolve())] if line.config_dir else [],
-            configs=composed,
-            yaml=text if line.print_config else None,
+            configs={name: one.config for name, one in composed.items()},
+            yaml="".join(f"# {name}\n{one.yaml}" for name, one in composed.items()) if line.print_config else None,
         )
 
 
@@ -139,12 +136,30 @@ def _look_over_traced(point: Point, config: JobConfig, nproc: int, config_dir: P
         raise ConfigError(f"trace=true: {error}") from error
 
 
-def _look_over(config: JobConfig, nproc: int, peer: bool) -> None:
+def _compose(points: Sequence[Point], config_dir: Path | None) -> dict[str, Composed]:
+    """By name."""
+    composed = {}
+    for point in points:
+        with _naming(point, points):
+            composed[point.name] = compose(point.words, config_dir)
+    return composed
+
+
+@contextmanager
+def _naming(point: Point, points: Sequence[Point]) -> Iterator[None]:
+    """A refusal inside says which point it is about, unless there is one alone."""
+    try:
+        yield
+    except ConfigError as error:
+        if [point] == list(points):
+            raise
+        raise ConfigError(f"{point.name}: {error}") from error
+
+
+def _look_over(config: JobConfig, nproc: int) -> None:
     validate(config, nproc)
     device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
     check_engine_device(config.strategy, device)
-    if peer:
-        check_peer(config)
 
 
 def _take(words: Sequence[str], defaults: Mapping[str, str | None]) -> tuple[dict[str, str | None], list[str]]:

@@ -2,7 +2,7 @@
 
 from launch.bench.job import TRAIN, Job
 from launch.bench.order import Order, trace_words
-from launch.bench.peer import PEERS
+from launch.bench.peer import PEER_PROGRAM
 from launch.bench.points import Point
 
 
@@ -20,8 +20,8 @@ def rounds_of(order: Order) -> list[list[Job]]:
 
 def _job(order: Order, point: Point, number: int | None) -> Job:
     runs = order.folder / "runs"
-    if order.peer and point in order.peers:
+    if point in order.peers:
         eager = [] if order.peer_compile else ["compile=false"]
-        return Job(point, number, runs, order.nproc, (str(PEERS[order.peer]),), [*eager, *order.flags])
+        return Job(point, number, runs, order.nproc, (str(PEER_PROGRAM),), [*eager, *order.flags])
     traced = trace_words(order.configs[point.name]) if number is None else []
     return Job(point, number, runs, order.nproc, TRAIN, [*traced, *order.flags])

@@ -29,7 +29,9 @@ def print_results(results: Sequence[PointResult], console: Console) -> None:
                 _say(console, f"    {line}")
 
 
-def print_roofline(name: str, lines: Sequence[Line], trace: TracedStep | None, console: Console) -> None:
+def print_roofline(
+    name: str, lines: Sequence[Line], notes: Sequence[str], trace: TracedStep | None, console: Console
+) -> None:
     """The work of one point's step beside what the machine can do, and all its kernels."""
     table = Table(title=f"{name}: a step of one rank beside this machine's ceilings", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -46,6 +48,8 @@ def print_roofline(name: str, lines: Sequence[Line], trace: TracedStep | None, c
             f"{line.of_ceiling:.0%}" if line.of_ceiling else "–",
         )
     console.print(table)
+    for note in notes:
+        _say(console, note, style="yellow")
     if trace is None:
         _say(console, "no trace: what its kernels reach of that is seen with trace=true, on a GPU", style="yellow")
         return

@@ -2,28 +2,35 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from harness.train_alone import train_alone
+from harness.worker_pool import WorkerPool
 
-from launch.bench.peer import PEERS
 from launch.cli import main
-from launch.local import rank_environment
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.summary import SUMMARY_FILE, RunSummary
 
-# What transformers calls DeepSeek-V3.
-MODEL = ["model=tiny_mla", "model.moe.score=sigmoid", "model.moe.normalise_weights=true"]
+# What transformers calls DeepSeek-V3, whose biases it does not move.
+MODEL = [
+    "model=tiny_mla",
+    "model.moe.score=sigmoid",
+    "model.moe.normalise_weights=true",
+    "model.moe.bias_update_rate=0",
+]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "b"
+def folder(tmp_path_factory: pytest.TempPathFactory, pool: WorkerPool) -> Path:
+    """Both from the same weights: a run's, exported."""
+    parent = tmp_path_factory.mktemp("bench")
+    run, folder = parent / "run", parent / "b"
+    pool.run(1, train_alone, *MODEL, "data=synthetic", "train.steps=1", "logging=off", f"run.dir={run}")
+    assert main(["export", str(run), "--format", "hf"]) == 0
     words = [f"to={folder}", "nproc=2", "rounds=1", *MODEL, "strategy=fsdp", "train.steps=12", "train.log_every=1"]
-    assert main(["bench", *words, "peer=transformers", "peer.compile=false", "optim.warmup_steps=2"]) == 0
+    words += [f"model.init_from={run / 'hf'}", "optim.warmup_steps=2"]
+    assert main(["bench", *words, "peer=transformers", "peer.compile=false"]) == 0
     return folder
 
 
@@ -70,17 +77,10 @@ def test_its_loss_falls(folder: Path) -> None:
         assert math.log(256) - 0.01 < sum(found[-4:]) / 4 < sum(found[:4]) / 4
 
 
-def test_it_trains_alike_on_one_rank(folder: Path, tmp_path: Path) -> None:
-    """So it is the global batch's mean gradient that it clips and steps by, of the tokens that ours trains on."""
-    words = json.loads((folder / "runs" / "transformers-r1.json").read_text())["words"]
-    alone = subprocess.run(
-        [sys.executable, PEERS["transformers"], *words, f"run.dir={tmp_path / 'alone'}"],
-        env=os.environ | rank_environment(1),
-        capture_output=True,
-        text=True,
-    )
-    assert alone.returncode == 0, alone.stderr[-4000:]
-    together = folder / "runs" / "transformers-r1"
+def test_it_trains_as_ours_does(folder: Path) -> None:
+    """So it is the same function, and the global batch's mean gradient that it clips and steps by."""
+    ours, peer = (folder / "runs" / f"{name}-r1" for name in ("fsdp", "transformers"))
     for key in ("train/loss", "train/grad_norm"):
-        assert column(tmp_path / "alone", key) == pytest.approx(column(together, key), rel=1e-3)
-    assert column(tmp_path / "alone", "train/loss") == pytest.approx(column(together, "train/loss"), abs=2e-5)
+        assert column(peer, key)[0] == pytest.approx(column(ours, key)[0], rel=1e-5)
+        assert column(peer, key) == pytest.approx(column(ours, key), rel=1e-3)
+    assert column(peer, "train/loss") == pytest.approx(column(ours, "train/loss"), abs=2e-5)
