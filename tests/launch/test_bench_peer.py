@@ -3,12 +3,17 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from harness.train_alone import train_alone
 from harness.worker_pool import WorkerPool
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from conf.compose import compose
 from launch.cli import main
+from models import hf_config
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.summary import SUMMARY_FILE, RunSummary
 
@@ -84,3 +89,31 @@ def test_it_trains_as_ours_does(folder: Path) -> None:
         assert column(peer, key)[0] == pytest.approx(column(ours, key)[0], rel=1e-5)
         assert column(peer, key) == pytest.approx(column(ours, key), rel=1e-3)
     assert column(peer, "train/loss") == pytest.approx(column(ours, "train/loss"), abs=2e-5)
+
+
+def built_and_plain() -> tuple[dict[str, Any], dict[str, Any], float, bool]:
+    """On one rank: the peer's buffers and transformers' own, the spread of its weights, and whether ranks' differ."""
+    from benchmarks.peer_transformers import build
+
+    job = compose([*MODEL, "strategy=fsdp"]).config
+    torch.manual_seed(7 + torch.distributed.get_rank())
+    network = build(job, torch.device("cpu"), compiled=False)
+    published = hf_config.write_config(job.model, "float32")
+    config = AutoConfig.for_model(published.pop("model_type"), **published)
+    plain = AutoModelForCausalLM.from_config(config)
+    weights = network.get_input_embeddings().weight.to_local().detach().double()
+    sums = [torch.zeros_like(weights) for _ in range(2)]
+    torch.distributed.all_gather(sums, weights)
+    spread = weights.std().item() / plain.get_input_embeddings().weight.std().item()
+    return dict(network.named_buffers()), dict(plain.named_buffers()), spread, not torch.equal(*sums)
+
+
+def test_what_is_drawn_shard_by_shard_is_as_transformers_draws_it(pool: WorkerPool) -> None:
+    """Angles too, which are in no file and had no storage at first."""
+    for built, plain, spread, different in pool.run(2, built_and_plain):
+        assert built.keys() == plain.keys()
+        assert any("inv_freq" in name for name in built)
+        for name, buffer in plain.items():
+            assert torch.equal(built[name], buffer), name
+        assert spread == pytest.approx(1, abs=0.1)
+        assert different
