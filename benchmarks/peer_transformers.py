@@ -3,10 +3,12 @@
     torchrun --nproc-per-node 2 benchmarks/peer_transformers.py model=moe_5b precision=bf16 optim=adamw_large \\
         data=synthetic train.steps=40 train.global_batch_size=8 run.dir=FOLDER
 
-Words are a job's (`model`, `data=synthetic`, `optim`, `precision`, `train`), and compile=false. The layout is its own:
-every decoder layer sharded over all ranks, masters as `precision.parameters` says, compute and reduction in the dtypes
-of `precision`. Attention takes the kernels that ours takes, experts transformers' own grouped products. Rows,
-summary.json and the FLOPs in its MFU are ours.
+Words are a job's (`model`, `data=synthetic`, `optim`, `precision`, `train`, `overlap.data`,
+`overlap.reshard_after_forward`, `measure.clock`), and compile=false. The layout is its own: every decoder layer sharded
+over all ranks, masters as `precision.parameters` says, compute and reduction in the dtypes of `precision`. Weights are
+those of model.init_from (which every rank reads into the host's memory), or drawn as transformers does. Attention takes
+the kernels that ours takes, experts transformers' own grouped products. Rows, summary.json, the FLOPs in its MFU and
+the clock that divides its steps are ours (FSDP2's waits are outside what is compiled, and seen).
 """
 
 import importlib.metadata
@@ -31,22 +33,29 @@ from conf.compose import compose
 from conf.schema import JobConfig, validate
 from launch.bench.peer import check_peer
 from models.attention import KERNELS_BY_SPEED
-from models.config import ConfigError, ModelConfig
+from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import write_config as published_config
+from parallel.clock.fsdp import fsdp_timed
+from parallel.clock.phase_clock import Clock, Phase, PhaseClock
+from parallel.clock.time_source import time_source
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
-from parallel.config import PrecisionConfig
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.data.loader import BatchLoader
 from train.data.synthetic import open_synthetic
 from train.failure import INTERRUPTED, exit_at_once, fail, refuse
+from train.init_from import typed_folder
 from train.metrics.peak import peak_flops
+from train.metrics.step_time import StepTime, time_row
 from train.metrics.summary import Attempt
 from train.metrics.throughput import ModelWork, Throughput, peak_memory_gib
 from train.optimizer import build_optimizer, learning_rate
 from train.report import Report
 from train.run_folder import describe_environment, device_name, named_folder, write_config
+
+UNSEEN = "the sum of the gradient norm is in compute_opt, not among waits"
+"""What its clock cannot see: DTensor's own collective."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,9 @@ def main(words: list[str]) -> None:
         job = PeerJob.parse(words, launch.world_size)
         device = choose_device(job.config.train.device.value, launch)
         world = World.join(launch, device, launch.open_store(TIMEOUT))
-        train(job, world, Communicator(), started)
+        clock = PhaseClock(time_source(device)) if job.config.measure.clock else Clock()
+        with fsdp_timed(clock, device):
+            train(job, world, Communicator(clock), started)
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
@@ -97,16 +108,22 @@ def main(words: list[str]) -> None:
         os._exit(INTERRUPTED)
 
 
-def build(model: ModelConfig, precision: PrecisionConfig, device: torch.device, compiled: bool) -> nn.Module:
-    """The network in master weights, its layers compiled and sharded over all ranks."""
+def build(job: JobConfig, device: torch.device, compiled: bool) -> nn.Module:
+    """The network in master weights, its layers compiled and sharded over all ranks; no device ever holds it whole."""
     from transformers import AutoConfig, AutoModelForCausalLM  # not before the words were judged: it may be missing
 
+    model, precision = job.model, job.precision
     published = published_config(model, "float32")
     config = AutoConfig.for_model(published.pop("model_type"), **published)
-    with torch.device(device):
-        network = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=precision.parameters.torch)
+    how = {"attn_implementation": "sdpa", "dtype": precision.parameters.torch}
+    if model.init_from is not None:
+        path = typed_folder(model.init_from, "model.init_from")
+        network = AutoModelForCausalLM.from_pretrained(path, config=config, **how)
+    else:
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, **how)
     network.set_experts_implementation("grouped_mm")
-    network.to(device).train()
+    network.train()
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=precision.compute.torch, reduce_dtype=precision.reduce.torch)
     if compiled:  # a layer of experts and a dense one share their code, and every layer has a number of its own
@@ -114,22 +131,30 @@ def build(model: ModelConfig, precision: PrecisionConfig, device: torch.device, 
     for layer in network.model.layers:
         if compiled:  # the forward alone: FSDP2's hooks stay outside
             layer.forward = torch.compile(layer.forward)
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=job.overlap.reshard_after_forward)
     fully_shard(network, mesh=mesh, mp_policy=policy)
+    if model.init_from is None:
+        network.to_empty(device=device)
+        for module in network.modules():  # what was done without storage is to be done again
+            module._is_hf_initialized = False
+        network.initialize_weights()
     return network
 
 
 def step(
-    network: nn.Module, optimizer: Optimizer, tokens_MBS: Tensor, clip_norm: float | None
+    network: nn.Module, optimizer: Optimizer, tokens_MBS: Tensor, clip_norm: float | None, clock: Clock
 ) -> tuple[Tensor, Tensor]:
     """This rank's mean loss, and the global gradient norm before clipping; nothing here waits for the device."""
     losses = []
     for tokens_BS in tokens_MBS:
+        clock.enter(Phase.compute_fwd)
         inputs, targets = tokens_BS[:, :-1], tokens_BS[:, 1:].contiguous()
         with sdpa_kernel(KERNELS_BY_SPEED, set_priority=True):
             loss = network(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
+            clock.enter(Phase.compute_bwd)
             (loss / len(tokens_MBS)).backward()
         losses.append(loss.detach())
+    clock.enter(Phase.compute_opt)
     norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm if clip_norm is not None else float("inf"))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -141,9 +166,10 @@ def train(job: PeerJob, world: World, comm: Communicator, started: float) -> Non
     config, device = job.config, world.device
     length, model = config.data.sequence_length, config.model
     parameters, peak = count_parameters(model), peak_flops(device, config.precision.compute.torch)
-    attempt = Attempt(0, world.size, device_name(device), peak, parameters.total, parameters.active)
-    torch.manual_seed(config.train.seed)  # the same whole network on every rank, before it is sharded
-    network = build(model, config.precision, device, job.compile)
+    source = comm.clock.source if comm.clock.source == Clock.source else f"{comm.clock.source}; {UNSEEN}"
+    attempt = Attempt(0, world.size, device_name(device), peak, parameters.total, parameters.active, source)
+    torch.manual_seed(config.train.seed + world.rank)  # a CPU fills each shard by its rank's own numbers
+    network = build(config, device, job.compile)
     built = sum(parameter.numel() for parameter in network.parameters())
     assert built == parameters.total, f"transformers built {built:,} parameters, and our model has {parameters.total:,}"
     optimizer = build_optimizer(list(network.parameters()), config.optim)
@@ -164,18 +190,27 @@ def train(job: PeerJob, world: World, comm: Communicator, started: float) -> Non
         device=device,
     )
     tokens_a_step = config.train.global_batch_size * length
+    step_time = StepTime(comm, pipelined=False)
     with loader, report or nullcontext():
+        throughput.end_window()  # the start is no step
+        comm.clock.end_window()
         for number in range(1, config.train.steps + 1):
             rate = learning_rate(config.optim, number, config.train.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, norm = step(network, optimizer, next(loader), config.optim.clip_norm)
+            comm.clock.enter(Phase.data_wait)
+            loss, norm = step(network, optimizer, next(loader), config.optim.clip_norm, comm.clock)
+            comm.clock.enter(Phase.log)
             throughput.count(tokens_a_step)
             if number in (1, config.train.steps) or number % config.train.log_every == 0:
                 mean = comm.all_reduce(loss.double(), None, CommKind.control).item() / world.size
                 row = {"train/step": number, "train/tokens": number * tokens_a_step, "train/loss": mean}
                 row |= {"train/grad_norm": norm.full_tensor().item(), "train/lr": rate}
                 row |= throughput.end_window() | {"mem/peak_gib": peak_memory_gib(device)}
+                if window := comm.clock.end_window():
+                    own = step_time.own(window)
+                    by_rank = comm.all_gather_numbers(list(own.values())).T.tolist()
+                    row |= time_row(dict(zip(own, by_rank, strict=True)), window.steps)
                 if report:
                     report.log(row)
     if report:

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
 from models.attention import KERNELS_BY_SPEED
-from train.data.atomic_json import write_json
+from train.data.atomic_json import read_json, write_json
 from train.run_folder import device_name
 
-WARM_UP, REPEATS = 3, 10
+WARM_UP, REPEATS, CALLS = 1, 10, 10
+"""Batches that are not counted, and that are; calls of a batch."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Ceilings:
 
     device: str
     """Its name."""
+    dtype: str
+    """Of the products, as precision.compute names it."""
     dense_tflops: float
     """A square matrix product."""
     expert_tflops: float
@@ -39,6 +42,14 @@ class Ceilings:
     """The same forward and backward, backward counted as twice the forward."""
     copy_gbs: float
     """Bytes read and written, 1e9 a second."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Ceilings | None":
+        """What was measured; None if nothing was, or by another version."""
+        try:
+            return cls(**(read_json(path) or {}))
+        except TypeError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ def measure(device: torch.device) -> Ceilings:
     forward, both = _attention(sizes, device)
     return Ceilings(
         device=device_name(device),
+        dtype=str(sizes.dtype).removeprefix("torch."),
         dense_tflops=_dense(sizes, device),
         expert_tflops=_experts(sizes, device),
         attention_forward_tflops=forward,
@@ -80,14 +92,16 @@ def measure(device: torch.device) -> Ceilings:
 
 
 def median_seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Of REPEATS calls after WARM_UP, each to the end of what it started on `device`."""
+    """Of a call, over batches that each end with what they started on `device`: a call drained alone would bear the
+    launch, and the way to an idle device and back, which a step pays once for hundreds."""
     seconds = []
     for _ in range(WARM_UP + REPEATS):
         _drain(device)
         start = time.perf_counter()
-        function()
+        for _ in range(CALLS):
+            function()
         _drain(device)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - start) / CALLS)
     return statistics.median(seconds[WARM_UP:])
 
 

@@ -6,9 +6,11 @@ machine that grows warm or busy is no point's disadvantage. A folder that is not
 
 import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 
 import torch
 from rich.progress import Progress, TextColumn
@@ -19,12 +21,13 @@ from launch.bench.order import Order, as_typed
 from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
 from launch.bench.result import PointResult, by_speed
-from launch.bench.roofline import Line, roofline
+from launch.bench.roofline import Line, caveats, roofline
 from launch.bench.table import print_bus, print_results, print_roofline
 from launch.clean_end import ended_cleanly
 from launch.table_console import table_console
 from models.config import ConfigError
 from train.data.atomic_json import write_json
+from train.data.file_lock import FileLock
 
 
 def bench(words: Sequence[str]) -> int:
@@ -34,7 +37,8 @@ def bench(words: Sequence[str]) -> int:
         0 if every job has numbers, 1 if one failed.
 
     Raises:
-        ConfigError: for words that one of the jobs would not take, before any is started, and a folder of other words.
+        ConfigError: before any job is started, for words that one of them would not take, and for a folder that holds a
+            job of the same name and other words, or that another bench writes to.
     """
     order = Order.parse(words)
     if order.yaml is not None:
@@ -49,7 +53,8 @@ def bench(words: Sequence[str]) -> int:
     except OSError as error:
         raise ConfigError(f"to={order.folder}: {error.strerror}; name a folder that you may write to") from error
     console = table_console()
-    with ended_cleanly(), Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
+    shown = Progress(TextColumn("{task.description}"), console=console, transient=True)
+    with ended_cleanly(), _alone_in(order.folder), shown as progress:
         task = progress.add_task("what this machine can do")
         machine = measure_machine(order.folder, order.device, order.nproc)
         for number, job in enumerate(jobs, start=1):
@@ -65,9 +70,19 @@ def bench(words: Sequence[str]) -> int:
     print_bus(machine.ceilings, machine.bus, console)
     ours = [result for result in results if result.summaries and result.point in order.points]
     for result in [result for result in ours if result.trace] or ours[:1]:  # without a trace all say much the same
-        print_roofline(result.point.name, _roofline(order, result, machine), result.trace, console)
+        notes = caveats(order.configs[result.point.name], order.nproc, machine.ceilings)
+        print_roofline(result.point.name, _roofline(order, result, machine), notes, result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in results) else 0
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a folder in which another bench runs."""
+    with FileLock(folder / ".lock") as lock:
+        if not lock.try_acquire():
+            raise ConfigError(f"to={folder}: another bench runs there; let it end, or name another folder")
+        yield
 
 
 def _write(order: Order, words: Sequence[str], machine: Machine, jobs: Sequence[Job]) -> list[PointResult]:

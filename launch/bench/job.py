@@ -1,6 +1,6 @@
 """One job of a comparison: one point in one round, a torchrun of its own that leaves its run folder and its log.
 
-    runs/POINT-rN/       the run
+    runs/POINT-rN/       the run; POINT-trace/ of one that is traced, beside the rounds
     runs/POINT-rN.log    what it printed
     runs/POINT-rN.json   its words, and how it ended
 
@@ -10,23 +10,21 @@ a run measures nothing.
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launch.bench.patient_run import run_to_end
 from launch.bench.points import Point
 from launch.local import rank_environment, torchrun_arguments
 from models.config import ConfigError
 from train.data.atomic_json import read_json, write_json
-from train.metrics.summary import SUMMARY_FILE
+from train.metrics.summary import SUMMARY_FILE, RunSummary
 
 LAST_LINES = 12
 """Of a log, kept of a job that failed."""
-PATIENCE_S = 45.0
-"""For torchrun to end its ranks: it gives them 30 s."""
 TRAIN = ("-m", "train")
 
 
@@ -44,8 +42,8 @@ class Job:
     """What one torchrun runs."""
 
     point: Point
-    round: int
-    """1 for the first."""
+    round: int | None
+    """1 for the first; None: of none, a step is traced, which slows it."""
     runs: Path
     nproc: int
     program: Sequence[str] = TRAIN
@@ -56,7 +54,7 @@ class Job:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.point.name}-r{self.round}"
+        return f"{self.point.name}-{'trace' if self.round is None else f'r{self.round}'}"
 
     @property
     def folder(self) -> Path:
@@ -82,7 +80,7 @@ class Job:
         return Failure(record["exit_code"], record["last_lines"])
 
     def check(self) -> None:
-        """Refuse the numbers of another job.
+        """Refuse numbers of another job, and those that cannot be read.
 
         Raises:
             ConfigError: if this one's folder holds them.
@@ -93,6 +91,19 @@ class Job:
         if record is None or (record.get("words"), record.get("nproc")) != (self._words, self.nproc):
             before = "other words" if record is None else f"nproc={record.get('nproc')} {' '.join(record['words'])}"
             raise ConfigError(f"{self.folder} was run with {before}: name another folder in to=")
+        if self.done:
+            self.summary()
+
+    def summary(self) -> RunSummary:
+        """Of a job that is done.
+
+        Raises:
+            ConfigError: if it cannot be read.
+        """
+        summary = RunSummary.read(self.folder / SUMMARY_FILE)
+        if summary is None:
+            raise ConfigError(f"{self.folder / SUMMARY_FILE} is not this version's: remove it to run that job again")
+        return summary
 
     def run(self) -> None:
         """Run it to its end, from its beginning. An exception in here (Ctrl-C) ends its ranks first."""
@@ -103,7 +114,7 @@ class Job:
         program = [*self.program, *self._words, f"run.dir={self.folder}"]
         command = [sys.executable, "-m", "launch.local", *torchrun_arguments(self.nproc, program)]
         with self.log.open("w") as log:
-            exit_code = _run(command, os.environ | rank_environment(self.nproc), log.fileno())
+            exit_code = run_to_end(command, os.environ | rank_environment(self.nproc), log.fileno(), timeout_s=None)
         if not self.done:
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             write_json(self._record, record | {"exit_code": exit_code, "last_lines": lines[-LAST_LINES:]})
@@ -115,21 +126,3 @@ class Job:
     @property
     def _record(self) -> Path:
         return self.runs / f"{self.name}.json"
-
-
-def _run(command: Sequence[str], environment: dict[str, str], log: int) -> int:
-    """The exit code. In a session of its own, so that a Ctrl-C reaches us alone: two would kill torchrun before it has
-    ended its ranks."""
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    )
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.bench.ceilings import Ceilings
+from launch.bench.patient_run import run_to_end
 from launch.local import rank_environment, torchrun_arguments
 from train.data.atomic_json import read_json
 
-DEVICE_FILE, BUS_FILE = "ceilings.json", "bus.json"
+DEVICE_FILE = "ceilings.json"
 TIMEOUT_S = 300.0
 """Of one measurement: a few seconds on a device, most of them the start of a process."""
 
@@ -26,26 +29,32 @@ class Machine:
     """Why something is not there."""
 
 
-def measure_machine(folder: Path, device: str, nproc: int) -> Machine:
+def measure_machine(folder: Path, device: str, nproc: int, timeout_s: float = TIMEOUT_S) -> Machine:
     """Measure what `folder` does not hold yet, in processes of their own: their memory is free again afterwards.
 
     Nothing of it ends a comparison: what cannot be measured is left out, and said.
     """
+    bus_file = f"bus-{nproc}.json"  # which ranks it is between
     complaints = []
     python = [sys.executable, "-m"]
-    programs = {DEVICE_FILE: [*python, "launch.bench.ceilings"]}
-    if nproc > 1:
-        programs[BUS_FILE] = [*python, "launch.local", *torchrun_arguments(nproc, ["-m", "launch.bench.bus"])]
+    programs = {}
+    if Ceilings.read(folder / DEVICE_FILE) is None:
+        programs[DEVICE_FILE] = [*python, "launch.bench.ceilings"]
+    if nproc > 1 and not (folder / bus_file).exists():
+        programs[bus_file] = [*python, "launch.local", *torchrun_arguments(nproc, ["-m", "launch.bench.bus"])]
     for name, program in programs.items():
-        if not (folder / name).exists():
-            command = [*program, device, str(folder / name)]
-            environment = os.environ | rank_environment(nproc)
-            try:
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                complaints.append(f"{name}: not measured in {TIMEOUT_S:g} s")
-                continue
-            if done.returncode:
-                complaints.append(f"{name}: not measured: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
-    read = read_json(folder / DEVICE_FILE)
-    return Machine(Ceilings(**read) if read else None, read_json(folder / BUS_FILE) or {}, complaints)
+        command = [*program, device, str(folder / name)]
+        if complaint := _complaint(command, os.environ | rank_environment(nproc), timeout_s):
+            complaints.append(f"{name}: not measured{complaint}")
+    return Machine(Ceilings.read(folder / DEVICE_FILE), read_json(folder / bus_file) or {}, complaints)
+
+
+def _complaint(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> str:
+    """Runs `command`; what went wrong, or nothing."""
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        try:
+            exit_code = run_to_end(command, environment, output.fileno(), timeout_s)
+        except subprocess.TimeoutExpired:
+            return f" in {timeout_s:g} s"
+        output.seek(0)
+        return f": {(output.read().strip().splitlines() or ['no reason'])[-1]}" if exit_code else ""

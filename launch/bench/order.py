@@ -1,17 +1,18 @@
 """The words after `switchyard bench`, sorted."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from conf.command_line import CommandLine
-from conf.compose import compose
+from conf.compose import Composed, compose
 from conf.options import Options
 from conf.schema import JobConfig, validate
-from launch.bench.peer import PEERS, check_peer, peer_points
+from launch.bench.peer import PEER, check_peer, peer_points
 from launch.bench.points import DEFAULTS, Point, check_names, points_of
 from launch.local import take_nproc
 from launch.ranks import take_count
@@ -27,7 +28,7 @@ HELP = f"""
   rounds=3           jobs of each point: all points once, then all again the other way round
   peer=transformers  beside them, the same model in Hugging Face transformers under FSDP2
   peer.compile=false and its layers not compiled
-  trace=true         a deep trace of one step in the last round: kernels beside what the machine can do
+  trace=true         a deep trace of one step of each, after the rounds: kernels beside what the machine can do
   retry=true         runs again what failed
 
   not typed, these are {" ".join(f"{key}={value}" for key, value in DEFAULTS.items())}
@@ -48,7 +49,6 @@ class Order:
     trace: bool
     retry: bool
     points: list[Point]
-    peer: str | None
     peers: list[Point]
     """What the peer runs."""
     peer_compile: bool
@@ -81,37 +81,37 @@ class Order:
         for word in rest:
             if word.partition("=")[0] in RUN_KEYS:
                 raise ConfigError(f"{word}: bench names the run folders, in to=FOLDER; leave it out")
-        if given["peer"] not in (None, *PEERS):
-            raise ConfigError(f"peer={given['peer']}: choose from {', '.join(PEERS)}")
+        if given["peer"] not in (None, PEER):
+            raise ConfigError(f"peer={given['peer']}: set it to {PEER}, or leave it out")
         configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
         points = points_of(rest, configs, Options.find(line.config_dir))
-        peers = peer_points(given["peer"], points) if given["peer"] else []
+        trace = _truth("trace", given["trace"])
+        check_names(points)
+        composed = _compose(points, line.config_dir)
+        for point in [] if line.print_config else points:
+            with _naming(point, points):
+                _look_over(composed[point.name].config, nproc)
+                if trace:
+                    _look_over_traced(point, composed[point.name].config, nproc, line.config_dir)
+        peers = peer_points(points, {name: one.config for name, one in composed.items()}) if given["peer"] else []
         check_names([*points, *peers])
-        composed, text = {}, ""
-        for point in [*points, *peers]:
-            try:
-                one = compose(point.words, line.config_dir)
-                if not line.print_config:
-                    _look_over(one.config, nproc, peer=point in peers)
-            except ConfigError as error:
-                if len(points) == 1 and point in points:
-                    raise
-                raise ConfigError(f"{point.name}: {error}") from error
-            composed[point.name] = one.config
-            text += f"# {point.name}\n{one.yaml}"
+        composed |= _compose(peers, line.config_dir)
+        for point in [] if line.print_config else peers:
+            with _naming(point, points):
+                _look_over(composed[point.name].config, nproc)
+                check_peer(composed[point.name].config)
         return cls(
             folder=Path(given["to"]).expanduser().resolve(),
             nproc=nproc,
             rounds=rounds or ROUNDS,
-            trace=_truth("trace", given["trace"]),
+            trace=trace,
             retry=_truth("retry", given["retry"]),
             points=points,
-            peer=given["peer"],
             peers=peers,
             peer_compile=_truth("peer.compile", given["peer.compile"]),
             flags=["--config-dir", str(line.config_dir.resolve())] if line.config_dir else [],
-            configs=composed,
-            yaml=text if line.print_config else None,
+            configs={name: one.config for name, one in composed.items()},
+            yaml="".join(f"# {name}\n{one.yaml}" for name, one in composed.items()) if line.print_config else None,
         )
 
 
@@ -120,12 +120,46 @@ def as_typed(words: Sequence[str]) -> str:
     return shlex.join(["switchyard", "bench", *words])
 
 
-def _look_over(config: JobConfig, nproc: int, peer: bool) -> None:
+def trace_words(config: JobConfig) -> list[str]:
+    """Words by which one step of a job is traced, after the warm-up: in the second half."""
+    return [f"measure.trace_every={config.train.steps // 2 + 1}", "measure.trace_limit=1"]
+
+
+def _look_over_traced(point: Point, config: JobConfig, nproc: int, config_dir: Path | None) -> None:
+    if config.train.steps < 2:
+        raise ConfigError("trace=true with train.steps=1: the step before a traced one warms up; set train.steps=2")
+    if not config.measure.clock:
+        raise ConfigError("trace=true shows what the clock times: set measure.clock=true, or leave trace=true out")
+    try:
+        validate(compose([*point.words, *trace_words(config)], config_dir).config, nproc)
+    except ConfigError as error:
+        raise ConfigError(f"trace=true: {error}") from error
+
+
+def _compose(points: Sequence[Point], config_dir: Path | None) -> dict[str, Composed]:
+    """By name."""
+    composed = {}
+    for point in points:
+        with _naming(point, points):
+            composed[point.name] = compose(point.words, config_dir)
+    return composed
+
+
+@contextmanager
+def _naming(point: Point, points: Sequence[Point]) -> Iterator[None]:
+    """A refusal inside says which point it is about, unless there is one alone."""
+    try:
+        yield
+    except ConfigError as error:
+        if [point] == list(points):
+            raise
+        raise ConfigError(f"{point.name}: {error}") from error
+
+
+def _look_over(config: JobConfig, nproc: int) -> None:
     validate(config, nproc)
     device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
     check_engine_device(config.strategy, device)
-    if peer:
-        check_peer(config)
 
 
 def _take(words: Sequence[str], defaults: Mapping[str, str | None]) -> tuple[dict[str, str | None], list[str]]:

@@ -1,27 +1,33 @@
 """Another framework's program beside our points: which words it reads, and which of ours it cannot follow."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conf.schema import JobConfig
 from launch.bench.points import Point
 from models.config import ConfigError
 from models.hf_architecture import architecture_of
-from parallel.config import Dtype
+from parallel.config import Dtype, Reduction
 from train.data.config import DataSource
+from train.init_from import find_weights
+from train.published_weights import PublishedWeights
 
-PEERS = {"transformers": Path(__file__).resolve().parents[2] / "benchmarks" / "peer_transformers.py"}
-"""By name, the program that torchrun starts; it takes our words."""
+PEER = "transformers"
+"""The only one."""
+PEER_PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_transformers.py"
+"""What torchrun starts; it takes our words."""
 READ = ("model", "data", "optim", "precision", "train")
-"""First parts of the keys that a peer follows. Its layout is its own: data parallel, sharded."""
+"""First parts of the keys that the peer follows. Its layout is its own: data parallel, sharded."""
 
 
-def peer_points(peer: str, points: Sequence[Point]) -> list[Point]:
-    """What `peer` runs beside `points`: one job for each different set of words that it reads."""
-    followed = {_followed(point): point.name for point in reversed(points)}  # the first of equals gives its name
+def peer_points(points: Sequence[Point], configs: Mapping[str, JobConfig]) -> list[Point]:
+    """What the peer runs beside `points`, whose `configs` are by name: one job for each different set of words that it
+    reads."""
+    # The first of equals gives its name.
+    followed = {_followed(point, configs[point.name]): point.name for point in reversed(points)}
     return [
-        Point(peer if len(followed) == 1 else f"{peer}-{name}", words) for words, name in reversed(followed.items())
+        Point(PEER if len(followed) == 1 else f"{PEER}-{name}", words) for words, name in reversed(followed.items())
     ]
 
 
@@ -31,13 +37,17 @@ def check_peer(config: JobConfig) -> None:
     Raises:
         ConfigError: naming the value to change, or the package to install.
     """
-    if not PEERS["transformers"].exists():
+    if not PEER_PROGRAM.exists():
         raise ConfigError("peer=transformers is a program in benchmarks/, which is in the repository, not in a package")
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError("peer=transformers needs transformers: pip install 'switchyard[hf]'")
     architecture_of(config.model)
-    if config.model.init_from is not None:
-        raise ConfigError("peer=transformers starts from weights of its own: set model.init_from=null")
+    path = config.model.init_from
+    if path is not None and not isinstance(find_weights(path, config.model), PublishedWeights):
+        raise ConfigError(
+            f"model.init_from={path}: peer=transformers reads Hugging Face folders; set it to one (switchyard export), "
+            "or to null"
+        )
     if config.model.moe.has_router_loss:
         raise ConfigError("peer=transformers has no loss of the router: set model.moe.*_loss_weight to 0")
     if config.data.source is not DataSource.synthetic:
@@ -46,6 +56,10 @@ def check_peer(config: JobConfig) -> None:
         raise ConfigError("peer=transformers has no float64: set precision=bf16 or fp32")
 
 
-def _followed(point: Point) -> tuple[str, ...]:
+def _followed(point: Point, config: JobConfig) -> tuple[str, ...]:
+    """Besides READ: whether steps are divided, and where ours is sharded as the peer is, what it holds for backward."""
     words = [word for word in point.words if word.partition("=")[0].split(".")[0] in READ]
-    return (*words, "strategy=fsdp", "checkpoint=off", "logging=off", "measure=off")
+    keeps = config.strategy.reduction is Reduction.shard and not config.overlap.reshard_after_forward
+    held = ["overlap.reshard_after_forward=false"] if keeps else []
+    undivided = [] if config.measure.clock else ["measure=off"]
+    return (*words, "strategy=fsdp", "checkpoint=off", "logging=off", *held, *undivided)

@@ -42,12 +42,13 @@ def points_of(words: Sequence[str], configs: Mapping[str, Sequence[str]] | None,
     """
     points: list[Point] = []
     for name, more in ({"": []} if configs is None else configs).items():
-        given = _last_of_each([*words, *more])
-        several = {key: listed for key, word in given.items() if len(listed := choices(word)) > 1}
+        values = {key: choices(word) for key, word in _last_of_each([*words, *more]).items()}
+        given = {key: listed[0] for key, listed in values.items()}
+        several = {key: listed for key, listed in values.items() if len(listed) > 1}
         for chosen in product(*several.values()):
             merged = given | dict(zip(several, chosen, strict=True))
-            values = [_label(key, merged[key], options) for key in several]
-            points.append(Point("-".join(filter(None, [name, *values])) or _alone(merged), _with_defaults(merged)))
+            labels = [_label(key, merged[key], options) for key in several]
+            points.append(Point("-".join(filter(None, [name, *labels])) or _alone(merged), _with_defaults(merged)))
     return points
 
 

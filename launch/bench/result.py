@@ -2,17 +2,17 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launch.bench.job import Failure, Job
 from launch.bench.points import Point
-from models.config import ConfigError
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import mean_breakdown, mean_of
 from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
-from train.metrics.summary import SUMMARY_FILE, RunSummary, interquartile_range, standing_rows, steady_rows
-from train.metrics.verdict import TracedStep, Verdict, judge
+from train.metrics.summary import RunSummary, interquartile_range, standing_rows, steady_rows
+from train.metrics.verdict import TracedStep, judge
+from train.run_folder import read_config
 
 NUMBERS = ("tokens_per_sec", "step_time_s", "mfu", "peak_memory_gib")
 """Of a summary, that have a median and a spread over rounds."""
@@ -38,15 +38,16 @@ class Spread:
 class Round:
     """One job's numbers."""
 
-    number: int
+    number: int | None
+    """None: of none, see Job."""
     summary: RunSummary | None
     """None if it failed, or has not been run."""
     failure: Failure | None
     breakdown: dict[str, float]
     trace: TracedStep | None
     """Of rank 0, in its last traced step; None without kernels in it, too."""
-    traced: bool
-    """Whether a step was traced, which slowed it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Its configuration, plain."""
 
     @classmethod
     def read(cls, job: Job) -> "Round":
@@ -56,14 +57,12 @@ class Round:
             ConfigError: if its summary cannot be read.
         """
         if not job.done:
-            return cls(job.round, None, job.failure, {}, None, traced=False)
-        summary = RunSummary.read(job.folder / SUMMARY_FILE)
-        if summary is None:
-            raise ConfigError(f"{job.folder / SUMMARY_FILE} is not this version's: remove it to run that job again")
-        rows = [row for row in standing_rows(read_jsonl(job.folder / METRICS_FILE)) if "train/loss" in row]
+            return cls(job.round, None, job.failure, {}, None)
+        rows = [row for row in standing_rows(read_jsonl(job.folder / METRICS_FILE)) if "perf/step_time_s" in row]
         traces = sorted((job.folder / "traces").glob("step-*/rank-0.summary.json"))
         trace = TracedStep.read(read_json(traces[-1])) if traces else None
-        return cls(job.round, summary, None, mean_breakdown(steady_rows(rows)), trace, traced=bool(traces))
+        settings = read_config(job.folder / "config.yaml")
+        return cls(job.round, job.summary(), None, mean_breakdown(steady_rows(rows)), trace, settings)
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,15 @@ class PointResult:
 
     point: Point
     rounds: list[Round]
+    traced: Round | None
+    """The job that was traced beside them."""
 
     @classmethod
     def read(cls, jobs: Sequence[Job]) -> "PointResult":
         """Of the jobs of one point."""
-        return cls(jobs[0].point, [Round.read(job) for job in jobs])
+        read = [Round.read(job) for job in jobs]
+        rounds = [one for one in read if one.number is not None]
+        return cls(jobs[0].point, rounds, next((one for one in read if one.number is None), None))
 
     @property
     def summaries(self) -> list[RunSummary]:
@@ -85,24 +88,33 @@ class PointResult:
 
     @property
     def failures(self) -> list[Failure]:
-        """Of the rounds that have none to come."""
-        return [one.failure for one in self.rounds if one.failure]
+        """Of the jobs that have none to come."""
+        return [one.failure for one in self._jobs if one.failure]
 
     @property
     def breakdown(self) -> dict[str, float]:
-        """The mean over rounds, over those without a traced step if there are any; empty if steps were not divided."""
-        divided = [one for one in self.rounds if one.breakdown]
-        return mean_of([one.breakdown for one in divided if not one.traced] or [one.breakdown for one in divided])
+        """The mean over rounds; empty if steps were not divided."""
+        return mean_of([one.breakdown for one in self.rounds if one.breakdown])
 
     @property
     def trace(self) -> TracedStep | None:
-        """Of the last round that has one."""
-        return next((one.trace for one in reversed(self.rounds) if one.trace), None)
+        """Of the last job that has one."""
+        return next((one.trace for one in reversed(self._jobs) if one.trace), None)
 
     @property
-    def verdict(self) -> Verdict | None:
-        """What bounds it; None if steps were not divided."""
-        return judge(self.breakdown, self.trace)
+    def bound_by(self) -> str | None:
+        """What bounds it, and what to try first; None if steps were not divided."""
+        verdict = judge(self.breakdown, self.trace)
+        return verdict.sentence(next(one.settings for one in self.rounds if one.settings)) if verdict else None
+
+    @property
+    def n_jobs(self) -> int:
+        """Rounds, and the traced one."""
+        return len(self._jobs)
+
+    @property
+    def _jobs(self) -> list[Round]:
+        return [*self.rounds, *([self.traced] if self.traced else [])]
 
     def spread(self, name: str) -> Spread | None:
         """Of one of NUMBERS; None if no round has it."""
@@ -117,8 +129,9 @@ class PointResult:
             "words": list(self.point.words),
             **spreads,
             "breakdown_s": self.breakdown,
-            "bound_by": self.verdict.sentence if self.verdict else None,
+            "bound_by": self.bound_by,
             "rounds": [_plain_round(one) for one in self.rounds],
+            "traced": _plain_round(self.traced) if self.traced else None,
         }
 
 

@@ -46,8 +46,9 @@ class Line:
 
 
 def roofline(job: JobConfig, n_ranks: int, ceilings: Ceilings | None, trace: TracedStep | None) -> list[Line]:
-    """The categories whose work has a closed form."""
-    seconds: Mapping[str, float] = trace.kernel_s if trace else {}
+    """The categories whose work has a closed form. What cannot be set beside each other is left out: see `caveats`."""
+    pipelined, measured = Degrees.resolve(job.strategy, n_ranks).pp > 1, _measured(job, ceilings)
+    seconds: Mapping[str, float] = trace.kernel_s if trace and not pipelined else {}
     tokens = job.train.global_batch_size * job.data.sequence_length / n_ranks
     lines = [
         Line(
@@ -55,7 +56,7 @@ def roofline(job: JobConfig, n_ranks: int, ceilings: Ceilings | None, trace: Tra
             flops * tokens / 1e12,
             "TFLOP",
             seconds.get(category),
-            getattr(ceilings, CEILINGS[category]) if ceilings else None,
+            getattr(ceilings, CEILINGS[category]) if ceilings and measured else None,
         )
         for category, flops in flops_by_category(job.model, job.data.sequence_length).items()
     ]
@@ -64,17 +65,36 @@ def roofline(job: JobConfig, n_ranks: int, ceilings: Ceilings | None, trace: Tra
     return [*lines, Line("optimizer", moved / 1e9, "GB", seconds.get("optimizer"), bandwidth)]
 
 
+def caveats(job: JobConfig, n_ranks: int, ceilings: Ceilings | None) -> list[str]:
+    """What `roofline` leaves out, and why."""
+    said = []
+    if Degrees.resolve(job.strategy, n_ranks).pp > 1:
+        said.append("no rates: the work is the mean of all pipeline stages, the kernels are those of rank 0's alone")
+    if ceilings and not _measured(job, ceilings):
+        said.append(f"no ceilings of products: they were measured in {ceilings.dtype}, not {_compute(job)}")
+    return said
+
+
+def _measured(job: JobConfig, ceilings: Ceilings | None) -> bool:
+    return ceilings is not None and ceilings.dtype == _compute(job)
+
+
+def _compute(job: JobConfig) -> str:
+    return str(job.precision.compute.value)
+
+
 def optimizer_parameters(job: JobConfig, n_ranks: int) -> float:
-    """Parameters that one rank's optimizer moves, the mean over ranks; norms count as if they were divided as matrices
-    are."""
+    """Parameters that one rank's optimizer moves, the mean over ranks; norms and routers count as if tensor-parallel
+    ranks divided them as they do matrices."""
     degrees = Degrees.resolve(job.strategy, n_ranks)
     routed = routed_parameters(job.model)
     others = count_parameters(job.model).total - routed
+    mirrors = 2 if degrees.paired else 1  # ranks that hold a stage each for itself
     match job.strategy.reduction:
         case Reduction.shard_optimizer | Reduction.shard_gradients:
             return (routed + others) / n_ranks
         case Reduction.shard:
-            return (routed + others) / (n_ranks / degrees.dp_replicate)
+            return (routed + others) * degrees.dp_replicate * mirrors / n_ranks
         case Reduction.none | Reduction.all_reduce:
-            stages = degrees.pp // 2 if degrees.paired else degrees.pp
+            stages = degrees.pp // mirrors
             return routed / (stages * degrees.ep * degrees.etp) + others / (stages * degrees.tp)

@@ -19,17 +19,19 @@ def print_results(results: Sequence[PointResult], console: Console) -> None:
     if divided:
         console.print(_breakdowns(divided))
     for result in results:
-        if result.verdict:
-            _say(console, f"{result.point.name}: bound by {result.verdict.sentence}")
+        if result.bound_by:
+            _say(console, f"{result.point.name}: bound by {result.bound_by}")
     for result in results:
         for failure in result.failures[:1]:
-            failed = f"{len(result.failures)} of {len(result.rounds)} rounds failed"
+            failed = f"{len(result.failures)} of {result.n_jobs} jobs failed"
             _say(console, f"{result.point.name}: {failed}, exit code {failure.exit_code}:", style="red")
             for line in failure.last_lines:
                 _say(console, f"    {line}")
 
 
-def print_roofline(name: str, lines: Sequence[Line], trace: TracedStep | None, console: Console) -> None:
+def print_roofline(
+    name: str, lines: Sequence[Line], notes: Sequence[str], trace: TracedStep | None, console: Console
+) -> None:
     """The work of one point's step beside what the machine can do, and all its kernels."""
     table = Table(title=f"{name}: a step of one rank beside this machine's ceilings", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -46,6 +48,8 @@ def print_roofline(name: str, lines: Sequence[Line], trace: TracedStep | None, c
             f"{line.of_ceiling:.0%}" if line.of_ceiling else "–",
         )
     console.print(table)
+    for note in notes:
+        _say(console, note, style="yellow")
     if trace is None:
         _say(console, "no trace: what its kernels reach of that is seen with trace=true, on a GPU", style="yellow")
         return

@@ -1,6 +1,7 @@
 """`switchyard bench`: one comparison on two gloo ranks, looked at, torn and gone on with."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from launch.bench.machine import measure_machine
+from launch.bench.patient_run import run_to_end
 from launch.cli import main
+from launch.local import rank_environment, torchrun_arguments
+from train.data.file_lock import FileLock
 from train.metrics.breakdown import row_key
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,6 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configs.write_text(json.dumps({"copies": ["strategy=ddp"], "shards": ["strategy=fsdp"], "lost": lost}))
     assert run(folder) == 1
     return folder
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    return tmp_path / "copy" / folder.name
 
 
 def run(folder: Path, *more: str) -> int:
@@ -92,39 +104,54 @@ def test_the_picture_has_a_bar_for_each_point_with_numbers(folder: Path) -> None
     assert sum("tokens/s, MFU" in text for text in said) == 2
 
 
-def test_the_same_words_do_what_is_not_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_words_do_what_is_not_done(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One result is gone and a run was cut off: that one alone runs, from its beginning."""
-    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.log")}
-    torn = folder / "runs" / "shards-r2"
+    before = {path: path.stat().st_mtime_ns for path in (copied / "runs").glob("*.log")}
+    torn = copied / "runs" / "shards-r2"
     (torn / "summary.json").unlink()
     record = json.loads(torn.with_suffix(".json").read_text())
     rows = (torn / "metrics.jsonl").read_text()
     torn.with_suffix(".json").write_text(json.dumps(record | {"exit_code": None}))
-    assert run(folder) == 1
-    after = {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.log")}
+    assert run(copied) == 1
+    after = {path: path.stat().st_mtime_ns for path in (copied / "runs").glob("*.log")}
     assert [path.stem for path in after if after[path] != before[path]] == ["shards-r2"]
     assert len((torn / "metrics.jsonl").read_text().splitlines()) == len(rows.splitlines())
     out = capsys.readouterr().out
-    assert "lost: 2 of 2 rounds failed, exit code 2:" in out
+    assert "lost: 2 of 2 jobs failed, exit code 2:" in out
     assert "2 of 2" in out
     assert "0 of 2" in out
 
 
-def test_where_steps_went_is_read_from_their_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows as a divided step has them; a trace as a GPU's."""
+def test_where_steps_went_is_read_from_their_rows(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows as a divided step has them, and a traced job's as a GPU's."""
     divided = {"compute_fwd": 0.02, "compute_bwd": 0.05, "exposed_comm/fsdp": 0.03, "wall": 0.1}
     for number in (1, 2):
-        path = folder / "runs" / f"shards-r{number}" / "metrics.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        path = copied / "runs" / f"shards-r{number}" / "metrics.jsonl"
+        rows = [
+            {key: value for key, value in json.loads(line).items() if not key.startswith("time")}
+            for line in path.read_text().splitlines()
+        ]
         extra = {row_key(bucket): seconds * number for bucket, seconds in divided.items()}
         path.write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
-    trace = folder / "runs" / "shards-r2" / "traces" / "step-00000004" / "rank-0.summary.json"
+    for name in ("copies", "shards"):
+        job = copied / "runs" / f"{name}-trace"
+        shutil.copytree(job.with_name(f"{name}-r1"), job)
+        record = json.loads(job.with_name(f"{name}-r1.json").read_text())
+        record["words"] += ["measure.trace_every=4", "measure.trace_limit=1"]
+        job.with_suffix(".json").write_text(json.dumps(record))
+    trace = copied / "runs" / "shards-trace" / "traces" / "step-00000004" / "rank-0.summary.json"
     trace.parent.mkdir(parents=True)
     trace.write_text(json.dumps(swept(0.1, {"dense_gemm": 0.06, "optimizer": 0.01})))
-    assert run(folder) == 1
+    speed = point(copied, "shards")["tokens_per_sec"]
+    summary = copied / "runs" / "shards-trace" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"tokens_per_sec": 1.0}))
+    assert run(copied, "trace=true") == 1
     out = capsys.readouterr().out
-    shards = point(folder, "shards")
-    assert shards["breakdown_s"] == pytest.approx(divided)  # of the round without a traced step
+    shards = point(copied, "shards")
+    assert shards["tokens_per_sec"] == speed
+    assert [one["round"] for one in shards["rounds"]] == [1, 2]
+    assert shards["traced"]["trace"]["span_s"] == 0.1
+    assert shards["breakdown_s"] == pytest.approx({bucket: 1.5 * seconds for bucket, seconds in divided.items()})
     assert shards["bound_by"].startswith("communication (fsdp), 30% of a step; try ")
     assert f"shards: bound by {shards['bound_by']}" in out
     work = {line["category"]: line for line in shards["roofline"]}
@@ -132,8 +159,8 @@ def test_where_steps_went_is_read_from_their_rows(folder: Path, capsys: pytest.C
     assert work["expert_gemm"]["rate"] is None
     assert work["optimizer"]["kernel_s"] == 0.01
     assert "dense gemm 60.0, " in out
-    titles = [element.text for element in ElementTree.parse(folder / "bench.svg").getroot().iter(f"{SVG}title")]
-    assert "shards: exposed_comm/fsdp 30 ms" in titles
+    titles = [element.text for element in ElementTree.parse(copied / "bench.svg").getroot().iter(f"{SVG}title")]
+    assert "shards: exposed_comm/fsdp 45 ms" in titles
     assert not [title for title in titles if title and title.startswith("copies: exposed_comm/fsdp")]
 
 
@@ -150,27 +177,81 @@ def test_other_words_in_a_folder_are_refused(folder: Path, capsys: pytest.Captur
     assert err.count("\n") == 1
 
 
-def test_what_failed_is_run_again_when_asked(folder: Path) -> None:
-    configs = folder.parent / "lost.yaml"
-    configs.write_text(json.dumps({"lost": json.loads((folder.parent / "points.yaml").read_text())["lost"]}))
-    log = folder / "runs" / "lost-r1.log"
+def test_what_failed_is_run_again_when_asked(copied: Path) -> None:
+    configs = copied.parent / "lost.yaml"
+    configs.write_text(json.dumps({"lost": json.loads((copied.parent / "points.yaml").read_text())["lost"]}))
+    log = copied / "runs" / "lost-r1.log"
     before = log.stat().st_mtime_ns
-    words = ["bench", f"to={folder}", f"configs={configs}", "nproc=2", "rounds=1", *WORDS[2:]]
+    words = ["bench", f"to={copied}", f"configs={configs}", "nproc=2", "rounds=1", *WORDS[2:]]
     assert main(words) == 1
     assert log.stat().st_mtime_ns == before
     assert main([*words, "retry=true"]) == 1
     assert log.stat().st_mtime_ns > before
 
 
-def test_ctrl_c_ends_the_ranks_and_leaves_what_goes_on(tmp_path: Path) -> None:
+def test_a_summary_that_cannot_be_read_is_refused_before_a_job_runs(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "runs" / "copies-r1" / "summary.json").unlink()
+    (copied / "runs" / "shards-r1" / "summary.json").write_text('{"steps": 6}')
+    assert run(copied) == 2
+    assert "shards-r1/summary.json is not this version's: remove it" in capsys.readouterr().err
+    assert not (copied / "runs" / "copies-r1" / "summary.json").exists()
+
+
+def test_a_folder_is_one_benchs_at_a_time(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (copied / "bench.json").stat().st_mtime_ns
+    with FileLock(copied / ".lock") as other:
+        assert other.try_acquire()
+        assert run(copied) == 2
+    assert "another bench runs there" in capsys.readouterr().err
+    assert (copied / "bench.json").stat().st_mtime_ns == before
+    assert run(copied) == 1
+
+
+def test_what_lasts_too_long_is_ended_with_its_ranks(tmp_path: Path) -> None:
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\ntime.sleep(600)\n")
+    command = [sys.executable, "-m", "launch.local", *torchrun_arguments(1, [str(sleeper), str(tmp_path / "there")])]
+    log = tmp_path / "log"
+    with log.open("w") as output, pytest.raises(subprocess.TimeoutExpired):
+        run_to_end(command, os.environ | rank_environment(1), output.fileno(), timeout_s=15.0)
+    assert (tmp_path / "there").exists(), log.read_text()  # or there was nothing to end
+    assert not ranks_in(tmp_path)
+
+
+def test_a_measurement_that_lasts_too_long_is_said(tmp_path: Path) -> None:
+    machine = measure_machine(tmp_path, "cpu", 1, timeout_s=0.1)
+    assert machine.ceilings is None
+    assert machine.complaints == ["ceilings.json: not measured in 0.1 s"]
+
+
+def test_bandwidths_are_of_so_many_ranks(tmp_path: Path) -> None:
+    """Another number of ranks in the same folder has its own; and ceilings of before are measured again."""
+    (tmp_path / "bus-3.json").write_text('{"all_reduce_gbs": 3.0}')
+    (tmp_path / "ceilings.json").write_text('{"device": "cpu"}')
+    machine = measure_machine(tmp_path, "cpu", 2)
+    assert machine.complaints == []
+    assert machine.bus.keys() == {"all_reduce_gbs", "all_gather_gbs", "all_to_all_gbs"}
+    assert machine.ceilings is not None
+    assert machine.ceilings.dtype == "float32"
+    assert (tmp_path / "bus-3.json").read_text() == '{"all_reduce_gbs": 3.0}'
+
+
+@pytest.mark.parametrize(
+    ("ending", "exit_code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=["ctrl_c", "lost_terminal"]
+)
+def test_an_end_from_outside_ends_the_ranks_and_leaves_what_goes_on(
+    ending: signal.Signals, exit_code: int, tmp_path: Path
+) -> None:
     words = [f"to={tmp_path / 'b'}", "rounds=1", "model=tiny", "strategy=ddp,fsdp", "train.log_every=1"]
     command = [sys.executable, "-m", "launch.cli", "bench", *words, "nproc=1", "train.steps=100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     log = tmp_path / "b" / "runs" / "ddp-r1.log"
     try:
         wait_for(lambda: log.exists() and "step 3/" in log.read_text())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        process.send_signal(ending)
+        assert process.wait(60) == exit_code
     finally:
         process.kill()
     wait_for(lambda: not ranks_in(tmp_path))

@@ -2,28 +2,40 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from harness.train_alone import train_alone
+from harness.worker_pool import WorkerPool
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.bench.peer import PEERS
+from conf.compose import compose
 from launch.cli import main
-from launch.local import rank_environment
+from models import hf_config
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.summary import SUMMARY_FILE, RunSummary
 
-# What transformers calls DeepSeek-V3.
-MODEL = ["model=tiny_mla", "model.moe.score=sigmoid", "model.moe.normalise_weights=true"]
+# What transformers calls DeepSeek-V3, whose biases it does not move.
+MODEL = [
+    "model=tiny_mla",
+    "model.moe.score=sigmoid",
+    "model.moe.normalise_weights=true",
+    "model.moe.bias_update_rate=0",
+]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "b"
+def folder(tmp_path_factory: pytest.TempPathFactory, pool: WorkerPool) -> Path:
+    """Both from the same weights: a run's, exported."""
+    parent = tmp_path_factory.mktemp("bench")
+    run, folder = parent / "run", parent / "b"
+    pool.run(1, train_alone, *MODEL, "data=synthetic", "train.steps=1", "logging=off", f"run.dir={run}")
+    assert main(["export", str(run), "--format", "hf"]) == 0
     words = [f"to={folder}", "nproc=2", "rounds=1", *MODEL, "strategy=fsdp", "train.steps=12", "train.log_every=1"]
-    assert main(["bench", *words, "peer=transformers", "peer.compile=false", "optim.warmup_steps=2"]) == 0
+    words += [f"model.init_from={run / 'hf'}", "optim.warmup_steps=2"]
+    assert main(["bench", *words, "peer=transformers", "peer.compile=false"]) == 0
     return folder
 
 
@@ -46,6 +58,17 @@ def test_its_summary_has_our_keys_and_counts_our_flops(folder: Path) -> None:
     assert flops_a_token[0] == pytest.approx(flops_a_token[1], rel=1e-6)
 
 
+def test_where_its_steps_go_is_told_as_ours_is(folder: Path) -> None:
+    points = {point["name"]: point for point in json.loads((folder / "bench.json").read_text())["points"]}
+    for point in points.values():
+        assert {"compute_fwd", "compute_bwd", "compute_opt", "exposed_comm/fsdp"} <= point["breakdown_s"].keys()
+        assert "of a step; try " in point["bound_by"]
+    run = folder / "runs" / "transformers-r1"
+    for row in read_jsonl(run / METRICS_FILE)[1:]:  # ranks begin the first step at moments of their own
+        assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.05, abs=2e-3)
+    assert "host clock; " in (run / "config.yaml").read_text()
+
+
 def column(run: Path, key: str) -> list[float]:
     return [row[key] for row in read_jsonl(run / METRICS_FILE)]
 
@@ -59,17 +82,38 @@ def test_its_loss_falls(folder: Path) -> None:
         assert math.log(256) - 0.01 < sum(found[-4:]) / 4 < sum(found[:4]) / 4
 
 
-def test_it_trains_alike_on_one_rank(folder: Path, tmp_path: Path) -> None:
-    """So it is the global batch's mean gradient that it clips and steps by, of the tokens that ours trains on."""
-    words = json.loads((folder / "runs" / "transformers-r1.json").read_text())["words"]
-    alone = subprocess.run(
-        [sys.executable, PEERS["transformers"], *words, f"run.dir={tmp_path / 'alone'}"],
-        env=os.environ | rank_environment(1),
-        capture_output=True,
-        text=True,
-    )
-    assert alone.returncode == 0, alone.stderr[-4000:]
-    together = folder / "runs" / "transformers-r1"
+def test_it_trains_as_ours_does(folder: Path) -> None:
+    """So it is the same function, and the global batch's mean gradient that it clips and steps by."""
+    ours, peer = (folder / "runs" / f"{name}-r1" for name in ("fsdp", "transformers"))
     for key in ("train/loss", "train/grad_norm"):
-        assert column(tmp_path / "alone", key) == pytest.approx(column(together, key), rel=1e-3)
-    assert column(tmp_path / "alone", "train/loss") == pytest.approx(column(together, "train/loss"), abs=2e-5)
+        assert column(peer, key)[0] == pytest.approx(column(ours, key)[0], rel=1e-5)
+        assert column(peer, key) == pytest.approx(column(ours, key), rel=1e-3)
+    assert column(peer, "train/loss") == pytest.approx(column(ours, "train/loss"), abs=2e-5)
+
+
+def built_and_plain() -> tuple[dict[str, Any], dict[str, Any], float, bool]:
+    """On one rank: the peer's buffers and transformers' own, the spread of its weights, and whether ranks' differ."""
+    from benchmarks.peer_transformers import build
+
+    job = compose([*MODEL, "strategy=fsdp"]).config
+    torch.manual_seed(7 + torch.distributed.get_rank())
+    network = build(job, torch.device("cpu"), compiled=False)
+    published = hf_config.write_config(job.model, "float32")
+    config = AutoConfig.for_model(published.pop("model_type"), **published)
+    plain = AutoModelForCausalLM.from_config(config)
+    weights = network.get_input_embeddings().weight.to_local().detach().double()
+    sums = [torch.zeros_like(weights) for _ in range(2)]
+    torch.distributed.all_gather(sums, weights)
+    spread = weights.std().item() / plain.get_input_embeddings().weight.std().item()
+    return dict(network.named_buffers()), dict(plain.named_buffers()), spread, not torch.equal(*sums)
+
+
+def test_what_is_drawn_shard_by_shard_is_as_transformers_draws_it(pool: WorkerPool) -> None:
+    """Angles too, which are in no file and had no storage at first."""
+    for built, plain, spread, different in pool.run(2, built_and_plain):
+        assert built.keys() == plain.keys()
+        assert any("inv_freq" in name for name in built)
+        for name, buffer in plain.items():
+            assert torch.equal(built[name], buffer), name
+        assert spread == pytest.approx(1, abs=0.1)
+        assert different

@@ -6,22 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from harness.layout_run import MODEL, Layout, lay_out, this_world
+from harness.strategies import strategy
+from harness.worker_pool import WorkerPool
 
 from conf.compose import compose
 from conf.options import Options
-from conf.schema import validate
+from conf.schema import JobConfig, validate
 from conf.sweep import choices
-from launch.bench.ceilings import Ceilings
+from launch.bench.ceilings import Ceilings, median_seconds
 from launch.bench.order import Order
 from launch.bench.peer import peer_points
 from launch.bench.picture import AXIS, Bar, draw
 from launch.bench.plan import rounds_of
-from launch.bench.points import DEFAULTS, check_names, points_of
-from launch.bench.roofline import optimizer_parameters, roofline
+from launch.bench.points import DEFAULTS, Point, check_names, points_of
+from launch.bench.roofline import caveats, optimizer_parameters, roofline
 from launch.cli import main
 from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
+from parallel.comm import Communicator
+from parallel.config import OverlapConfig
 from train.metrics.verdict import TracedStep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,31 +68,54 @@ def test_points_are_the_product_and_called_by_what_distinguishes_them() -> None:
     assert names(["overlap=none,max"], {"a": [], "b": ["strategy=ep"]}) == ["a-none", "a-max", "b-none", "b-max"]
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("strategy=fsdp,fsdp", "strategy=fsdp"), ("train.seed=range(1,2)", "train.seed=1")]
+)
+def test_a_list_of_one_value_is_that_value(word: str, value: str) -> None:
+    (point,) = points_of([word], None, Options.find())
+    assert point.words[0] == value
+
+
 def test_a_points_words_are_a_jobs_and_the_last_one_counts() -> None:
     (point,) = points_of(["data=stdlib", "train.steps=3", "train.steps=4"], {"a": ["train.seed=2"]}, Options.find())
     rest = tuple(f"{key}={value}" for key, value in DEFAULTS.items() if key not in ("data", "train.steps"))
     assert point.words == ("data=stdlib", "train.steps=4", "train.seed=2", *rest)
 
 
+def peers(*words: str) -> list[Point]:
+    points = points_of(words, None, Options.find())
+    return peer_points(points, {point.name: compose(point.words).config for point in points})
+
+
 def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
-    points = points_of(["model=moe_5b", "strategy=fsdp,ep", "overlap=max"], None, Options.find())
-    (peer,) = peer_points("transformers", points)
+    (peer,) = peers("model=moe_5b", "strategy=fsdp,ep", "overlap=default")
     assert peer.name == "transformers"
     assert {"model=moe_5b", "strategy=fsdp", "data=synthetic", "train.steps=40"} <= set(peer.words)
     assert not any(word.startswith("overlap") for word in peer.words)
-    points = points_of(["strategy=fsdp,ep", "train.global_batch_size=8,16"], None, Options.find())
-    assert [peer.name for peer in peer_points("transformers", points)] == [
+    assert [peer.name for peer in peers("strategy=fsdp,ep", "train.global_batch_size=8,16")] == [
         "transformers-fsdp-global_batch_size=8",
         "transformers-fsdp-global_batch_size=16",
     ]
 
 
-def test_a_trace_is_of_one_step_of_the_last_round(tmp_path: Path) -> None:
+def test_a_peer_holds_weights_for_backward_where_ours_does() -> None:
+    hides, default = peers("strategy=fsdp,ddp", "overlap=max")
+    assert hides.words[-1] == "overlap.reshard_after_forward=false"
+    assert not any(word.startswith("overlap") for word in default.words)
+    (undivided,) = peers("strategy=ddp", "measure=off")
+    assert undivided.words[-1] == "measure=off"
+
+
+def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
     words = [f"to={tmp_path}", "nproc=2", "rounds=2", "model=tiny", "train.steps=7", "trace=true", "strategy=ddp,fsdp"]
-    first, last = rounds_of(Order.parse(words))
-    assert [job.name for job in (*first, *last)] == ["ddp-r1", "fsdp-r1", "fsdp-r2", "ddp-r2"]
-    assert not any(job.more for job in first)
-    assert all(job.more == ["measure.trace_every=4", "measure.trace_limit=1"] for job in last)
+    first, last, traced = rounds_of(Order.parse(words))
+    names = [job.name for job in (*first, *last, *traced)]
+    assert names == ["ddp-r1", "fsdp-r1", "fsdp-r2", "ddp-r2", "ddp-trace", "fsdp-trace"]
+    assert not any(job.more for job in (*first, *last))
+    assert all(job.more == ["measure.trace_every=4", "measure.trace_limit=1"] for job in traced)
+    more = rounds_of(Order.parse([*words, "rounds=3"]))
+    assert [job.more for job in more[-1]] == [job.more for job in traced]
+    assert more[:2] == [first, last]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +125,10 @@ def test_a_trace_is_of_one_step_of_the_last_round(tmp_path: Path) -> None:
         (["to=", "strategy=ddp"], "where do results go? write to=FOLDER"),
         (["to=b", "rounds=0"], "rounds=0: set it to the number of rounds, at least 1"),
         (["to=b", "trace=yes"], "trace=yes: set it to true or false"),
-        (["to=b", "peer=megatron"], "peer=megatron: choose from transformers"),
+        (["to=b", "trace=true", "train.steps=1"], "trace=true with train.steps=1: "),
+        (["to=b", "trace=true", "measure=off"], "trace=true shows what the clock times: set measure.clock=true"),
+        (["to=b", "trace=true", "measure.clock=true,false"], "clock=false: trace=true shows what the clock times: "),
+        (["to=b", "peer=megatron"], "peer=megatron: set it to transformers, or leave it out"),
         (["to=b", "run.name=x"], "run.name=x: bench names the run folders, in to=FOLDER; leave it out"),
         (["to=b", "strategy=dpp,fsdp"], "dpp: strategy=dpp: no such strategy; did you mean pp?"),
         (["to=b", "strategy=dpp"], "strategy=dpp: no such strategy; did you mean pp?"),
@@ -107,6 +139,10 @@ def test_a_trace_is_of_one_step_of_the_last_round(tmp_path: Path) -> None:
         (
             ["to=b", "peer=transformers", "model=tiny_mla", "data=stdlib"],
             "transformers: peer=transformers learns random",
+        ),
+        (
+            ["to=b", "peer=transformers", "model=tiny_mla", "model.init_from=nowhere"],
+            "transformers: model.init_from=nowhere: no checkpoint there",
         ),
         (
             ["to=b", "peer=transformers", "model=tiny", "model.moe.score=softmax"],
@@ -168,13 +204,16 @@ def test_cfg_job_prints_every_point_and_runs_none(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "b").exists()
 
 
-CEILINGS = Ceilings("a GPU", 700.0, 600.0, 590.0, 400.0, 4000.0)
+CEILINGS = Ceilings("a GPU", "bfloat16", 700.0, 600.0, 590.0, 400.0, 4000.0)
+
+
+BIG = ["model=moe_5b", "data=synthetic", "train.global_batch_size=8"]
+TRACE = TracedStep(0.3, 0.01, 0.005, 7, {"dense_gemm": 0.05, "optimizer": 0.02})
 
 
 def test_a_roofline_sums_to_a_steps_flops() -> None:
-    job = compose(["model=moe_5b", "data=synthetic", "strategy=fsdp", "train.global_batch_size=8"]).config
-    trace = TracedStep(0.3, 0.01, 0.005, 7, {"dense_gemm": 0.05, "optimizer": 0.02})
-    lines = {line.category: line for line in roofline(job, 2, CEILINGS, trace)}
+    job = compose([*BIG, "precision=bf16", "strategy=fsdp"]).config
+    lines = {line.category: line for line in roofline(job, 2, CEILINGS, TRACE)}
     products = sum(line.work for line in lines.values() if line.unit == "TFLOP")
     assert products == pytest.approx(flops_per_token(job.model, 4096) * 8 * 4096 / 2 / 1e12)
     assert lines["dense_gemm"].rate == pytest.approx(lines["dense_gemm"].work / 0.05)
@@ -182,15 +221,74 @@ def test_a_roofline_sums_to_a_steps_flops() -> None:
     assert lines["attention"].rate is lines["attention"].of_ceiling is None
     half = count_parameters(job.model).total / 2
     assert lines["optimizer"].work == pytest.approx(half * 28 / 1e9)
+    assert caveats(job, 2, CEILINGS) == []
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [("ddp", 2), ("zero1", 4), ("fsdp", 4), ("hsdp", 4), ("ep", 4)])
-def test_the_optimizer_moves_what_a_rank_owns(strategy: str, ranks: int) -> None:
-    job = compose(["model=tiny", f"strategy={strategy}"]).config
-    total = count_parameters(job.model).total
-    routed = 2 * 8 * 3 * 64 * 32
-    replicas = {"ddp": total, "zero1": total / 4, "fsdp": total / 4, "hsdp": total / 2}
-    assert optimizer_parameters(job, ranks) == (replicas | {"ep": routed / 4 + total - routed})[strategy]
+def test_a_roofline_has_no_rate_where_stages_differ() -> None:
+    """Rank 0 has its own stage's kernels, and the work is all stages' mean."""
+    job = compose([*BIG, "precision=bf16", "strategy=pp"]).config
+    lines = roofline(job, 2, CEILINGS, TRACE)
+    assert [line.rate for line in lines] == [None] * 4
+    assert all(line.work and line.ceiling for line in lines)
+    assert [note.split(":")[0] for note in caveats(job, 2, CEILINGS)] == ["no rates"]
+
+
+def test_a_ceiling_is_of_the_jobs_dtype() -> None:
+    job = compose([*BIG, "precision=fp32", "strategy=fsdp"]).config
+    lines = {line.category: line for line in roofline(job, 2, CEILINGS, TRACE)}
+    assert lines["dense_gemm"].rate
+    assert lines["dense_gemm"].ceiling is lines["dense_gemm"].of_ceiling is None
+    assert lines["optimizer"].of_ceiling
+    assert caveats(job, 2, CEILINGS) == ["no ceilings of products: they were measured in bfloat16, not float32"]
+    assert caveats(job, 2, None) == []
+
+
+LAYOUTS = {
+    "ddp": (2, strategy("ddp")),
+    "zero1": (2, strategy("zero1")),
+    "hsdp": (4, strategy("hsdp")),
+    "ep": (2, strategy("ep")),
+    "fsdp_ep": (4, strategy("fsdp_ep")),
+    "pp": (2, strategy("pp")),
+    "pp_dualpipe": (2, strategy("pp", "schedule=dualpipe")),
+    "pp_fsdp": (4, strategy("pp_fsdp")),
+    "pp_fsdp_dualpipe": (4, strategy("pp_fsdp", "schedule=dualpipe")),
+    "pp_zero1_dualpipe": (4, strategy("zero1", "pp=2", "schedule=dualpipe")),
+}
+
+
+def numel_owned(layout: Layout) -> int:
+    """By the calling rank."""
+    parallel, _ = lay_out(layout, this_world(), Communicator())
+    return sum(part.master.numel() for part in parallel.owned.values())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_optimizer_moves_what_a_rank_owns(name: str, pool: WorkerPool) -> None:
+    ranks, chosen = LAYOUTS[name]
+    held = OverlapConfig(reshard_after_forward="dualpipe" not in name)  # whose weight gradients need them whole
+    layout = Layout(chosen, held, model=replace(MODEL, n_layers=4), micro_batch_size=1)
+    owned = pool.run(ranks, numel_owned, layout)
+    job = JobConfig(model=layout.model, strategy=chosen)
+    assert optimizer_parameters(job, ranks) == pytest.approx(sum(owned) / ranks, rel=1e-9)
+
+
+def test_calls_are_timed_in_batches_between_two_drains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by 1 a call and 10 a drain."""
+    now = [0.0]
+    drained = []
+
+    def pass_(seconds: float) -> None:
+        now[0] += seconds
+
+    def drain(_: torch.device) -> None:
+        pass_(10.0)
+        drained.append(now[0])
+
+    monkeypatch.setattr("launch.bench.ceilings._drain", drain)
+    monkeypatch.setattr("launch.bench.ceilings.time.perf_counter", lambda: now[0])
+    assert median_seconds(lambda: pass_(1.0), torch.device("cpu")) == pytest.approx(2.0)
+    assert len(drained) == 22
 
 
 def test_a_pictures_parts_are_as_long_as_their_seconds() -> None:
