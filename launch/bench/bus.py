@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from launch.bench.ceilings import median_seconds
+from launch.bench.ceilings import fastest_seconds
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.world import TIMEOUT, Launch, World, choose_device
@@ -34,7 +34,7 @@ def measure(world: World, comm: Communicator) -> dict[str, float]:
         "all_to_all": (1, lambda: comm.wait(comm.start_all_to_all(whole, even, even, group, CommKind.control))),
     }
     return {
-        f"{name}_gbs": times * (n - 1) / n * 4 * n_elements / median_seconds(call, world.device) / 1e9
+        f"{name}_gbs": times * (n - 1) / n * 4 * n_elements / fastest_seconds(call, world.device) / 1e9
         for name, (times, call) in calls.items()
     }
 

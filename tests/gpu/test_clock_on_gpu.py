@@ -30,39 +30,43 @@ JOB = (
 )
 
 
-def busy(n: int) -> None:
-    """Keep the current stream at work for some milliseconds, without waiting for it."""
-    a = torch.ones(4096, 4096, device="cuda")
+def busy(a: torch.Tensor, out: torch.Tensor, n: int) -> None:
+    """Keep the current stream at work for some milliseconds, without waiting for it, nor asking for memory."""
     for _ in range(n):
-        a @ a
+        torch.mm(a, a, out=out)
 
 
 def test_phases_are_the_devices_and_not_the_hosts() -> None:
     clock = PhaseClock(CudaTime())
     side = torch.cuda.Stream()
-    busy(5)
+    a, here, there = (torch.ones(4096, 4096, device="cuda") for _ in range(3))
+    busy(a, here, 5)
+    with torch.cuda.stream(side):  # cuBLAS takes memory for each stream, the first time
+        busy(a, there, 5)
+    torch.cuda.synchronize()
     clock.end_window()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     host_s = time.perf_counter()
     clock.enter(Phase.data_wait)
     clock.enter(Phase.compute_fwd)
-    busy(20)
+    busy(a, here, 20)
     with torch.cuda.stream(side):
-        busy(60)
+        busy(a, there, 60)
         done = side.record_event()
     with clock.waiting(CommKind.ep, "all_to_all", None):
         torch.cuda.current_stream().wait_event(done)
     clock.enter(Phase.compute_opt)
-    busy(10)
+    busy(a, here, 10)
     clock.enter(Phase.log)
     end.record()
     enqueued_s = time.perf_counter() - host_s
     window = clock.end_window()
     total_s = begin.elapsed_time(end) * 1e-3
     assert enqueued_s < 0.5 * total_s, "nothing waited for the device"
-    assert sum(window.phase_s.values()) == pytest.approx(total_s, rel=0.02)
-    assert sum(window.phase_s.values()) == pytest.approx(window.wall_s, rel=0.02)
+    phases_s = sum(window.phase_s.values())
+    assert phases_s >= 0.999 * total_s, "the window holds what was begun and ended in it"
+    assert phases_s == pytest.approx(window.wall_s, rel=0.02, abs=1e-3)
     (wait,) = window.waits
     assert 0 < wait.seconds < window.phase_s[Phase.compute_fwd]
 
