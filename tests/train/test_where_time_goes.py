@@ -89,7 +89,7 @@ def test_a_slow_rank_a_slow_loader_and_a_slow_reduction(tmp_path: Path) -> None:
     late.check_others(8, {"exposed_comm/dp"})
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "accelerate_ddp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("accelerate_ddp", marks=pytest.mark.soak)])
 def test_slow_compute_is_in_its_phase(strategy: str, tmp_path: Path) -> None:
     events = f"4:forward:all:{LATE},6:backward:all:{LATE},8:optimizer:all:{LATE}"
     late = run_late(tmp_path, events, f"strategy={strategy}")
@@ -99,7 +99,8 @@ def test_slow_compute_is_in_its_phase(strategy: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "kind"), [("fsdp", "fsdp"), ("ep", "ep"), ("tp", "tp"), ("ddp", "dp"), ("ddp", "control")]
+    ("strategy", "kind"),
+    [("fsdp", "fsdp"), ("ep", "ep"), ("ddp", "control"), pytest.param("tp", "tp", marks=pytest.mark.soak)],
 )
 def test_a_slow_collective_is_exposed_by_its_kind(strategy: str, kind: str, tmp_path: Path) -> None:
     late = run_late(tmp_path, f"5:{kind}:all:{LATE}", f"strategy={strategy}")
