@@ -64,7 +64,8 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
         assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
     # The walls come to those of the loop's own stopwatch on rank 0, which knows of no phases. (Ranks begin the first
     # step at different moments, and end each a little apart.)
-    walls, stopwatch = ([row[key] for step, row in rows.items() if step > 1] for key in ("time/wall_s", PERF))
+    timed = [row for step, row in rows.items() if step > 1 and PERF in row]
+    walls, stopwatch = [row["time/wall_s"] - row.get("time/profile_s", 0.0) for row in timed], [r[PERF] for r in timed]
     assert sum(walls) == pytest.approx(sum(stopwatch), rel=0.01)
     return Late(rows, [json.loads(Path(f"{stamps}-{rank}.json").read_text()) for rank in range(ranks)], done.stdout)
 
@@ -154,3 +155,12 @@ def test_every_strategy_waits_for_its_own_kinds_and_fills_its_wall(strategy: str
     late.check(5, "compute_fwd", late.seconds(5, 0), "time_max" if ranks > 1 else "time")
     if ranks > 1 and not kinds.startswith("pp") and not strategy.startswith(("accelerate", "deepspeed")):
         assert late.rows[5]["time/slow_rank"] == 0  # also where it holds up its group first, and that the others
+
+
+@pytest.mark.soak
+def test_a_slow_step_asks_for_a_trace(tmp_path: Path) -> None:
+    words = ("strategy=ddp", "train.steps=20", "measure.trace_slow=true", "measure.trace_limit=1")
+    run_late(tmp_path, f"16:forward:1:{LATE}", *words)
+    # Any step of this busy machine may be slow enough; that one is, whichever were before it.
+    (traced,) = (tmp_path / "run" / "traces").iterdir()
+    assert 13 <= int(traced.name.removeprefix("step-")) <= 18
