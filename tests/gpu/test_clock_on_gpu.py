@@ -11,7 +11,6 @@ from harness.torchrun import torchrun
 from parallel.clock.phase_clock import Phase, PhaseClock
 from parallel.clock.time_source import CudaTime
 from parallel.comm_kind import CommKind
-from train.trace.ranges import nvtx_range
 
 pytestmark = pytest.mark.gpu
 JOB = (
@@ -92,7 +91,7 @@ def test_brackets_are_what_the_trace_shows(strategy: str, kinds: str, tmp_path: 
     assert rows[-1]["power/watts"] > 0
 
 
-def test_nvtx_ranges_nest() -> None:
-    with nvtx_range("phase/compute_fwd"):
-        assert torch.cuda.nvtx.range_push("wait/dp/all_reduce") == 1  # the depth before it
-        torch.cuda.nvtx.range_pop()
+def test_a_job_runs_with_nvtx_ranges(tmp_path: Path) -> None:
+    """Without a tool that listens NVTX tells nothing; what it is told is tested without a GPU."""
+    done = torchrun(1, "model=tiny", "strategy=single", "train.steps=3", "measure.nvtx=true", f"run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
