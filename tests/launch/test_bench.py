@@ -246,14 +246,20 @@ def test_an_end_from_outside_ends_the_ranks_and_leaves_what_goes_on(
 ) -> None:
     words = [f"to={tmp_path / 'b'}", "rounds=1", "model=tiny", "strategy=ddp,fsdp", "train.log_every=1"]
     command = [sys.executable, "-m", "launch.cli", "bench", *words, "nproc=1", "train.steps=100000"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def heard() -> None:  # also where this suite is run in the background, or under nohup
+        signal.signal(ending, signal.SIG_DFL)
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=heard)
     log = tmp_path / "b" / "runs" / "ddp-r1.log"
     try:
         wait_for(lambda: log.exists() and "step 3/" in log.read_text())
         process.send_signal(ending)
         assert process.wait(60) == exit_code
     finally:
-        process.kill()
+        if process.poll() is None:
+            process.terminate()  # its ranks go with it; killed, it would leave them
+            process.wait(60)
     wait_for(lambda: not ranks_in(tmp_path))
     record = json.loads(log.with_suffix(".json").read_text())
     assert record["exit_code"] is None

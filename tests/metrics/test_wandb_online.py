@@ -252,7 +252,7 @@ def test_a_job_that_no_server_takes_is_synced_later(tmp_path: Path, point_wandb_
 
 
 def test_syncing_a_killed_offline_run_sends_what_its_files_hold(tmp_path: Path, point_wandb_at: Point) -> None:
-    """wandb writes its file in blocks: what SIGKILL leaves of an attempt is its beginning. The next one is whole."""
+    """wandb writes its file in blocks of 32 KiB: what SIGKILL leaves of an attempt is its beginning. The next one is whole."""
     program = """
 import os, signal, sys
 from pathlib import Path
@@ -263,7 +263,7 @@ with Recorder(Path(sys.argv[1]), LoggingConfig(), {}) as recorder:
         recorder.log({"train/step": step, "train/loss": 1 / (step + 1)})
     while sys.argv[2] == "die":
         recorder.log({"train/step": 500, "train/loss": 0})
-        if any(path.stat().st_size for path in Path(sys.argv[1]).glob("wandb/offline-run-*/*.wandb")):
+        if any(path.stat().st_size > 2**16 for path in Path(sys.argv[1]).glob("wandb/offline-run-*/*.wandb")):
             os.kill(os.getpid(), signal.SIGKILL)
 """
     for end, status in (("die", -9), ("finish", 0)):
