@@ -252,7 +252,7 @@ def test_a_job_that_no_server_takes_is_synced_later(tmp_path: Path, point_wandb_
 
 
 def test_syncing_a_killed_offline_run_sends_what_its_files_hold(tmp_path: Path, point_wandb_at: Point) -> None:
-    """wandb writes its file in blocks of 32 KiB: what SIGKILL leaves of an attempt is its beginning. The next one is whole."""
+    """wandb writes blocks of 32 KiB: what SIGKILL leaves of an attempt is its beginning. The next one is whole."""
     program = """
 import os, signal, sys
 from pathlib import Path
