@@ -121,13 +121,16 @@ def as_typed(words: Sequence[str]) -> str:
 
 
 def trace_words(config: JobConfig) -> list[str]:
-    """Words by which one step of a job is traced, after the warm-up: in the second half."""
-    return [f"measure.trace_every={config.train.steps // 2 + 1}", "measure.trace_limit=1"]
+    """Words by which one step of a job is traced: in the second half, and not before the third, which is the first that
+    can be (train/trace/plan.py)."""
+    return [f"measure.trace_every={max(3, config.train.steps // 2 + 1)}", "measure.trace_limit=1"]
 
 
 def _look_over_traced(point: Point, config: JobConfig, nproc: int, config_dir: Path | None) -> None:
-    if config.train.steps < 2:
-        raise ConfigError("trace=true with train.steps=1: the step before a traced one warms up; set train.steps=2")
+    if config.train.steps < 3:
+        raise ConfigError(
+            f"trace=true with train.steps={config.train.steps}: two steps come before a traced one; set train.steps=3"
+        )
     if not config.measure.clock:
         raise ConfigError("trace=true shows what the clock times: set measure.clock=true, or leave trace=true out")
     try:

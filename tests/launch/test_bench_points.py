@@ -17,7 +17,7 @@ from conf.options import Options
 from conf.schema import JobConfig, validate
 from conf.sweep import choices
 from launch.bench.ceilings import Ceilings, fastest_seconds
-from launch.bench.order import Order
+from launch.bench.order import Order, trace_words
 from launch.bench.peer import peer_points
 from launch.bench.picture import AXIS, Bar, draw
 from launch.bench.plan import rounds_of
@@ -29,6 +29,7 @@ from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig
 from train.metrics.verdict import TracedStep
+from train.trace.plan import Role, TracePlan
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -125,7 +126,7 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
         (["to=", "strategy=ddp"], "where do results go? write to=FOLDER"),
         (["to=b", "rounds=0"], "rounds=0: set it to the number of rounds, at least 1"),
         (["to=b", "trace=yes"], "trace=yes: set it to true or false"),
-        (["to=b", "trace=true", "train.steps=1"], "trace=true with train.steps=1: "),
+        (["to=b", "trace=true", "train.steps=2"], "trace=true with train.steps=2: two steps come before a traced one"),
         (["to=b", "trace=true", "measure=off"], "trace=true shows what the clock times: set measure.clock=true"),
         (["to=b", "trace=true", "measure.clock=true,false"], "clock=false: trace=true shows what the clock times: "),
         (["to=b", "peer=megatron"], "peer=megatron: set it to transformers, or leave it out"),
@@ -271,6 +272,14 @@ def test_the_optimizer_moves_what_a_rank_owns(name: str, pool: WorkerPool) -> No
     owned = pool.run(ranks, numel_owned, layout)
     job = JobConfig(model=layout.model, strategy=chosen)
     assert optimizer_parameters(job, ranks) == pytest.approx(sum(owned) / ranks, rel=1e-9)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 5, 6, 7, 40])
+def test_its_words_trace_one_step_of_every_job(steps: int, tmp_path: Path) -> None:
+    job = compose(("model=tiny", f"train.steps={steps}")).config
+    traced = compose(("model=tiny", f"train.steps={steps}", *trace_words(job))).config
+    plan = TracePlan(traced.measure, range(1, steps + 1), tmp_path)
+    assert len([step for step in range(1, steps + 1) if plan.role(step) is Role.traced]) == 1
 
 
 def test_calls_are_timed_in_batches_between_two_drains(monkeypatch: pytest.MonkeyPatch) -> None:
