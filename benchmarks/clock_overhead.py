@@ -57,10 +57,7 @@ def main() -> None:
                 comm.clock.enter(Phase.log)
         result.loss.item()
         if measured := comm.clock.end_window():
-            own = step_time.own(measured)
-            time_row(
-                dict(zip(own, comm.all_gather_numbers(list(own.values())).T.tolist(), strict=True)), measured.steps
-            )
+            time_row(comm.all_gather_numbers(step_time.own(measured)), measured.steps)
         return (time.perf_counter() - began) / STEPS
 
     with _open_loader(job, engine, degrees, world, 0) as loader:

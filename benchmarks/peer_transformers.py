@@ -208,9 +208,7 @@ def train(job: PeerJob, world: World, comm: Communicator, started: float) -> Non
                 row |= {"train/grad_norm": norm.full_tensor().item(), "train/lr": rate}
                 row |= throughput.end_window() | {"mem/peak_gib": peak_memory_gib(device)}
                 if window := comm.clock.end_window():
-                    own = step_time.own(window)
-                    by_rank = comm.all_gather_numbers(list(own.values())).T.tolist()
-                    row |= time_row(dict(zip(own, by_rank, strict=True)), window.steps)
+                    row |= time_row(comm.all_gather_numbers(step_time.own(window)), window.steps)
                 if report:
                     report.log(row)
     if report:

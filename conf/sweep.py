@@ -16,9 +16,9 @@ def choices(word: str) -> list[str]:
     if not (parsed.is_choice_sweep() or parsed.is_range_sweep()):
         raise ConfigError(f"{word}: name the values, with commas between them")
     key, values = word.partition("=")[0], map(str, parsed.sweep_string_iterator())
-    return list(dict.fromkeys(f"{key}={_as_typed(value)}" for value in values))
+    return list(dict.fromkeys(f"{key}={_truth_as_typed(value)}" for value in values))
 
 
-def _as_typed(value: str) -> str:
+def _truth_as_typed(value: str) -> str:
     """Hydra has Python's True of a `true`."""
     return value.lower() if value in ("True", "False") else value

@@ -2,8 +2,8 @@
 
 One place to count them (tests do: kind, operation, group, bytes), and one place where a *wait* is timed: what a
 collective costs a step is not how long it runs, but how long compute waits for it. A collective is started, which gives
-a `Pending`, and waited for: what stands between the two hides it. Collectives inside FSDP2 are torch's: `fsdp_watched`
-lends it this clock.
+a `Pending`, and waited for: what stands between the two hides it. Collectives inside FSDP2 are torch's: they are timed
+by parallel/clock/fsdp.py, and counted by parallel/traffic/meter.py.
 """
 
 from collections import Counter
@@ -140,13 +140,14 @@ class Communicator:
         dist.all_gather_object(values, value)
         return values
 
-    def all_gather_numbers(self, numbers: Sequence[float]) -> Tensor:
-        """Every rank's `numbers`, equally many, by rank: float64 [ranks, n]. On the host: no GPU is drained for it."""
-        own = torch.tensor(numbers, dtype=torch.float64)
+    def all_gather_numbers(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
+        """By name, every rank's number, in rank order; all ranks have the same names in the same order. On the host: no
+        GPU is drained for it."""
+        own = torch.tensor(list(numbers.values()), dtype=torch.float64)
         self._count(CommKind.control, "all_gather_numbers", None, own)
         rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(rows, own)
-        return torch.stack(rows)
+        return dict(zip(numbers, torch.stack(rows).T.tolist(), strict=True))
 
     def all_reduce_on_host(self, tensors: Mapping[ProcessGroup | None, Tensor], op: dist.ReduceOp.RedOpType) -> None:
         """Reduce each CPU tensor in place over its group, all groups at once: in whatever order ranks name them, none

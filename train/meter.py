@@ -1,8 +1,7 @@
 """Everything that a row of metrics says, measured over the steps since the row before.
 
 Where a row is made the device is drained (its loss is read): a window of steps ends there for the stopwatch, the phase
-clock and the counters of energy alike. What is not training, evaluation and saving and traces, stands apart in all of
-them.
+clock and the counters of energy alike. Evaluations, saves and traces stand apart in all of them.
 """
 
 import time
@@ -44,10 +43,10 @@ class Meter:
     """Of all ranks."""
     started: float
     """The attempt's start by time.monotonic()."""
+    waited_s: dict[str, float] = field(default_factory=dict, init=False)
+    """By kind, what this rank's brackets came to in the last window, whatever it waited for."""
     _begun: bool = field(default=False, init=False)
     """Whether a row was made."""
-    waited_s: dict[str, float] = field(default_factory=dict)
-    """By kind, what this rank's brackets came to in the last window, whatever it waited for."""
 
     def begin(self) -> None:
         """Forget what was before: the start is no step."""
@@ -100,8 +99,7 @@ class Meter:
             own["wants_trace"] = self.plan.wants([] if traced else window.step_s, self.rank)
         elif self.n_gpus == 0:
             return {}
-        table = self.comm.all_gather_numbers(list(own.values()))
-        by_rank: dict[str, list[float]] = dict(zip(own, table.T.tolist(), strict=True))
+        by_rank = self.comm.all_gather_numbers(own)
         if any(by_rank.get("wants_trace", [])):
             self.plan.ask(step, self.rank)
         # The counters are read where the device still works: in the first row that is before most of its work.

@@ -38,7 +38,7 @@ class Phase(Enum):
     compute_opt = "compute_opt"
     """Norm, clipping, update, balance."""
     log = "log"
-    """Reading and writing metrics. It is not of a step, nor are the next ones."""
+    """Reading and writing metrics. Waits in here are not bracketed, nor in the next ones: they are no step's."""
     eval = "eval"
     """Held-out loss."""
     ckpt_save = "ckpt_save"
