@@ -82,12 +82,27 @@ class Clock:
     source = "none"
     """Where the times are from."""
 
+    def __init__(self) -> None:
+        self.phase = Phase.log
+        """The host's."""
+        self.listeners: list[Callable[[Phase], None]] = []
+        """Told of each phase, once it has begun: what they take is the phase's."""
+
     def enter(self, phase: Phase) -> None:
         """The phase before ends, this one begins."""
+        self.phase = phase
+        for listener in self.listeners:
+            listener(phase)
 
-    def during(self, phase: Phase) -> AbstractContextManager[None]:
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
         """`phase` inside; after it the phase that was."""
-        return nullcontext()
+        before = self.phase
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
 
     def waiting(self, kind: CommKind, operation: str, group: ProcessGroup | None) -> AbstractContextManager[None]:
         """A bracket around a wait."""
@@ -112,12 +127,12 @@ class PhaseClock(Clock):
     """See above. `enter` is called from one thread; brackets from autograd's threads too, while that one waits."""
 
     def __init__(self, source: TimeSource, wall: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__()
         self._time, self._wall = source, wall
         self.source = source.name
         self.ranges: Ranges | None = None
         """Shows phases, waits and starts of collectives to a profiler, while there is one."""
         self._phase_range: AbstractContextManager[None] | None = None
-        self._phase = Phase.log
         self._begin = source.mark()
         self._window_began = wall()
         self._unread: deque[_Span] = deque()
@@ -127,7 +142,7 @@ class PhaseClock(Clock):
 
     def enter(self, phase: Phase) -> None:
         """See Clock."""
-        if phase is self._phase:
+        if phase is self.phase:
             return
         self._switch(phase)
         if self._phase_range is not None:
@@ -138,20 +153,11 @@ class PhaseClock(Clock):
             self._phase_range.__enter__()
         if phase is Phase.data_wait:
             self._read()
-
-    @contextmanager
-    def during(self, phase: Phase) -> Iterator[None]:
-        """See Clock."""
-        before = self._phase
-        self.enter(phase)
-        try:
-            yield
-        finally:
-            self.enter(before)
+        super().enter(phase)
 
     def waiting(self, kind: CommKind, operation: str, group: ProcessGroup | None) -> AbstractContextManager[None]:
         """See Clock. Outside steps a wait belongs to what it is for."""
-        if self._phase not in OF_A_STEP:
+        if self.phase not in OF_A_STEP:
             return _NO_BRACKET
         return _Bracket(self, kind, operation, group)
 
@@ -161,7 +167,7 @@ class PhaseClock(Clock):
 
     def end_window(self) -> Window:
         """See Clock. Where the device is drained already, as after reading a loss, it waits for microseconds."""
-        self._switch(self._phase)
+        self._switch(self.phase)
         self._time.finish(self._begin)
         for bracket in self._brackets:  # of other streams, if there are any
             self._time.finish(bracket.end)
@@ -179,8 +185,8 @@ class PhaseClock(Clock):
 
     def _switch(self, phase: Phase) -> None:
         mark = self._time.mark()
-        self._unread.append(_Span(self._phase, self._begin, mark))
-        self._phase, self._begin = phase, mark
+        self._unread.append(_Span(self.phase, self._begin, mark))
+        self.phase, self._begin = phase, mark
 
     def _read(self) -> None:
         """Take what the device has passed."""
@@ -216,7 +222,7 @@ class _Bracket:
     __slots__ = ("_clock", "_range", "begin", "end", "group", "kind", "operation", "phase")
 
     def __init__(self, clock: PhaseClock, kind: CommKind, operation: str, group: ProcessGroup | None) -> None:
-        self._clock, self.kind, self.operation, self.group, self.phase = clock, kind, operation, group, clock._phase
+        self._clock, self.kind, self.operation, self.group, self.phase = clock, kind, operation, group, clock.phase
 
     def __enter__(self) -> None:
         ranges = self._clock.ranges
