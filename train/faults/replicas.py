@@ -1,6 +1,6 @@
 """Are the copies still equal? Silent corruption of memory or arithmetic shows where ranks hold the same tensor.
 
-Each rank hashes the bits of all that it holds, on its device; what several ranks hold (one part of one tensor) must have
+Each rank hashes the bits of all that it holds, on its device; what several ranks hold (a part of a tensor) must have
 one hash. A single gather over the host compares all of it. Hashes add up modulo 2⁶⁴, each element's bits times an odd
 number that its place gives: in any order the same sum, and one flipped bit is always seen.
 """
