@@ -42,7 +42,7 @@ class JobConfig:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     """What is measured of a step (group: measure=NAME)."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
-    """What is done about faults (group: recovery=NAME)."""
+    """What a job does about what goes wrong (group: recovery=NAME)."""
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     """What is made to go wrong, for rehearsal (group: faults=NAME)."""
     train: TrainConfig = field(default_factory=TrainConfig)
