@@ -38,7 +38,10 @@ from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
-from train.failure import INTERRUPTED, exit_at_once, fail, refuse
+from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
+from train.faults.config import Place
+from train.faults.injector import Injector
+from train.faults.non_finite import NonFiniteSteps
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.ledger.attempt import OpenAttempt, open_attempt
 from train.ledger.events import now_ns
@@ -98,6 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
+    except JobEnds as error:
+        end_together(error, error.code, launch)
     except Exception as error:
         fail(error, launch)
     except KeyboardInterrupt:  # every rank gets it, and none has anything to say
@@ -218,6 +223,9 @@ def _run(
     """Build what the configuration names, and let it run."""
     config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
+    injector = Injector(config.faults.inject, world.rank, attempt.number, folder)
+    injector.listen(comm.clock)
+    injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
     attempt.tiles.end("init_model")
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)
@@ -237,13 +245,23 @@ def _run(
         train=config.train,
         optim=config.optim,
         checkpoint=config.checkpoint,
-        step=OptimizerStep(engine, comm, _batch_maker(job), config.train.global_batch_size, config.optim.clip_norm),
+        step=OptimizerStep(
+            engine,
+            comm,
+            _batch_maker(job),
+            config.train.global_batch_size,
+            config.optim.clip_norm,
+            injector=injector,
+        ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
         loader=loader,
         heldout=job.corpus.heldout,
         store=store,
         meter=_open_meter(job, described, engine, world, comm, plan, attempt.tiles, started),
         traces=_open_traces(job, plan, world, comm, folder),
+        injector=injector,
+        non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
+        check_replicas_every=config.recovery.check_replicas_every,
         report=report,
         comm=comm,
         device=world.device,

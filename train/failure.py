@@ -21,6 +21,7 @@ from parallel.world import Launch, is_peer_failure
 
 REFUSED = 2
 FAILED = 1
+DIVERGED = 3
 INTERRUPTED = 130
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """The variable in which torchrun says where it looks for a rank's last words."""
@@ -28,17 +29,32 @@ GRACE_S = 20.0
 """How long a rank that should not speak waits for torchrun to end it; it does within a second or two."""
 
 
+class JobEnds(Exception):
+    """All ranks end the job, at the same point and for one reason, which is one line for the user."""
+
+    def __init__(self, cause: str, code: int, line: str) -> None:
+        """`cause`: the ledger's word for it; `code`: what the process exits with."""
+        super().__init__(line)
+        self.cause, self.code = cause, code
+
+
 def refuse(error: ConfigError, launch: Launch) -> NoReturn:
-    """Exit with code 2 and the error's one line: printed by rank 0, recorded once per machine for torchrun."""
+    """Exit with code 2 and the error's one line, as `end_together`."""
+    end_together(error, REFUSED, launch)
+
+
+def end_together(error: Exception, code: int, launch: Launch) -> NoReturn:
+    """Exit with `code` and the error's one line, where all ranks do: printed by rank 0, recorded once per machine for
+    torchrun."""
     line = f"switchyard: {error}"
     if launch.local_rank != 0:
         time.sleep(GRACE_S)
-        # Still here, so nobody else was refused: the others wait for this rank, and it must speak after all.
+        # Still here, so no other rank ends: the others wait for this one, and it must speak after all.
     if launch.rank == 0 or launch.local_rank != 0:
         print(line, file=sys.stderr, flush=True)
     _record_line(line)
     # No clean-up: a process group that lacks a peer does not end by itself.
-    exit_at_once(REFUSED)
+    exit_at_once(code)
 
 
 def fail(error: BaseException, launch: Launch) -> NoReturn:

@@ -11,6 +11,9 @@ from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
+from train.faults.injector import Injector
+from train.faults.non_finite import NonFiniteSteps
+from train.faults.replicas import check_replicas
 from train.meter import Meter
 from train.optimizer import learning_rate
 from train.report import Report
@@ -33,6 +36,10 @@ class Trainer:
     store: CheckpointStore
     meter: Meter
     traces: TracedSteps
+    injector: Injector
+    non_finite: NonFiniteSteps
+    check_replicas_every: int
+    """Steps, and before every checkpoint; 0: never."""
     report: Report | None
     """Where rank 0 writes; None on the other ranks."""
     comm: Communicator
@@ -42,7 +49,8 @@ class Trainer:
         """Train from `progress` to the last step."""
         first = progress.step + 1
         self.meter.begin(progress.step)
-        for step in range(first, self.train.steps + 1):
+        while progress.step < self.train.steps:
+            step = self.injector.step = progress.step + 1
             if self.traces.due_before(step):
                 with self.meter.apart(Phase.profile):
                     self.traces.before(step)
@@ -50,6 +58,7 @@ class Trainer:
             tokens_MBS = next(self.loader)
             rate = learning_rate(self.optim, step, self.train.steps)
             result = self.step(tokens_MBS, rate)
+            self.non_finite.issued(step, result.left_out)
             self.comm.clock.enter(Phase.log)
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)
             progress = Progress(step, progress.tokens + n_tokens)
@@ -62,8 +71,11 @@ class Trainer:
             # A step that is followed by other work is measured too: that drains the device, and so what is left out of
             # the stopwatch is that work alone, with no step still running in it.
             other_work = evaluating or saving or traced or self.traces.due_before(step + 1)
+            other_work |= self.non_finite.must_go_back
             if step == first or other_work or last or _due(step, self.train.log_every):
                 row = self.meter.row(progress, rate, result, self.traces.slowed(step))
+                self.non_finite.settle()
+                row["train/skipped_steps"] = self.non_finite.take_count()
                 if traced:  # at once: whatever came first would be in the trace
                     with self.meter.apart(Phase.profile):
                         self.traces.end(step, self.meter.waited_s)
@@ -72,9 +84,22 @@ class Trainer:
                         row["eval/loss"] = self.evaluate()
                 if self.report:
                     self.report.log(row)
+            if self.non_finite.must_go_back:
+                progress = self.go_back()
+                continue
+            if self.check_replicas_every and (saving or _due(step, self.check_replicas_every)):
+                check_replicas(self.step.engine, self.comm, step)
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
+
+    def go_back(self) -> Progress:
+        """To the newest checkpoint; steps after it will be done again, and have rows again."""
+        self.non_finite.go_back(self.store.newest_step())
+        progress = self.store.resume(self.step.engine)
+        self.loader.go_to(progress.step)
+        self.meter.begin(progress.step, "ckpt_load")
+        return progress
 
     def evaluate(self) -> float:
         """Held-out loss, nats per token."""

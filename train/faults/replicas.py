@@ -16,6 +16,7 @@ from torch import Tensor
 from models.initialise import Shard
 from parallel.comm import Communicator
 from parallel.engine import Engine
+from train.failure import FAILED, JobEnds
 
 CHUNK = 1 << 22
 """Elements hashed at a time: 32 MiB a temporary."""
@@ -24,15 +25,11 @@ PLACE, CHUNK_PLACE = 0x9E3779B97F4A7C15 - 2**64, 0xC2B2AE3D27D4EB4F - 2**64
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class ReplicasDiffer(Exception):
-    """Ranks that should hold the same bits do not. One line says what differs, and on which ranks."""
-
-
 def check_replicas(engine: Engine, comm: Communicator, step: int) -> None:
     """Compare weights and moments of all ranks, bit by bit, after `step`; all ranks call it together.
 
     Raises:
-        ReplicasDiffer: on every rank alike.
+        JobEnds: on every rank, saying what differs and where.
     """
     held = engine.weights() | engine.moments()
     keys = np.array([box_key(name, shard) for name, shard in held.items()], dtype=np.int64)
@@ -45,7 +42,7 @@ def check_replicas(engine: Engine, comm: Communicator, step: int) -> None:
     differing = {key: by_rank for key, by_rank in by_key.items() if len(set(by_rank.values())) > 1}
     if differing:
         names = _names(differing, dict(zip(keys.tolist(), held, strict=True)), comm)
-        raise ReplicasDiffer(_verdict(differing, names, step))
+        raise JobEnds("failed", FAILED, _verdict(differing, names, step))
 
 
 def box_key(name: str, shard: Shard) -> int:
