@@ -6,7 +6,7 @@ from conf.keys import Keys, values
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.check_engine import check_engine
-from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
+from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
@@ -68,6 +68,11 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.measure.check(world_size)
     config.recovery.check()
     config.faults.check(world_size, config.train.steps)
+    if config.recovery.check_replicas_every and config.strategy.engine is EngineName.deepspeed:
+        raise ConfigError(
+            f"recovery.check_replicas_every={config.recovery.check_replicas_every}: DeepSpeed shows one copy of each "
+            "weight and nothing to compare it with; set it to 0"
+        )
     config.precision.check(config.strategy.reduction)
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)

@@ -47,7 +47,7 @@ class Trainer:
 
     def run(self, progress: Progress) -> None:
         """Train from `progress` to the last step."""
-        first = progress.step + 1
+        first, save_owed = progress.step + 1, False
         self.meter.begin(progress.step)
         while progress.step < self.train.steps:
             step = self.injector.step = progress.step + 1
@@ -58,15 +58,15 @@ class Trainer:
             tokens_MBS = next(self.loader)
             rate = learning_rate(self.optim, step, self.train.steps)
             result = self.step(tokens_MBS, rate)
-            self.non_finite.issued(step, result.left_out)
             self.comm.clock.enter(Phase.log)
+            self.non_finite.issued(step, result.left_out)
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)
             progress = Progress(step, progress.tokens + n_tokens)
             self.meter.throughput.count(n_tokens)
 
             last = step == self.train.steps
             evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every))
-            saving = (last and self.checkpoint.at_end) or _due(step, self.checkpoint.every)
+            saving = (last and self.checkpoint.at_end) or _due(step, self.checkpoint.every) or save_owed
             traced = self.traces.traced(step)
             # A step that is followed by other work is measured too: that drains the device, and so what is left out of
             # the stopwatch is that work alone, with no step still running in it.
@@ -87,6 +87,9 @@ class Trainer:
             if self.non_finite.must_go_back:
                 progress = self.go_back()
                 continue
+            # A step that was left out is no place to come back to: the next one is.
+            save_owed = saving and self.non_finite.in_a_row > 0 and not last
+            saving = saving and not save_owed
             if self.check_replicas_every and (saving or _due(step, self.check_replicas_every)):
                 check_replicas(self.step.engine, self.comm, step)
             if saving:

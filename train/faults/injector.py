@@ -64,11 +64,12 @@ class Injector:
             self._happen(fault, place, step)
 
     def loss_factor(self) -> float:
-        """What this step's loss is divided by: NaN where it is to be spoilt, else 1."""
-        spoilt = self._take(lambda fault: fault.what is Fault.non_finite and fault.step == self.step)
-        for _ in spoilt:
-            self._stamp(Fault.non_finite, Place.forward, self.step, now_ns())
-        return float("nan") if spoilt else 1
+        """What this step's loss is divided by: NaN where it is to be spoilt, else 1. Of several faults of one step the
+        next ones are left for when the step is done again."""
+        if not self._take(lambda fault: fault.what is Fault.non_finite and fault.step == self.step, at_most=1):
+            return 1
+        self._stamp(Fault.non_finite, Place.forward, self.step, now_ns())
+        return float("nan")
 
     def committed(self, checkpoint: Path, step: int) -> None:
         """Flip a bit of what this rank wrote into `checkpoint`, of `step`, if that is to happen: once it has its name.
@@ -85,13 +86,13 @@ class Injector:
         if phase in PLACES:
             self.reach(PLACES[phase], self.step)
 
-    def _take(self, due: Callable[[FaultConfig], bool]) -> list[FaultConfig]:
+    def _take(self, due: Callable[[FaultConfig], bool], at_most: int | None = None) -> list[FaultConfig]:
         """The faults that are due; they are no longer left."""
         if not self._left:
             return []
         with self._lock:
-            taken = [fault for fault in self._left if due(fault)]
-            self._left = [fault for fault in self._left if fault not in taken]
+            taken = [fault for fault in self._left if due(fault)][:at_most]
+            self._left = [fault for fault in self._left if not any(fault is gone for gone in taken)]
         return taken
 
     def _happen(self, fault: FaultConfig, place: Place, step: int) -> None:

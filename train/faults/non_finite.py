@@ -33,9 +33,14 @@ class NonFiniteSteps:
         """To that step, one after another."""
 
     @property
+    def in_a_row(self) -> int:
+        """Steps that were left out at the end of those looked at."""
+        return len(self._in_a_row)
+
+    @property
     def must_go_back(self) -> bool:
         """Whether there were too many in a row."""
-        return len(self._in_a_row) >= self._recovery.non_finite_in_a_row
+        return self.in_a_row >= self._recovery.non_finite_in_a_row
 
     def issued(self, step: int, left_out: Tensor) -> None:
         """`step` is under way, its flag among it: look at the one before.
@@ -52,7 +57,8 @@ class NonFiniteSteps:
             return
         (step, flag), self._late = self._late, None
         if not flag.read():
-            self._in_a_row = []
+            if not self.must_go_back:  # else this step was begun before that was known
+                self._in_a_row = []
             return
         self._in_a_row.append(step)
         self._since_row += 1
@@ -64,8 +70,7 @@ class NonFiniteSteps:
                 f"step {step}: the loss or the gradient norm is not finite; {ADVICE}, or set recovery.non_finite=skip",
             )
         if self._say:
-            count = len(self._in_a_row)
-            in_a_row = f" ({count} in a row)" if count > 1 else ""
+            in_a_row = f" ({self.in_a_row} in a row)" if self.in_a_row > 1 else ""
             self._say(f"step {step}: the loss or the gradient norm is not finite; its update was left out{in_a_row}")
 
     def take_count(self) -> int:
@@ -79,21 +84,22 @@ class NonFiniteSteps:
         Raises:
             JobEnds: if there is none, or it went back there often enough.
         """
-        first = self._in_a_row[0]
-        what = f"{len(self._in_a_row)} steps in a row from step {first} on were not finite"
+        first, last = self._in_a_row[0], self._in_a_row[-1]
+        what = f"steps {first} to {last} were not finite" if last > first else f"step {first} was not finite"
         if newest is None:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
-                f"{what}, and there is no checkpoint to go back to: {ADVICE}, and set checkpoint.every",
+                f"{what}, and there is no checkpoint to go back to: the job has diverged; {ADVICE}; with "
+                "checkpoint.every there would be one",
             )
         self._rollbacks = self._rollbacks + 1 if newest == self._went_back_to else 1
         if self._rollbacks > self._recovery.rollbacks:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
-                f"{what}, after {self._recovery.rollbacks} rollbacks to step {newest} "
-                f"(recovery.rollbacks) the job has diverged: {ADVICE}",
+                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} to step {newest} did not help: the job has "
+                f"diverged; {ADVICE}",
             )
         self._went_back_to, self._in_a_row = newest, []
         self._ledger.write("rollback", step=newest, cause="non_finite")
