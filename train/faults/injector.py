@@ -91,8 +91,9 @@ class Injector:
         if not self._left:
             return []
         with self._lock:
-            taken = [fault for fault in self._left if due(fault)][:at_most]
-            self._left = [fault for fault in self._left if not any(fault is gone for gone in taken)]
+            places = [i for i, fault in enumerate(self._left) if due(fault)][:at_most]
+            taken = [self._left[i] for i in places]
+            self._left = [fault for i, fault in enumerate(self._left) if i not in places]
         return taken
 
     def _happen(self, fault: FaultConfig, place: Place, step: int) -> None:
