@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from train.ledger.advice import Advice
-from train.ledger.buckets import LOST, OTHER_ALARM, UNDIVIDED, in_order
+from train.ledger.buckets import LOST, OTHER_ALARM, in_order
 from train.ledger.steps_spent import compute_ns
+from train.ledger.tiles import UNDIVIDED
 
 
 @dataclass(frozen=True)

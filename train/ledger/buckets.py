@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 
-from train.metrics.breakdown import APART, COMMUNICATION
+from train.ledger.tiles import UNDIVIDED
+from train.metrics import breakdown
 
 OUTSIDE = ("queue", "down", "detect")
 """Submitted to a queue, not started yet; between two attempts; progress has ended, the processes are not gone yet."""
 START_UP = ("init_process", "init_dist", "init_model", "ckpt_load", "warmup_compile")
-UNDIVIDED = "step"
-"""Steps that no clock divided."""
 COMPUTE = ("compute_fwd", "compute_bwd", "compute_opt")
 EXPOSED = "exposed_comm/"
-IN_STEPS = ("data_wait", *COMPUTE, *(EXPOSED + kind for kind in COMMUNICATION), "sync_wait", "bubble", UNDIVIDED)
+IN_STEPS = (*breakdown.IN_STEPS, UNDIVIDED)
 """Of steps that stay, waits included."""
 LOST = "lost_work/"
 LOST_WORK = tuple(
@@ -19,7 +18,7 @@ LOST_WORK = tuple(
 )
 """Steps that were taken back, and the partial one at a death, by why. unsaved: it ended well, and saved nothing."""
 SKIPPED = "skipped_update"
-BETWEEN = (*APART, "log", "shutdown", "in_progress", "other")
+BETWEEN = (*breakdown.APART, "log", "shutdown", "in_progress", "other")
 """in_progress: of an attempt that goes on, since the last that its ranks wrote. other: the residual, signed."""
 ORDER = (*OUTSIDE, *START_UP, *LOST_WORK, SKIPPED, *BETWEEN, *IN_STEPS)
 
