@@ -41,7 +41,7 @@ class Trainer:
     def run(self, progress: Progress) -> None:
         """Train from `progress` to the last step."""
         first = progress.step + 1
-        self.meter.begin()
+        self.meter.begin(progress.step)
         for step in range(first, self.train.steps + 1):
             if self.traces.due_before(step):
                 with self.meter.apart(Phase.profile):
