@@ -13,7 +13,7 @@ from train.faults.watch.stacks import leave_stacks, stacks_path
 from train.faults.watch.stamps import hang_stamped, watch_path
 from train.faults.watch.watched import Watched, state
 from train.ledger.events import now_ns
-from train.ledger.pen import Ledger
+from train.ledger.ledger import Ledger
 
 BETWEEN_LOOKS_S = 0.5
 OTHERS_STACKS_S = 1.5
