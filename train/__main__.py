@@ -40,7 +40,7 @@ from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, exit_at_once, fail, refuse, stop
 from train.faults.guard import Guard, guarded
-from train.faults.parent import die_with_parent
+from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
 from train.faults.stop import STOP_FILE, Stopped, all_together
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.ledger.attempt import OpenAttempt, open_attempt
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     as train/faults/stop.py says when stopped."""
     started, main_ns = time.monotonic(), now_ns()
     launch = Launch.from_environment()
-    if launch.launched:
+    if LAUNCHED_BY_TORCHRUN in os.environ:
         die_with_parent()
     try:
         job = _read(sys.argv[1:] if arguments is None else arguments, launch)
@@ -182,7 +182,9 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
     clock = PhaseClock(time_source(world.device)) if config.measure.clock else Clock()
     comm = Communicator(clock)
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
-    folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
+    launcher = os.getppid() if launch.launched else None
+    named = job.folder or new_folder(config.run, config.model.name, config.strategy.name, launcher)
+    folder = comm.broadcast_object(named)
     with shared_folder(folder, comm, world.rank):
         finished = comm.broadcast_object(_finished(folder, config.train.steps) if world.rank == 0 else None)
         if finished:

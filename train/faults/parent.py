@@ -5,6 +5,8 @@ import ctypes
 import os
 import signal
 
+LAUNCHED_BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""The variable that says so. Another launcher may start ranks from a thread, with whose end the kernel kills them."""
 PR_SET_PDEATHSIG = 1
 INIT = 1
 

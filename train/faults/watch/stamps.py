@@ -15,7 +15,7 @@ def watch_path(attempt_folder: Path, rank: int) -> Path:
 
 def hang_stamped(attempt_folder: Path, rank: int) -> bool:
     """Whether the rank was found to hang."""
-    return any(event["ev"] == "hang" for event in _read(watch_path(attempt_folder, rank)))
+    return any(event["ev"] == "hang" for event in read_events(watch_path(attempt_folder, rank)))
 
 
 def a_rank_is_lost(attempt_folder: Path) -> bool:
@@ -24,11 +24,11 @@ def a_rank_is_lost(attempt_folder: Path) -> bool:
         event["ev"] == "hang" or (event["ev"] == "gone" and (event["beat"] or {}).get("phase") != "shutdown")
         for name in os.listdir(attempt_folder)
         if name.startswith("watch-")
-        for event in _read(attempt_folder / name)
+        for event in read_events(attempt_folder / name)
     )
 
 
-def _read(path: Path) -> Iterator[dict[str, Any]]:
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Its events; what does not parse is not written to its end yet."""
     try:
         lines = path.read_text().splitlines()
