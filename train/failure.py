@@ -41,6 +41,14 @@ def refuse(error: ConfigError, launch: Launch) -> NoReturn:
     exit_at_once(REFUSED)
 
 
+def stop(line: str, code: int, launch: Launch) -> NoReturn:
+    """Exit with `code` after a stop in order, and `line`: printed by rank 0, recorded for torchrun."""
+    if launch.rank == 0:
+        print(f"switchyard: {line}", file=sys.stderr, flush=True)
+    _record_line(f"switchyard: {line}")
+    exit_at_once(code)
+
+
 def fail(error: BaseException, launch: Launch) -> NoReturn:
     """Exit with code 1 and the traceback; a rank whose peer failed first leaves the word to that one."""
     what = "failed"

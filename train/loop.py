@@ -11,6 +11,8 @@ from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
+from train.faults.guard import Guard
+from train.faults.stop import Stopped
 from train.meter import Meter
 from train.optimizer import learning_rate
 from train.report import Report
@@ -33,13 +35,18 @@ class Trainer:
     store: CheckpointStore
     meter: Meter
     traces: TracedSteps
+    guard: Guard
     report: Report | None
     """Where rank 0 writes; None on the other ranks."""
     comm: Communicator
     device: torch.device
 
     def run(self, progress: Progress) -> None:
-        """Train from `progress` to the last step."""
+        """Train from `progress` to the last step.
+
+        Raises:
+            Stopped: on every rank after the same step, if it was asked for.
+        """
         first = progress.step + 1
         self.meter.begin(progress.step)
         for step in range(first, self.train.steps + 1):
@@ -56,12 +63,16 @@ class Trainer:
             self.meter.throughput.count(n_tokens)
 
             last = step == self.train.steps
-            evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every))
-            saving = (last and self.checkpoint.at_end) or _due(step, self.checkpoint.every)
+            stopping = None if last else self.guard.agreed(result.asked)
+            if stopping and not stopping.saves:
+                raise Stopped(stopping, step, saved=False)
+            evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every)) and not stopping
+            saves = self.checkpoint.at_end or self.checkpoint.every > 0
+            saving = (last and self.checkpoint.at_end) or _due(step, self.checkpoint.every) or bool(stopping and saves)
             traced = self.traces.traced(step)
             # A step that is followed by other work is measured too: that drains the device, and so what is left out of
             # the stopwatch is that work alone, with no step still running in it.
-            other_work = evaluating or saving or traced or self.traces.due_before(step + 1)
+            other_work = evaluating or saving or stopping or traced or self.traces.due_before(step + 1)
             if step == first or other_work or last or _due(step, self.train.log_every):
                 row = self.meter.row(progress, rate, result, self.traces.slowed(step))
                 if traced:  # at once: whatever came first would be in the trace
@@ -70,11 +81,15 @@ class Trainer:
                 if evaluating:
                     with self.meter.apart(Phase.eval):
                         row["eval/loss"] = self.evaluate()
-                if self.report:
+                if self.report and self.guard.fence.still_ours():
                     self.report.log(row)
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
+            if stopping:
+                self.guard.beat.at("shutdown")
+                raise Stopped(stopping, step, saving)
+        self.guard.beat.at("shutdown")
 
     def evaluate(self) -> float:
         """Held-out loss, nats per token."""

@@ -30,6 +30,8 @@ class StepResult:
     """Global 2-norm before clipping."""
     routing: RoutingTotals
     """Over the global batch."""
+    asked: Tensor
+    """Sum over ranks of what each asks (OptimizerStep.asks)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class OptimizerStep:
     """Largest global gradient norm; None only measures."""
     before_update: Callable[[Engine], None] | None = None
     """Sees the engine while its gradients are the global ones, not yet clipped."""
+    asks: Callable[[], int] | None = None
+    """What this rank asks of all, a number to be summed (train/faults/stop.py)."""
 
     def __call__(self, tokens_MBS: Tensor, rate: float) -> StepResult:
         """Train on this rank's micro-batches; gradients are those of the global batch's mean loss."""
@@ -62,11 +66,12 @@ class OptimizerStep:
 
         routing_LN = self.engine.take_routing().pack()
         # One collective for all that ranks tell each other.
-        totals = torch.cat((losses, routing_LN.flatten()))
+        asked = losses.new_full((1,), self.asks() if self.asks else 0)  # as an argument: no copy that waits
+        totals = torch.cat((losses, asked, routing_LN.flatten()))
         self.comm.all_reduce(totals, None, CommKind.control)
-        routing = RoutingTotals.unpack(totals[2:].view_as(routing_LN))
+        routing = RoutingTotals.unpack(totals[3:].view_as(routing_LN))
         self.engine.balance_experts(routing.chosen_LE)
-        return StepResult(totals[0], totals[1], grad_norm, routing)
+        return StepResult(totals[0], totals[1], grad_norm, routing, totals[2])
 
     def _count_targets(self, tokens_MBS: Tensor, n_tokens: int) -> Tensor | int:
         """Targets of the global batch: all its tokens, unless some of them begin a document."""
