@@ -38,10 +38,13 @@ from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
-from train.failure import INTERRUPTED, exit_at_once, fail, refuse, stop
+from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
+from train.faults.config import Place
 from train.faults.guard import Guard, guarded
+from train.faults.injector import Injector
+from train.faults.non_finite import NonFiniteSteps
 from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
-from train.faults.stop import STOP_FILE, Stopped, all_together
+from train.faults.stop import STOP_FILE, all_together
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.ledger.attempt import OpenAttempt, open_attempt
 from train.ledger.events import now_ns
@@ -105,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
-    except Stopped as stopped:
-        stop(stopped.line, stopped.cause.code, launch)
+    except JobEnds as end:
+        end_together(end.line, end.exit_code, launch)
     except Exception as error:
         fail(error, launch)
     except KeyboardInterrupt:  # every rank gets it, and none has anything to say
@@ -237,6 +240,9 @@ def _run(
     """Build what the configuration names, and let it run."""
     config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
+    injector = Injector(config.faults.inject, world.rank, attempt.number, folder)
+    injector.listen(comm.clock)
+    injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
     attempt.tiles.end("init_model")
     store = CheckpointStore(folder / "checkpoints", comm, world.rank)
@@ -265,6 +271,7 @@ def _run(
             config.train.global_batch_size,
             config.optim.clip_norm,
             asks=guard.stop.own,
+            injector=injector,
         ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
         loader=loader,
@@ -273,6 +280,9 @@ def _run(
         meter=_open_meter(job, described, engine, world, comm, plan, attempt.tiles, started),
         traces=_open_traces(job, plan, world, comm, folder),
         guard=guard,
+        injector=injector,
+        non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
+        check_replicas_every=config.recovery.check_replicas_every,
         report=report,
         comm=comm,
         device=world.device,
