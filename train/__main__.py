@@ -33,7 +33,8 @@ from parallel.nodes import experts_across_nodes
 from parallel.open_engine import open_engine
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.batch import BatchMaker
-from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint
+from train.checkpoint.folder import check_steps_left, newest_checkpoint
+from train.checkpoint.store import CheckpointStore
 from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
@@ -178,8 +179,8 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
     config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
     engine = _open_engine(config, degrees, world, comm)
-    store = CheckpointStore(folder / "checkpoints", comm, world.rank)
-    progress = store.resume(engine)
+    store = CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint)
+    progress = store.resume(engine).progress
     if progress.step == config.train.steps and (finished := finished_summary(folder, progress.step)):
         # Started again with nothing left to do. Its record stays as it is: no attempt is added, no wall time replaced.
         if world.rank == 0:
@@ -187,7 +188,7 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
         return
     if job.init_from and progress.step == 0:
         weights = engine.weights()
-        job.init_from.load(weights)
+        job.init_from.load(weights, comm)
         engine.take_state(weights, steps_done=0)
 
     attempt = _describe_attempt(config, world, engine, comm, progress.step)

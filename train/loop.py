@@ -6,7 +6,8 @@ import torch
 
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
-from train.checkpoint import CheckpointStore, Progress
+from train.checkpoint.manifest import Progress
+from train.checkpoint.store import CheckpointStore
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
@@ -54,6 +55,7 @@ class Trainer:
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)
             progress = Progress(step, progress.tokens + n_tokens)
             self.meter.throughput.count(n_tokens)
+            self.store.poll()
 
             last = step == self.train.steps
             evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every))
@@ -63,7 +65,7 @@ class Trainer:
             # the stopwatch is that work alone, with no step still running in it.
             other_work = evaluating or saving or traced or self.traces.due_before(step + 1)
             if step == first or other_work or last or _due(step, self.train.log_every):
-                row = self.meter.row(progress, rate, result, self.traces.slowed(step))
+                row = self.meter.row(progress, rate, result, self.traces.slowed(step)) | self.store.take_metrics()
                 if traced:  # at once: whatever came first would be in the trace
                     with self.meter.apart(Phase.profile):
                         self.traces.end(step, self.meter.waited_s)
@@ -75,6 +77,8 @@ class Trainer:
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
+        with self.meter.apart(Phase.ckpt_save):
+            self.store.finish()
 
     def evaluate(self) -> float:
         """Held-out loss, nats per token."""

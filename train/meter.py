@@ -15,7 +15,7 @@ from models.config import ModelConfig
 from models.placement import ExpertPlacement
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
-from train.checkpoint import Progress
+from train.checkpoint.manifest import Progress
 from train.metrics.cost import cost_row
 from train.metrics.energy import EnergyMeter, energy_row
 from train.metrics.routing import routing_row
