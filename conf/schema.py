@@ -11,6 +11,7 @@ from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
+from train.faults.recovery_config import RecoveryConfig
 from train.metrics.config import LoggingConfig, MeasureConfig
 
 LONGEST_NAME = 100
@@ -39,6 +40,8 @@ class JobConfig:
     """Where numbers go (group: logging=NAME)."""
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     """What is measured of a step (group: measure=NAME)."""
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    """What a job does about what goes wrong (group: recovery=NAME)."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Steps, batch, seed, evaluation."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -60,6 +63,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.checkpoint.check()
     config.overlap.check()
     config.measure.check(world_size)
+    config.recovery.check()
     config.precision.check(config.strategy.reduction)
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)

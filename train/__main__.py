@@ -33,7 +33,8 @@ from parallel.nodes import experts_across_nodes
 from parallel.open_engine import open_engine
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.batch import BatchMaker
-from train.checkpoint.folder import check_steps_left, newest_checkpoint
+from train.checkpoint.folder import check_steps_left, committed, newest_checkpoint, step_of
+from train.checkpoint.hooks import Hooks
 from train.checkpoint.store import CheckpointStore
 from train.data.config import Boundaries
 from train.data.corpus import open_corpus
@@ -41,12 +42,15 @@ from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, exit_at_once, fail, refuse
 from train.init_from import CheckpointWeights, Weights, find_weights
+from train.ledger.attempt import OpenAttempt, open_attempt
+from train.ledger.events import now_ns
+from train.ledger.tiles import Tiles
 from train.loop import Trainer
 from train.meter import Meter
 from train.metrics.energy import EnergyMeter
-from train.metrics.peak import peak_flops
+from train.metrics.peak import Peak, peak_flops
 from train.metrics.step_time import StepTime
-from train.metrics.summary import Attempt
+from train.metrics.summary import Attempt, RunSummary
 from train.metrics.throughput import ModelWork, Throughput
 from train.optimizer import build_optimizer
 from train.report import Report, finished_summary
@@ -83,7 +87,7 @@ class Accepted:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed, 130 when interrupted."""
-    started = time.monotonic()
+    started, main_ns = time.monotonic(), now_ns()
     launch = Launch.from_environment()
     try:
         job = _read(sys.argv[1:] if arguments is None else arguments, launch)
@@ -92,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
         store = launch.open_store(TIMEOUT)
         wait_for_acceptance(store, launch.world_size)
         world = World.join(launch, job.device, store)
-        _train(job, world, started)
+        _train(job, world, started, main_ns)
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
@@ -163,36 +167,74 @@ def _say_what_is_other(weights: CheckpointWeights, config: JobConfig) -> None:
         )
 
 
-def _train(job: Accepted, world: World, started: float) -> None:
+def _train(job: Accepted, world: World, started: float, main_ns: int) -> None:
     """Agree on the corpus and the folder, and run."""
     config = job.config
     clock = PhaseClock(time_source(world.device)) if config.measure.clock else Clock()
     comm = Communicator(clock)
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
     folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
-    with shared_folder(folder, comm, world.rank), fsdp_timed(clock, world.device):
-        _run(job, world, comm, folder, started)
+    with shared_folder(folder, comm, world.rank):
+        finished = comm.broadcast_object(_finished(folder, config.train.steps) if world.rank == 0 else None)
+        if finished:
+            # Started again with nothing left to do. Its record stays as it is: no attempt is added, no time replaced.
+            if world.rank == 0:
+                finished.print()
+            return
+        comm.barrier()
+        joined_ns = now_ns()
+        peak = peak_flops(world.device, config.precision.compute.torch)
+        facts = _attempt_facts(config, peak)
+        with open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt, fsdp_timed(clock, world.device):
+            _run(job, world, comm, folder, attempt, peak, started)
 
 
-def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started: float) -> None:
+def _finished(folder: Path, steps: int) -> RunSummary | None:
+    """The summary of a job that did all of `steps` and saved the last; None if something is left to do."""
+    saved = committed(folder / "checkpoints")
+    return finished_summary(folder, steps) if saved and step_of(saved[-1]) == steps else None
+
+
+def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
+    """What the books know of an attempt from its configuration."""
+    sequence_length = config.data.sequence_length
+    return {
+        "launched": None,
+        "submitted": None,
+        "layout": config.strategy.name,
+        "tokens_per_step": config.train.global_batch_size * sequence_length,
+        "flops_per_token": flops_per_token(config.model, sequence_length, causal=True),
+        "peak_flops": peak.tflops * 1e12,
+    }
+
+
+def _run(
+    job: Accepted,
+    world: World,
+    comm: Communicator,
+    folder: Path,
+    attempt: OpenAttempt,
+    peak: Peak,
+    started: float,
+) -> None:
     """Build what the configuration names, and let it run."""
     config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
     engine = _open_engine(config, degrees, world, comm)
-    store = CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint)
-    progress = store.resume(engine).progress
-    if progress.step == config.train.steps and (finished := finished_summary(folder, progress.step)):
-        # Started again with nothing left to do. Its record stays as it is: no attempt is added, no wall time replaced.
-        if world.rank == 0:
-            finished.print()
-        return
+    attempt.tiles.end("init_model")
+    hooks = Hooks(ledger=attempt.ledger)
+    store = CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
+    resumed = store.resume(engine)
+    progress = resumed.progress
+    attempt.tiles.end("ckpt_load")
+    attempt.ledger.write("resumed", step=progress.step, passed_over=resumed.passed_over)
     if job.init_from and progress.step == 0:
         weights = engine.weights()
         job.init_from.load(weights, comm)
         engine.take_state(weights, steps_done=0)
 
-    attempt = _describe_attempt(config, world, engine, comm, progress.step)
-    report = _open_report(job, folder, attempt, started) if world.rank == 0 else None
+    described = _describe_attempt(config, world, engine, comm, progress.step, peak)
+    report = _open_report(job, folder, described, started) if world.rank == 0 else None
     loader = _open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
     trainer = Trainer(
@@ -204,7 +246,7 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
         loader=loader,
         heldout=job.corpus.heldout,
         store=store,
-        meter=_open_meter(job, attempt, engine, world, comm, plan, started),
+        meter=_open_meter(job, described, engine, world, comm, plan, attempt.tiles, started),
         traces=_open_traces(job, plan, world, comm, folder),
         report=report,
         comm=comm,
@@ -219,7 +261,14 @@ def _run(job: Accepted, world: World, comm: Communicator, folder: Path, started:
 
 
 def _open_meter(
-    job: Accepted, attempt: Attempt, engine: Engine, world: World, comm: Communicator, plan: TracePlan, started: float
+    job: Accepted,
+    attempt: Attempt,
+    engine: Engine,
+    world: World,
+    comm: Communicator,
+    plan: TracePlan,
+    tiles: Tiles,
+    started: float,
 ) -> Meter:
     config = job.config
     return Meter(
@@ -232,6 +281,7 @@ def _open_meter(
         step_time=StepTime(comm, pipelined=Degrees.resolve(config.strategy, world.size).pp > 1),
         energy=EnergyMeter.open(world.device),
         plan=plan,
+        tiles=tiles,
         gpu_hour_usd=config.measure.gpu_hour_usd,
         n_gpus=world.size if world.device.type == "cuda" else 0,
         started=started,
@@ -266,10 +316,9 @@ def _batch_maker(job: Accepted) -> BatchMaker:
 
 
 def _describe_attempt(
-    config: JobConfig, world: World, engine: Engine, comm: Communicator, resumed_after_step: int
+    config: JobConfig, world: World, engine: Engine, comm: Communicator, resumed_after_step: int, peak: Peak
 ) -> Attempt:
     parameters = count_parameters(config.model)
-    peak = peak_flops(world.device, config.precision.compute.torch)
     name = device_name(world.device)
     time_source = f"{comm.clock.source}; {engine.unseen}" if engine.unseen else comm.clock.source
     return Attempt(resumed_after_step, world.size, name, peak, parameters.total, parameters.active, time_source)

@@ -1,5 +1,6 @@
 """The training loop: steps, and what happens between them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ class Trainer:
     def run(self, progress: Progress) -> None:
         """Train from `progress` to the last step."""
         first = progress.step + 1
-        self.meter.begin()
+        self.meter.begin(progress.step)
         for step in range(first, self.train.steps + 1):
             if self.traces.due_before(step):
                 with self.meter.apart(Phase.profile):
@@ -77,7 +78,7 @@ class Trainer:
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
-        with self.meter.apart(Phase.ckpt_save):
+        with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
             self.store.finish()
 
     def evaluate(self) -> float:

@@ -16,6 +16,8 @@ from models.placement import ExpertPlacement
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
 from train.checkpoint.manifest import Progress
+from train.ledger.events import now_ns
+from train.ledger.tiles import Tiles
 from train.metrics.cost import cost_row
 from train.metrics.energy import EnergyMeter, energy_row
 from train.metrics.routing import routing_row
@@ -38,6 +40,7 @@ class Meter:
     step_time: StepTime
     energy: EnergyMeter | None
     plan: TracePlan
+    tiles: Tiles
     gpu_hour_usd: float | None
     n_gpus: int
     """Of all ranks."""
@@ -48,8 +51,10 @@ class Meter:
     _begun: bool = field(default=False, init=False)
     """Whether a row was made."""
 
-    def begin(self) -> None:
-        """Forget what was before: the start is no step."""
+    def begin(self, after_step: int) -> None:
+        """Forget what was before: the start is no step. The next one is that after `after_step`."""
+        self.tiles.end("init_model")
+        self.tiles.start_at(after_step)
         self.throughput.end_window()
         self.comm.clock.end_window()
         if self.energy:
@@ -59,6 +64,7 @@ class Meter:
     def apart(self, phase: Phase) -> Iterator[None]:
         """Leave what is inside out of speed and energy, and time it as `phase`."""
         with (
+            self.tiles.apart(phase),
             self.throughput.paused(),
             self.energy.paused() if self.energy else nullcontext(),
             self.comm.clock.during(phase),
@@ -93,11 +99,13 @@ class Meter:
         """What ranks tell each other of the window: its time by bucket, its energy, whether to trace soon."""
         first, self._begun = not self._begun, True
         own: dict[str, float] = {"joules": joules}
-        if window := self.comm.clock.end_window():
+        window, ended = self.comm.clock.end_window(), now_ns()
+        if window:
             self.waited_s = sums_by_kind(window.waits)
             own |= self.step_time.own(window, self.plan.usual_step_s() if traced else None)
             own["wants_trace"] = self.plan.wants([] if traced else window.step_s, self.rank)
-        elif self.n_gpus == 0:
+        self.tiles.end_steps(step, ended, window, own)
+        if window is None and self.n_gpus == 0:
             return {}
         by_rank = self.comm.all_gather_numbers(own)
         if any(by_rank.get("wants_trace", [])):

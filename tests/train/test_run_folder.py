@@ -47,7 +47,7 @@ def test_nothing_lies_outside_the_folder(trained: Job, launch_folder: Path) -> N
 
 
 def test_the_folder_holds_what_its_description_says(trained: Job) -> None:
-    plain = {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+    plain = {"config.yaml", "metrics.jsonl", "summary.json", "ledger", "checkpoints"}
     assert set(os.listdir(trained("fsdp fp64").folder)) == plain
     assert set(os.listdir(trained("ddp fp32").folder)) == plain | {"wandb"}
     assert trained("fsdp fp64").saved_steps == [15, 20]  # checkpoint.keep=2

@@ -81,6 +81,11 @@ class CheckpointStore:
             self._running.wait()
         self._blocked_s = time.monotonic() - entered
 
+    @property
+    def under_way(self) -> bool:
+        """Whether `finish` would wait, as far as is known."""
+        return self._running is not None
+
     def poll(self) -> None:
         """Take in what has become of a save; returns at once. Each rank by itself, between steps.
 

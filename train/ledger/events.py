@@ -1,17 +1,17 @@
 """What is written to a run's ledger, so that no death loses what a rank-second went to. This docstring is the protocol.
 
     runs/NAME/ledger/attempt-0001/rank-00003.jsonl     by rank 3 itself
-                                  watch-00003.jsonl    by the watcher beside it, which outlives it (train/faults/watch)
-                                  beat-00003           what rank 3 is at, 32 bytes in place; no part of the books
+                                  watch-00003.jsonl    by the watcher beside it, which outlives it
+                                  beat-00003           what rank 3 is at, in place; no part of the books
 
-Append-only JSON lines: one event, one write(2) to an O_APPEND descriptor, so SIGKILL loses nothing that was written; only
-a host's death can tear the last line, and a reader drops what does not parse. Synced at an attempt's start and end and
-when a checkpoint is committed. A start of a job is an attempt; its number is one more than the largest there is, taken by
-making its folder, which one process alone can do.
+Append-only JSON lines: one event, one write(2) to an O_APPEND descriptor, so SIGKILL loses nothing that was written;
+only a host's death can tear the last line, and a reader drops what does not parse. Synced at an attempt's start and end
+and when a checkpoint is committed. A start of a job is an attempt; its number is one more than the largest there is,
+taken by making its folder, which one process alone can do.
 
-Every event has `ev` and `t`, and times are integers: nanoseconds of the host's CLOCK_BOOTTIME, which setting the clock does
-not move, and which two attempts on one boot of one host share (`boot`). Between hosts the wall clock (`wall`) relates
-them. `process` is from /proc/self/stat, 10 ms fine.
+Every event has `ev` and `t`, and times are integers: nanoseconds of the host's CLOCK_BOOTTIME, which setting the clock
+does not move, and which two attempts on one boot of one host share (`boot`). Between hosts the wall clock (`wall`)
+relates them. `process` is from /proc/self/stat, 10 ms fine.
 
 A rank's attempt is tiled: every moment of it is in one part, which ends where the next begins.
 
@@ -20,22 +20,21 @@ A rank's attempt is tiled: every moment of it is in one part, which ends where t
     (launcher's stamp, if there is one)
 
     start       rank, ranks, host, boot, wall, process, main, joined, launched|null, submitted|null, layout,
-                tokens_per_step, flops_per_token, peak_flops        first line; t is when it was written. `submitted`: the
-                wall clock's nanoseconds at which a queue got the job
-    resumed     step, passed_over [step…]                           loaded; newer checkpoints that were damaged
-    tile        begin, buckets {name: ns}                           [begin, t]; what its buckets leave of it is `other`
-      of steps    also first, last, step_ns [ns…]                   the device was drained at both ends; step_ns: of each
-                                                                    step its own phases, eval and saves not among them
-    skipped     step                                                its update was left out: not finite
-    rollback    step, cause                                         went back to the checkpoint after `step`
-    saving      step                                                a save began (all ranks); its tile says what it blocked
-    committed   step, bytes, seconds                                rank 0: it is whole and has its name; from its begin
-    unsaved     step, why                                           it failed
-    stop        cause                                               agreed by all ranks: preempted, stopped
-    exit        cause, code                                         last words: finished, preempted, stopped, failed,
-                                                                    refused, diverged, fenced, lost_peers
-    hang        phase, limit_s, beat {phase, step, t}               watcher: longer in a phase than it may be; it kills
-    gone        beat {phase, step, t}                               watcher: the process is no more
+                tokens_per_step, flops_per_token, peak_flops
+                    the first line. `peak_flops`: of one rank's device. `submitted`: wall clock, when it was queued
+    resumed     step, passed_over [step…]       loaded (step 0: nothing was there); newer checkpoints that are damaged
+    tile        begin, buckets {name: ns}       [begin, t]; what its buckets leave of it is `other`
+      of steps  and first, last, step_ns [ns…]  the device was drained at both ends. step_ns: each step's own phases
+    skipped     step                            its update was left out: it was not finite
+    rollback    step, cause                     went back to the checkpoint after `step`
+    saving      step                            a save begins, on every rank; its tile says what it held up
+    committed   step, bytes, seconds            rank 0: it is whole and has its name; seconds from its begin
+    unsaved     step, why                       it failed
+    stop        cause                           agreed by all ranks: preempted, stopped
+    exit        cause, code                     last words: finished, preempted, stopped, failed, refused, diverged,
+                                                fenced, lost_peers
+    hang        phase, limit_s, beat {phase, step, t}    by the watcher: longer at it than it may be; now it kills
+    gone        beat {phase, step, t}                    by the watcher: the process is no more
 
 Checkpoints are saved where a tile of steps has ended, so a resume never takes back a part of a tile.
 """

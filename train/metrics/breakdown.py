@@ -7,7 +7,7 @@ from parallel.comm_kind import CommKind
 
 COMMUNICATION = tuple(kind.value for kind in CommKind)
 """Kinds of communication."""
-BUCKETS = (
+IN_STEPS = (
     "data_wait",
     "compute_fwd",
     "compute_bwd",
@@ -15,9 +15,9 @@ BUCKETS = (
     *(f"exposed_comm/{kind}" for kind in COMMUNICATION),
     "sync_wait",
     "bubble",
-    "log",
-    "other",
 )
+"""Of steps themselves."""
+BUCKETS = (*IN_STEPS, "log", "other")
 """Of a step, in the order of tables and pictures. They exclude each other and fill it: `other` is the rest and may be
 negative."""
 APART = ("eval", "ckpt_save", "profile")

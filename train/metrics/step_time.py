@@ -21,7 +21,7 @@ class StepTime:
     """Whether the world has several pipeline stages."""
 
     def own(self, window: Window, usual_step_s: float | None = None) -> dict[str, float]:
-        """This rank's seconds a step by bucket. All ranks call it together.
+        """This rank's seconds by bucket. All ranks call it together.
 
         With `usual_step_s` the steps were traced: what each took above that is `profile`'s, and their buckets shrink to
         the usual together.
@@ -41,7 +41,7 @@ class StepTime:
             apart[Phase.profile.value] += in_steps - usual
         seconds |= apart
         seconds["other"] = window.wall_s - sum(seconds.values())
-        return {name: value / window.steps for name, value in seconds.items()}
+        return seconds
 
 
 def sums_by_kind(waits: Sequence[Waited]) -> dict[str, float]:
@@ -53,12 +53,12 @@ def sums_by_kind(waits: Sequence[Waited]) -> dict[str, float]:
 
 
 def time_row(by_rank: Mapping[str, list[float]], steps: int) -> dict[str, float]:
-    """Of the buckets of `steps` steps each one's mean over ranks (`time/…_s`), its maximum (`time_max/…_s`) and whose
-    that was (`time_max_rank/…`), where any rank spent time in it; the wall; and which rank the others wait for, with
-    the part of their mean `sync_wait` that it does not share."""
+    """Of ranks' seconds by bucket over `steps` steps: a step's mean over ranks (`time/…_s`), its maximum
+    (`time_max/…_s`) and whose that was (`time_max_rank/…`), where any rank spent time in it; the wall; and which rank
+    the others wait for, with the part of their mean `sync_wait` that it does not share."""
     row: dict[str, float] = {STEPS: steps}
     for name in (*BUCKETS, *APART):
-        values = by_rank[name]
+        values = [seconds / steps for seconds in by_rank[name]]
         if not any(values):
             continue
         largest = max(values)
