@@ -33,18 +33,24 @@ from parallel.nodes import experts_across_nodes
 from parallel.open_engine import open_engine
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.batch import BatchMaker
-from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint, read_progress
+from train.checkpoint.folder import check_steps_left, committed, newest_checkpoint, step_of
+from train.checkpoint.hooks import Hooks
+from train.checkpoint.store import CheckpointStore
 from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
 from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
 from train.faults.config import Place
+from train.faults.guard import Guard, guarded
 from train.faults.injector import Injector
 from train.faults.non_finite import NonFiniteSteps
+from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+from train.faults.stop import STOP_FILE, all_together
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.ledger.attempt import OpenAttempt, open_attempt
 from train.ledger.events import now_ns
+from train.ledger.launcher import launched, submitted
 from train.ledger.tiles import Tiles
 from train.loop import Trainer
 from train.meter import Meter
@@ -87,9 +93,12 @@ class Accepted:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed, 130 when interrupted."""
+    """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed, 130 when interrupted, and
+    as train/faults/stop.py says when stopped."""
     started, main_ns = time.monotonic(), now_ns()
     launch = Launch.from_environment()
+    if LAUNCHED_BY_TORCHRUN in os.environ:
+        die_with_parent()
     try:
         job = _read(sys.argv[1:] if arguments is None else arguments, launch)
         if job is None:
@@ -97,12 +106,12 @@ def main(arguments: list[str] | None = None) -> None:
         store = launch.open_store(TIMEOUT)
         wait_for_acceptance(store, launch.world_size)
         world = World.join(launch, job.device, store)
-        _train(job, world, started, main_ns)
+        _train(job, launch, world, started, main_ns)
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
-    except JobEnds as error:
-        end_together(error, error.code, launch)
+    except JobEnds as end:
+        end_together(end.line, end.exit_code, launch)
     except Exception as error:
         fail(error, launch)
     except KeyboardInterrupt:  # every rank gets it, and none has anything to say
@@ -146,6 +155,8 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
     if folder:
         check_same_job(folder, plain, corpus.fingerprint)
         check_steps_left(folder / "checkpoints", config.train.steps)
+        if (folder / STOP_FILE).exists():
+            raise ConfigError(f"{folder / STOP_FILE} asks this run to stop: remove it to go on")
     starting = not folder or newest_checkpoint(folder / "checkpoints") is None
     init_from = find_weights(config.model.init_from, config.model) if config.model.init_from and starting else None
     if isinstance(init_from, CheckpointWeights) and launch.rank == 0:
@@ -170,13 +181,15 @@ def _say_what_is_other(weights: CheckpointWeights, config: JobConfig) -> None:
         )
 
 
-def _train(job: Accepted, world: World, started: float, main_ns: int) -> None:
+def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns: int) -> None:
     """Agree on the corpus and the folder, and run."""
     config = job.config
     clock = PhaseClock(time_source(world.device)) if config.measure.clock else Clock()
     comm = Communicator(clock)
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
-    folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
+    launcher = os.getppid() if launch.launched else None
+    named = job.folder or new_folder(config.run, config.model.name, config.strategy.name, launcher)
+    folder = comm.broadcast_object(named)
     with shared_folder(folder, comm, world.rank):
         finished = comm.broadcast_object(_finished(folder, config.train.steps) if world.rank == 0 else None)
         if finished:
@@ -188,22 +201,27 @@ def _train(job: Accepted, world: World, started: float, main_ns: int) -> None:
         joined_ns = now_ns()
         peak = peak_flops(world.device, config.precision.compute.torch)
         facts = _attempt_facts(config, peak)
-        with open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt, fsdp_timed(clock, world.device):
-            _run(job, world, comm, folder, attempt, peak, started)
+        with (
+            all_together(comm),
+            open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt,
+            guarded(folder, attempt, launch, clock, config.recovery) as guard,
+            fsdp_timed(clock, world.device),
+        ):
+            _run(job, world, comm, folder, attempt, guard, peak, started)
 
 
 def _finished(folder: Path, steps: int) -> RunSummary | None:
     """The summary of a job that did all of `steps` and saved the last; None if something is left to do."""
-    newest = newest_checkpoint(folder / "checkpoints")
-    return finished_summary(folder, steps) if newest and read_progress(newest).step == steps else None
+    saved = committed(folder / "checkpoints")
+    return finished_summary(folder, steps) if saved and step_of(saved[-1]) == steps else None
 
 
 def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
     """What the books know of an attempt from its configuration."""
     sequence_length = config.data.sequence_length
     return {
-        "launched": None,
-        "submitted": None,
+        "launched": launched(),
+        "submitted": submitted(),
         "layout": config.strategy.name,
         "tokens_per_step": config.train.global_batch_size * sequence_length,
         "flops_per_token": flops_per_token(config.model, sequence_length, causal=True),
@@ -217,6 +235,7 @@ def _run(
     comm: Communicator,
     folder: Path,
     attempt: OpenAttempt,
+    guard: Guard,
     peak: Peak,
     started: float,
 ) -> None:
@@ -228,13 +247,16 @@ def _run(
     injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
     attempt.tiles.end("init_model")
-    store = CheckpointStore(folder / "checkpoints", comm, world.rank)
-    progress = store.resume(engine)
+    store = _open_store(config, folder, attempt, guard, injector, comm, world)
+    guard.beat.at("ckpt_load")
+    resumed = store.resume(engine)
+    progress = resumed.progress
+    guard.beat.at("init_model", progress.step)
     attempt.tiles.end("ckpt_load")
-    attempt.ledger.write("resumed", step=progress.step, passed_over=[])
+    attempt.ledger.write("resumed", step=progress.step, passed_over=resumed.passed_over)
     if job.init_from and progress.step == 0:
         weights = engine.weights()
-        job.init_from.load(weights)
+        job.init_from.load(weights, comm)
         engine.take_state(weights, steps_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
@@ -251,6 +273,7 @@ def _run(
             _batch_maker(job),
             config.train.global_batch_size,
             config.optim.clip_norm,
+            asks=guard.stop.own,
             injector=injector,
         ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
@@ -259,6 +282,7 @@ def _run(
         store=store,
         meter=_open_meter(job, described, engine, world, comm, plan, attempt.tiles, started),
         traces=_open_traces(job, plan, world, comm, folder),
+        guard=guard,
         injector=injector,
         non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
         check_replicas_every=config.recovery.check_replicas_every,
@@ -270,8 +294,26 @@ def _run(
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
     with loader, report or nullcontext():
         trainer.run(progress)
-    if report:
+    if report and guard.fence.still_ours(at_once=True):
         report.summarise()
+
+
+def _open_store(
+    config: JobConfig,
+    folder: Path,
+    attempt: OpenAttempt,
+    guard: Guard,
+    injector: Injector,
+    comm: Communicator,
+    world: World,
+) -> CheckpointStore:
+    hooks = Hooks(
+        ledger=attempt.ledger,
+        still_ours=partial(guard.fence.still_ours, at_once=True),
+        reach=injector.reach,
+        committed=injector.committed,
+    )
+    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(

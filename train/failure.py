@@ -29,31 +29,38 @@ GRACE_S = 20.0
 """How long a rank that should not speak waits for torchrun to end it; it does within a second or two."""
 
 
-class JobEnds(Exception):
-    """All ranks end the job, at the same point and for one reason, which is one line for the user."""
+class JobEnds(SystemExit):
+    """All ranks end the job, at the same point and for one reason."""
 
     def __init__(self, cause: str, code: int, line: str) -> None:
-        """`cause`: the ledger's word for it; `code`: what the process exits with."""
-        super().__init__(line)
-        self.cause, self.code = cause, code
+        """`cause`: the ledger's word for it; `code`: what the process exits with; `line`: for the user."""
+        super().__init__(code)
+        self.cause, self.exit_code, self.line = cause, code, line
+
+    def __str__(self) -> str:
+        """The line."""
+        return self.line
 
 
 def refuse(error: ConfigError, launch: Launch) -> NoReturn:
-    """Exit with code 2 and the error's one line, as `end_together`."""
-    end_together(error, REFUSED, launch)
-
-
-def end_together(error: Exception, code: int, launch: Launch) -> NoReturn:
-    """Exit with `code` and the error's one line, where all ranks do: printed by rank 0, recorded once per machine for
-    torchrun."""
+    """Exit with code 2 and the error's one line: printed by rank 0, recorded once per machine for torchrun."""
     line = f"switchyard: {error}"
     if launch.local_rank != 0:
         time.sleep(GRACE_S)
-        # Still here, so no other rank ends: the others wait for this one, and it must speak after all.
+        # Still here, so nobody else was refused: the others wait for this rank, and it must speak after all.
     if launch.rank == 0 or launch.local_rank != 0:
         print(line, file=sys.stderr, flush=True)
     _record_line(line)
     # No clean-up: a process group that lacks a peer does not end by itself.
+    exit_at_once(REFUSED)
+
+
+def end_together(line: str, code: int, launch: Launch) -> NoReturn:
+    """Exit with `code` where all ranks do, and none is waited for any more; `line` is printed by rank 0, and recorded
+    for torchrun."""
+    if launch.rank == 0:
+        print(f"switchyard: {line}", file=sys.stderr, flush=True)
+    _record_line(f"switchyard: {line}")
     exit_at_once(code)
 
 

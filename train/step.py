@@ -33,6 +33,8 @@ class StepResult:
     """Whether the step was not finite, and so moved nothing: a bool scalar, the same on every rank."""
     routing: RoutingTotals
     """Over the global batch."""
+    asked: Tensor
+    """Sum over ranks of what each asks (OptimizerStep.asks)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class OptimizerStep:
     """Largest global gradient norm; None only measures."""
     before_update: Callable[[Engine], None] | None = None
     """Sees the engine while its gradients are the global ones, not yet clipped."""
+    asks: Callable[[], int] | None = None
+    """What this rank asks of all, a number to be summed (train/faults/stop.py)."""
     injector: Injector | None = None
     """Spoils losses on purpose."""
 
@@ -66,13 +70,14 @@ class OptimizerStep:
             self.before_update(self.engine)
         routing_LN = self.engine.take_routing().pack()
         # One collective for all that ranks tell each other; before the update, which a loss may forbid.
-        totals = torch.cat((losses, routing_LN.flatten()))
+        asked = losses.new_full((1,), self.asks() if self.asks else 0)  # as an argument: no copy that waits
+        totals = torch.cat((losses, asked, routing_LN.flatten()))
         self.comm.all_reduce(totals, None, CommKind.control)
-        routing = RoutingTotals.unpack(totals[2:].view_as(routing_LN))
+        routing = RoutingTotals.unpack(totals[3:].view_as(routing_LN))
         largest_norm = self.clip_norm if self.clip_norm is not None else float("inf")
         grad_norm, left_out = self.engine.update(rate, largest_norm, totals[:2])
         self.engine.balance_experts(routing.chosen_LE.masked_fill(left_out, 0))
-        return StepResult(totals[0], totals[1], grad_norm, left_out, routing)
+        return StepResult(totals[0], totals[1], grad_norm, left_out, routing, totals[2])
 
     def _count_targets(self, tokens_MBS: Tensor, n_tokens: int) -> Tensor | int:
         """Targets of the global batch: all its tokens, unless some of them begin a document."""

@@ -9,11 +9,11 @@ the same flags at the same places, and so agree without a word; on CPU they look
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from train.failure import DIVERGED, JobEnds
 from train.faults.recovery_config import NonFinite, RecoveryConfig
+from train.late_number import LateNumber
 from train.ledger.ledger import Ledger
 
 ADVICE = "lower optim.lr, or look at the data of that step"
@@ -25,7 +25,7 @@ class NonFiniteSteps:
     def __init__(self, recovery: RecoveryConfig, ledger: Ledger, say: Callable[[str], None] | None) -> None:
         """`say`: where a line for the user goes; None on all ranks but one."""
         self._recovery, self._ledger, self._say = recovery, ledger, say
-        self._late: tuple[int, _Late] | None = None
+        self._late: tuple[int, LateNumber] | None = None
         self._in_a_row: list[int] = []
         self._since_row = 0
         self._went_back_to: int | None = None
@@ -49,7 +49,7 @@ class NonFiniteSteps:
             JobEnds: if that one was not finite, and the job is to fail then.
         """
         self.settle()
-        self._late = step, _Late(left_out)
+        self._late = step, LateNumber(left_out)
 
     def settle(self) -> None:
         """Look at the last step too. Waits for it, and raises as `issued`."""
@@ -105,22 +105,3 @@ class NonFiniteSteps:
         self._ledger.write("rollback", step=newest, cause="non_finite")
         if self._say:
             self._say(f"{what}: going back to the checkpoint after step {newest}")
-
-
-class _Late:
-    """A flag on its way to the host."""
-
-    def __init__(self, flag: Tensor) -> None:
-        if not flag.is_cuda:
-            self._host, self._event = flag, None
-            return
-        self._host = torch.empty((), dtype=flag.dtype, pin_memory=True)
-        self._host.copy_(flag, non_blocking=True)
-        self._event = torch.cuda.Event()
-        self._event.record()
-
-    def read(self) -> bool:
-        """Waits until it is here."""
-        if self._event is not None:
-            self._event.synchronize()
-        return bool(self._host)

@@ -79,7 +79,7 @@ def _last_words(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ConfigError):
         return "refused", REFUSED
     if isinstance(error, JobEnds):
-        return error.cause, error.code
+        return error.cause, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     return "lost_peers" if is_peer_failure(error) else "failed", FAILED
