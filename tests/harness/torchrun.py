@@ -59,6 +59,11 @@ class TorchrunLaunch:
         self.kill_all()
 
     @property
+    def agent_pid(self) -> int:
+        """torchrun's own."""
+        return self._agent.pid
+
+    @property
     def stdout(self) -> str:
         """What has been written so far."""
         return self._path("stdout").read_text(errors="replace")
@@ -142,9 +147,12 @@ def start_torchrun(
     module: str = "train",
     cwd: Path | str | None = None,
     env: Mapping[str, str] | None = None,
+    restarts: int = 0,
 ) -> TorchrunLaunch:
-    """Start `nproc` workers of `python -m module args...` on this host; `env` is added to the environment."""
+    """Start `nproc` workers of `python -m module args...` on this host, again up to `restarts` times after a failure;
+    `env` is added to the environment."""
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    agent += [f"--max-restarts={restarts}"] if restarts else []
     return TorchrunLaunch([*agent, "-m", module, *args], cwd, _environment(env))
 
 
