@@ -47,7 +47,7 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
     placed, odd = place(attempts, now_ns, goes_on=endings[-1] is None)
     lines = [_timelines(one, ended) for one, ended in zip(placed, endings, strict=True)]
     stepped = [
-        Stepped(one.attempt, ended, {rank: line.steps for rank, line in own.items()})
+        Stepped(one.attempt, ended, {rank: own[rank].steps for rank in one.attempt.starts})
         for one, ended, own in zip(placed, endings, lines, strict=True)
     ]
     take_off_warm_up(stepped)
