@@ -17,7 +17,8 @@ from launch.verify.command import verify
 from models.config import ConfigError
 
 USAGE = """\
-switchyard train [nproc=N] [key=value …]   start N ranks on this machine and train (see switchyard train --help)
+switchyard train [nproc=N] [restarts=K] [key=value …]   start N ranks on this machine and train, and again after a
+    failure (see switchyard train --help)
 switchyard verify [nproc=N] [strategy=NAME,… | all] [key=value …]   a layout beside one process, on this machine
 switchyard bench to=FOLDER [nproc=N] [rounds=3] [peer=transformers] strategy=NAME,… [key=value,… …]
     tokens/s, MFU, memory and where a step goes, point beside point (see switchyard bench --help)

@@ -79,6 +79,11 @@ class CheckpointStore:
         self._comm.barrier()
         return final
 
+    def newest_step(self) -> int | None:
+        """After which step the newest checkpoint is; None if there is none. Called by all ranks together."""
+        newest = newest_checkpoint(self._folder) if self._rank == 0 else None
+        return self._comm.broadcast_object(read_progress(newest).step if newest else None)
+
     def resume(self, engine: Engine) -> Progress:
         """Load the newest checkpoint, or do nothing: a new job. Called by all ranks together."""
         if self._rank == 0:
