@@ -33,7 +33,9 @@ from parallel.nodes import experts_across_nodes
 from parallel.open_engine import open_engine
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.batch import BatchMaker
-from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint, read_progress
+from train.checkpoint.folder import check_steps_left, committed, newest_checkpoint, step_of
+from train.checkpoint.hooks import Hooks
+from train.checkpoint.store import CheckpointStore
 from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
@@ -210,8 +212,8 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
 
 def _finished(folder: Path, steps: int) -> RunSummary | None:
     """The summary of a job that did all of `steps` and saved the last; None if something is left to do."""
-    newest = newest_checkpoint(folder / "checkpoints")
-    return finished_summary(folder, steps) if newest and read_progress(newest).step == steps else None
+    saved = committed(folder / "checkpoints")
+    return finished_summary(folder, steps) if saved and step_of(saved[-1]) == steps else None
 
 
 def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
@@ -245,15 +247,16 @@ def _run(
     injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
     attempt.tiles.end("init_model")
-    store = CheckpointStore(folder / "checkpoints", comm, world.rank)
+    store = _open_store(config, folder, attempt, guard, injector, comm, world)
     guard.beat.at("ckpt_load")
-    progress = store.resume(engine)
+    resumed = store.resume(engine)
+    progress = resumed.progress
     guard.beat.at("init_model", progress.step)
     attempt.tiles.end("ckpt_load")
-    attempt.ledger.write("resumed", step=progress.step, passed_over=[])
+    attempt.ledger.write("resumed", step=progress.step, passed_over=resumed.passed_over)
     if job.init_from and progress.step == 0:
         weights = engine.weights()
-        job.init_from.load(weights)
+        job.init_from.load(weights, comm)
         engine.take_state(weights, steps_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
@@ -293,6 +296,24 @@ def _run(
         trainer.run(progress)
     if report and guard.fence.still_ours(at_once=True):
         report.summarise()
+
+
+def _open_store(
+    config: JobConfig,
+    folder: Path,
+    attempt: OpenAttempt,
+    guard: Guard,
+    injector: Injector,
+    comm: Communicator,
+    world: World,
+) -> CheckpointStore:
+    hooks = Hooks(
+        ledger=attempt.ledger,
+        still_ours=partial(guard.fence.still_ours, at_once=True),
+        reach=injector.reach,
+        committed=injector.committed,
+    )
+    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(

@@ -1,12 +1,14 @@
 """The training loop: steps, and what happens between them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
-from train.checkpoint import CheckpointStore, Progress
+from train.checkpoint.manifest import Progress
+from train.checkpoint.store import CheckpointStore
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
@@ -70,6 +72,7 @@ class Trainer:
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)
             progress = Progress(step, progress.tokens + n_tokens)
             self.meter.throughput.count(n_tokens)
+            self.store.poll()
 
             last = step == self.train.steps
             stopping = None if last else self.guard.agreed(result.asked)
@@ -85,7 +88,7 @@ class Trainer:
             other_work = evaluating or saving or bool(stopping) or traced or self.traces.due_before(step + 1)
             other_work |= self.non_finite.must_go_back
             if step == first or other_work or last or _due(step, self.train.log_every):
-                row = self.meter.row(progress, rate, result, self.traces.slowed(step))
+                row = self.meter.row(progress, rate, result, self.traces.slowed(step)) | self.store.take_metrics()
                 self.non_finite.settle()
                 row["train/skipped_steps"] = self.non_finite.take_count()
                 if traced:  # at once: whatever came first would be in the trace
@@ -108,14 +111,20 @@ class Trainer:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
             if stopping:
-                self.guard.beat.at("shutdown")
+                self.finish()
                 raise Stopped(stopping, step, saving)
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the last save."""
+        with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
+            self.store.finish()
         self.guard.beat.at("shutdown")
 
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
         self.non_finite.go_back(self.store.newest_step())
-        progress = self.store.resume(self.step.engine)
+        progress = self.store.resume(self.step.engine).progress
         self.loader.go_to(progress.step)
         self.meter.begin(progress.step, "ckpt_load")
         return progress

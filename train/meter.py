@@ -15,7 +15,7 @@ from models.config import ModelConfig
 from models.placement import ExpertPlacement
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
-from train.checkpoint import Progress
+from train.checkpoint.manifest import Progress
 from train.ledger.events import now_ns
 from train.ledger.tiles import Tiles
 from train.metrics.cost import cost_row
