@@ -41,8 +41,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         ),
         (
             ["trian"],
-            "no command 'trian'; did you mean train? choose from train, verify, bench, submit, tokenize, show, goodput, "
-            "trace, export, schedule (switchyard --help)",
+            "no command 'trian'; did you mean train? choose from train, verify, bench, submit, tokenize, show, "
+            "goodput, trace, export, schedule (switchyard --help)",
         ),
         (
             ["nproc=2"],

@@ -147,6 +147,21 @@ def test_a_crash_stays_a_crash_if_its_peers_hang_on_it(tmp_path: Path) -> None:
     assert (books.attempts[0].cause, books.attempts[0].ended_by) == ("crash", 1)
 
 
+def test_a_preempted_job_whose_time_to_end_ran_out(tmp_path: Path) -> None:
+    """No stop was agreed: what it was at is lost, as in a crash; but it is no failure."""
+    one = begun(tmp_path, 1).steps(1, 1, 1)
+    one.committed(2).event("exit", 10, cause="preempted", code=143).gone(10.5, "compute_fwd", 3, 9)
+    books = books_of(tmp_path)
+    check(books, times(1, **{"lost_work/preempt": 3, "detect": 0.5, "compute_fwd": 2}))
+    assert (books.advice.failures, books.advice.preemptions) == (0, 1)
+
+
+def test_a_failure_at_the_start_whose_end_was_orderly(tmp_path: Path) -> None:
+    """The last beat is its shutdown; it was building before, and that is no lost step."""
+    Rank(tmp_path, 1).start(0, 1, 2).exit("failed", 6).gone(7, "shutdown", 0, 5)
+    check(books_of(tmp_path), {"init_process": 1, "init_dist": 1, "init_model": 3, "shutdown": 1, "detect": 1})
+
+
 def test_that_peers_went_away_is_no_cause(tmp_path: Path) -> None:
     begun(tmp_path, 1, ranks=2).exit("lost_peers", 6)
     begun(tmp_path, 1, rank=1, ranks=2).gone(7, "compute_fwd", 1, 5)
@@ -251,7 +266,7 @@ def test_a_rollback_that_rank_0_alone_wrote_counts_on_every_rank(tmp_path: Path)
     for rank in range(2):
         one = begun(tmp_path, 1, rank=rank, ranks=2).steps(1, 1, 1)
         if rank == 0:
-            one.event("skipped", 2).event("rollback", 7, step=1, cause="nan")
+            one.event("rollback", 7, step=1, cause="non_finite")
         one.steps(2, 1)
     assert rank_seconds(books_of(tmp_path)) == times(2, **{"lost_work/nan": 2, "compute_fwd": 4})
 

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, fields, replace
-from types import GenericAlias, UnionType
+from types import GenericAlias
 from typing import Any, Optional, Self, get_args
 
 
@@ -119,6 +119,11 @@ class Unsaved(Event):
 
 
 @dataclass(frozen=True)
+class Stop(Event):
+    """All ranks agreed to end."""
+
+
+@dataclass(frozen=True)
 class Exit(Event):
     """Last words."""
 
@@ -155,6 +160,7 @@ KINDS: dict[str, type[Event]] = {
     "saving": Saving,
     "committed": Committed,
     "unsaved": Unsaved,
+    "stop": Stop,
     "exit": Exit,
     "hang": Hang,
     "gone": Gone,
@@ -189,7 +195,7 @@ def _read(value: Any, kind: Any) -> Any:
     if isinstance(kind, type) and kind in (Beat, *KINDS.values(), StepsTile, Event) and isinstance(value, dict):
         return kind(**{field.name: _read(value.get(field.name), field.type) for field in fields(kind)})
     of = get_args(kind)
-    if isinstance(kind, UnionType) or type(None) in of:
+    if type(None) in of:
         return None if value is None else _read(value, of[0])
     if isinstance(kind, GenericAlias) and isinstance(value, list):
         return tuple(_read(entry, of[0]) for entry in value)
