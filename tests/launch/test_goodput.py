@@ -67,7 +67,7 @@ def test_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert "goodput 13.2% of 34.0 s wall, 2 ranks; durable up to step 5; steps at risk until the next save" in printed
     assert "lost work, rank-seconds: crash 4.0 s" in printed
-    assert "2 saves (2 committed): training held up 1.00 s by each, 4.00 s from begin to commit, 0.50 GB/s" in printed
+    assert "2 saves (2 committed): training held up 1.00 s by each, 4.00 s from begin to commit, 0.5 GB/s" in printed
     assert "a failure every 24 s (1 seen)" in printed
     assert "1 lines of the ledger were torn or none of ours: left out" in printed
 
