@@ -19,7 +19,9 @@ PROGRAMS = {
     "scontrol": """
         case "$1 $2" in
             "show hostnames") echo localhost; echo another ;;
-            "show job") echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"; echo "   SubmitTime=2026-11-26T10:00:00 E=1" ;;
+            "show job")
+                echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
+                echo "   SubmitTime=2026-11-26T10:00:00 EligibleTime=2026-11-26T10:00:00" ;;
             *) echo "$*" >> "$(dirname "$0")/flags" ;;
         esac
     """,
