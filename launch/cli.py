@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from launch.bench.command import bench
 from launch.export import export
+from launch.goodput.command import goodput
 from launch.local import train
 from launch.schedule import schedule
 from launch.show import show
@@ -25,6 +26,8 @@ switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over,
     [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
 switchyard show RUN                        what a run did: its table and its loss curve
+switchyard goodput RUN [--json]            what every rank-second went to, over all starts, crashes and pauses
+    [--svg FILE] [--png FILE]              of a run that goes on, has ended or died; and how often to save
 switchyard trace RUN|FILE…                 what hid what in the steps of a run that were traced, or in a trace file
 switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
     [--to FOLDER] [--dtype DTYPE]          DTYPE is float32 (exact), or bfloat16 or float16 (half the size)
@@ -43,6 +46,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "tokenize": tokenize,
     "show": show,
+    "goodput": goodput,
     "trace": trace,
     "export": export,
     "schedule": schedule,

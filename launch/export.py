@@ -75,6 +75,7 @@ def export(words: Sequence[str]) -> int:
     job = read_job(run / "config.yaml")
     job.model.check()
     weights = CheckpointWeights.open(checkpoint, job.model, str(run))
+    weights.verify()
     published = PublishedFolder.plan(job.model, job.data, weights, order.dtype, order.shard_bytes)
     target = order.to or run / "hf"
     published.write(target)

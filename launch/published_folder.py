@@ -24,7 +24,7 @@ from models.config import ConfigError, ModelConfig
 from models.hf import PublishedNames, PublishedTensor
 from models.hf_config import write_config
 from models.initialise import whole
-from train.checkpoint import load_tensors
+from train.checkpoint.tensors import load_tensors
 from train.data.config import DataConfig, DataSource
 from train.data.tokenizer import open_tokenizer
 from train.init_from import CheckpointWeights, wanted_tensors

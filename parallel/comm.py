@@ -52,9 +52,10 @@ class Pending:
 class Communicator:
     """Issues and awaits collectives; counts what it issued, and what was waited for by kind."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
-        """`clock` times the waits; None: nothing does."""
-        self.clock = clock or Clock()
+    def __init__(self, clock: Clock | None = None, everyone: ProcessGroup | None = None) -> None:
+        """`clock` times the waits; None: nothing does. `everyone`: another gloo group of all ranks, for a thread of its
+        own to exchange objects in; None: the world."""
+        self.clock, self._everyone = clock or Clock(), everyone
         self.issued: Counter[Issued] = Counter()
         self.waits: Counter[CommKind] = Counter()
 
@@ -126,19 +127,43 @@ class Communicator:
             pending = made(tensor, dist.broadcast(tensor, source, async_op=True))
         return self.wait(pending)
 
+    @property
+    def size(self) -> int:
+        """Ranks in the world."""
+        return dist.get_world_size()
+
+    @property
+    def rank(self) -> int:
+        """This one, of these."""
+        return dist.get_rank()
+
     def broadcast_object(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
-        self.issued[Issued(CommKind.control, "broadcast_object", dist.get_world_size(), 0)] += 1
+        self.issued[Issued(CommKind.control, "broadcast_object", self.size, 0)] += 1
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(box, src=0, group=self._everyone, device=torch.device("cpu"))
         return box[0]
 
     def all_gather_object(self, value: T) -> list[T]:
         """Every rank's `value`, by rank, on every rank."""
-        self.issued[Issued(CommKind.control, "all_gather_object", dist.get_world_size(), 0)] += 1
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value)
+        self.issued[Issued(CommKind.control, "all_gather_object", self.size, 0)] += 1
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._everyone)
         return values
+
+    def gather_object(self, value: T) -> list[T]:
+        """Every rank's `value`, by rank, on rank 0; nothing on the others."""
+        self.issued[Issued(CommKind.control, "gather_object", self.size, 0)] += 1
+        values: list[Any] = [None] * self.size if self.rank == 0 else []
+        dist.gather_object(value, values or None, dst=0, group=self._everyone)
+        return values
+
+    def scatter_object(self, values: Sequence[T]) -> T:
+        """The one of rank 0's `values`, by rank, that is this rank's."""
+        self.issued[Issued(CommKind.control, "scatter_object", self.size, 0)] += 1
+        box: list[Any] = [None]
+        dist.scatter_object_list(box, list(values) or None, src=0, group=self._everyone)
+        return box[0]
 
     def all_gather_numbers(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
         """By name, every rank's number, in rank order; all ranks have the same names in the same order. On the host: no

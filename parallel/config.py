@@ -83,6 +83,8 @@ class OverlapConfig:
     """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
+    checkpoint: bool = True
+    """Write checkpoints behind the steps that follow; false holds training up until they are committed."""
 
     def check(self) -> None:
         """Refuse values that no layout has.

@@ -33,15 +33,20 @@ from parallel.nodes import experts_across_nodes
 from parallel.open_engine import open_engine
 from parallel.world import TIMEOUT, Launch, World, choose_device
 from train.batch import BatchMaker
-from train.checkpoint import CheckpointStore, check_steps_left, newest_checkpoint, read_progress
+from train.checkpoint.folder import check_steps_left, committed, newest_checkpoint, step_of
+from train.checkpoint.hooks import Hooks
+from train.checkpoint.store import CheckpointStore
 from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
-from train.failure import INTERRUPTED, exit_at_once, fail, refuse, stop
+from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
+from train.faults.config import Place
 from train.faults.guard import Guard, guarded
+from train.faults.injector import Injector
+from train.faults.non_finite import NonFiniteSteps
 from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
-from train.faults.stop import STOP_FILE, Stopped, all_together
+from train.faults.stop import STOP_FILE, all_together
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.ledger.attempt import OpenAttempt, open_attempt
 from train.ledger.events import now_ns
@@ -105,8 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
-    except Stopped as stopped:
-        stop(stopped.line, stopped.cause.code, launch)
+    except JobEnds as end:
+        end_together(end.line, end.exit_code, launch)
     except Exception as error:
         fail(error, launch)
     except KeyboardInterrupt:  # every rank gets it, and none has anything to say
@@ -207,8 +212,8 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
 
 def _finished(folder: Path, steps: int) -> RunSummary | None:
     """The summary of a job that did all of `steps` and saved the last; None if something is left to do."""
-    newest = newest_checkpoint(folder / "checkpoints")
-    return finished_summary(folder, steps) if newest and read_progress(newest).step == steps else None
+    saved = committed(folder / "checkpoints")
+    return finished_summary(folder, steps) if saved and step_of(saved[-1]) == steps else None
 
 
 def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
@@ -237,17 +242,21 @@ def _run(
     """Build what the configuration names, and let it run."""
     config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
+    injector = Injector(config.faults.inject, world.rank, attempt.number, folder)
+    injector.listen(comm.clock)
+    injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
     attempt.tiles.end("init_model")
-    store = CheckpointStore(folder / "checkpoints", comm, world.rank)
+    store = _open_store(config, folder, attempt, guard, injector, comm, world)
     guard.beat.at("ckpt_load")
-    progress = store.resume(engine)
+    resumed = store.resume(engine)
+    progress = resumed.progress
     guard.beat.at("init_model", progress.step)
     attempt.tiles.end("ckpt_load")
-    attempt.ledger.write("resumed", step=progress.step, passed_over=[])
+    attempt.ledger.write("resumed", step=progress.step, passed_over=resumed.passed_over)
     if job.init_from and progress.step == 0:
         weights = engine.weights()
-        job.init_from.load(weights)
+        job.init_from.load(weights, comm)
         engine.take_state(weights, steps_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
@@ -265,6 +274,7 @@ def _run(
             config.train.global_batch_size,
             config.optim.clip_norm,
             asks=guard.stop.own,
+            injector=injector,
         ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
         loader=loader,
@@ -273,6 +283,9 @@ def _run(
         meter=_open_meter(job, described, engine, world, comm, plan, attempt.tiles, started),
         traces=_open_traces(job, plan, world, comm, folder),
         guard=guard,
+        injector=injector,
+        non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
+        check_replicas_every=config.recovery.check_replicas_every,
         report=report,
         comm=comm,
         device=world.device,
@@ -283,6 +296,24 @@ def _run(
         trainer.run(progress)
     if report and guard.fence.still_ours(at_once=True):
         report.summarise()
+
+
+def _open_store(
+    config: JobConfig,
+    folder: Path,
+    attempt: OpenAttempt,
+    guard: Guard,
+    injector: Injector,
+    comm: Communicator,
+    world: World,
+) -> CheckpointStore:
+    hooks = Hooks(
+        ledger=attempt.ledger,
+        still_ours=partial(guard.fence.still_ours, at_once=True),
+        reach=injector.reach,
+        committed=injector.committed,
+    )
+    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(

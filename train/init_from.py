@@ -19,15 +19,19 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from models.config import ConfigError, ModelConfig
 from models.initialise import Shard
 from models.transformer import Transformer
+from parallel.comm import Communicator
 from parallel.logical_state import model_state
-from train.checkpoint import PROGRESS_FILE, load_tensors, newest_checkpoint, read_progress
+from train.checkpoint.folder import newest_checkpoint
+from train.checkpoint.manifest import MANIFEST_FILE, OLD_FILE, DamagedCheckpoint, Manifest
+from train.checkpoint.tensors import load_tensors
+from train.checkpoint.verify import verify
 from train.published_weights import CONFIG_FILE, PublishedWeights
 
 
 class Weights(Protocol):
     """Weights that were found to fit."""
 
-    def load(self, state: dict[str, Shard]) -> None:
+    def load(self, state: dict[str, Shard], comm: Communicator, /) -> None:
         """Fill the parameters and buffers of `state`, by logical name, of any layout. Called by all ranks together."""
 
 
@@ -36,6 +40,7 @@ class CheckpointWeights:
     """A checkpoint's weights."""
 
     checkpoint: Path
+    manifest: Manifest
     stored: dict[str, TensorStorageMetadata]
     """Their logical names, shapes and dtypes."""
 
@@ -46,11 +51,11 @@ class CheckpointWeights:
         Raises:
             ConfigError: if it does not.
         """
-        read_progress(checkpoint)
+        manifest = Manifest.read(checkpoint)
         try:
             metadata = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
         except (OSError, EOFError, UnpicklingError, AttributeError, ImportError) as error:
-            raise ConfigError(f"{asked}: {checkpoint} is damaged ({error}); name another") from error
+            raise DamagedCheckpoint(checkpoint, str(error)) from error
         stored = {name: entry for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
         for name, tensor in wanted_tensors(config).items():
             shape = tuple(stored[name].size) if name in stored else None
@@ -59,15 +64,20 @@ class CheckpointWeights:
                 raise ConfigError(
                     f"{asked}: {name} {there} and {list(tensor.shape)} in this model; choose the model that was saved"
                 )
-        return cls(checkpoint, stored)
+        return cls(checkpoint, manifest, stored)
 
-    def load(self, state: dict[str, Shard]) -> None:
+    def load(self, state: dict[str, Shard], comm: Communicator) -> None:
         """Fill the parameters and buffers of `state`, by logical name, of any layout. Called by all ranks together.
 
         Raises:
-            ConfigError: on every rank, if a file of it is gone or broken.
+            ConfigError: on every rank, if a file of it is not what was written.
         """
+        self.verify(comm)
         load_tensors(state, self.checkpoint)
+
+    def verify(self, comm: Communicator | None = None) -> None:
+        """Compare all files with their hashes: with `comm` all ranks together, each some. Raises DamagedCheckpoint."""
+        verify(self.checkpoint, self.manifest, comm)
 
 
 def find_weights(init_from: str, config: ModelConfig) -> Weights:
@@ -105,7 +115,8 @@ def typed_folder(typed: str, asked: str) -> Path:
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that `folder` is, or the newest of the run that it is."""
-    return folder if (folder / PROGRESS_FILE).exists() else newest_checkpoint(folder / "checkpoints")
+    is_one = any((folder / name).exists() for name in (MANIFEST_FILE, OLD_FILE))
+    return folder if is_one else newest_checkpoint(folder / "checkpoints")
 
 
 def wanted_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from models.config import ConfigError, ModelConfig
 from models.hf import PublishedNames, PublishedTensor
 from models.hf_config import check_same_function, rope_interleaved
 from models.initialise import Shard
+from parallel.comm import Communicator
 
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -66,8 +67,8 @@ class PublishedWeights:
         return cls(names, {name: headers[name].file for name in known})
 
     @torch.no_grad()
-    def load(self, state: dict[str, Shard]) -> None:
-        """Fill the parameters and buffers of `state`, by logical name, of any layout. Called by all ranks together."""
+    def load(self, state: dict[str, Shard], _: Communicator) -> None:
+        """See Weights; each rank reads for itself, and there are no hashes to share out."""
         from safetensors import safe_open
 
         parts: dict[Path, list[tuple[PublishedTensor, Shard]]] = {}

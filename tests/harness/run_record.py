@@ -62,5 +62,7 @@ class RunRecord:
 def reproducible(row: dict[str, Any]) -> dict[str, Any]:
     """What a second run of the same step must give again: all but times and memory."""
     return {
-        key: value for key, value in row.items() if not key.startswith(("perf/", "mem/", "time", "power/", "cost/"))
+        key: value
+        for key, value in row.items()
+        if not key.startswith(("perf/", "mem/", "time", "power/", "cost/", "ckpt/"))
     }

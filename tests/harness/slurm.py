@@ -21,7 +21,8 @@ PROGRAMS = {
             "show hostnames") echo localhost; echo another ;;
             "show job")
                 echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
-                echo "   SubmitTime=2026-11-26T10:00:00 EligibleTime=2026-11-26T10:00:00" ;;
+                echo "   SubmitTime=2026-11-26T10:00:00 E=1"
+                ;;
             *) echo "$*" >> "$(dirname "$0")/flags" ;;
         esac
     """,

@@ -31,7 +31,8 @@ from harness.worker_pool import WorkerPool
 from launch.verify.pieces import Piece, merge, pieces
 from parallel.comm import Communicator
 from parallel.config import EngineName
-from train.checkpoint import CheckpointStore, Progress
+from train.checkpoint.manifest import Progress
+from train.checkpoint.store import CheckpointStore
 from train.step import OptimizerStep
 
 
@@ -53,13 +54,14 @@ def run_legs(folder: Path, legs: list[Leg]) -> list[tuple[list[float], dict[str,
     for layout, until in legs:
         world, comm = this_world(), Communicator()
         engine = open_layout(layout, world, comm, seed=len(told))
-        store = CheckpointStore(folder, comm, world.rank)
-        progress = store.resume(engine)
+        store = CheckpointStore(folder, comm, world.rank, behind=True)
+        progress = store.resume(engine).progress
         began = pieces(engine.weights() | engine.moments())
         step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, clip_norm=1.0)
         batches = batches_of(layout, engine.data, progress.step)
         losses = [step(next(batches), rate=1e-2).loss.item() for _ in range(progress.step, until)]
         store.save(engine, Progress(until, 0), keep=0)
+        store.finish()
         told.append((losses, began, pieces(engine.weights() | engine.moments())))
     forget_group(*(layout.strategy for layout, _ in legs))
     return told

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from parallel.comm import Communicator
+from train.failure import JobEnds
 from train.faults.fence import Fence
+from train.late_number import LateNumber
 
 STOP_FILE = "STOP"
 BETWEEN_LOOKS_S = 0.2
@@ -49,33 +50,28 @@ UNIT = {Cause.preempted: 1, Cause.stopped: 1 << 20, Cause.fenced: 1 << 21}
 million ranks is exact in float32."""
 
 
-class Stopped(SystemExit):
-    """The job stopped in order; its code is that of the cause."""
+class Stopped(JobEnds):
+    """The job stopped in order."""
 
     def __init__(self, cause: Cause, step: int, saved: bool) -> None:
         """After `step`, which was `saved` or not."""
-        super().__init__(cause.code)
-        self.cause, self.step, self.saved = cause, step, saved
-
-    @property
-    def line(self) -> str:
-        """For the user."""
-        kept = "saved" if self.saved else "not saved (checkpoint.every and checkpoint.at_end are off)"
-        return {
-            Cause.preempted: f"told to end (SIGTERM): ended after step {self.step}, {kept}; the same words go on",
-            Cause.stopped: f"{STOP_FILE} was asked for: ended after step {self.step}, {kept}; remove it, and the same "
-            "words go on",
-            Cause.fenced: f"ended after step {self.step}, not saved: a newer start of this job has its folder",
-        }[self.cause]
+        kept = "saved" if saved else "not saved (checkpoint.every and checkpoint.at_end are off)"
+        line = {
+            Cause.preempted: f"told to end (SIGTERM): ended after step {step}, {kept}; the same words go on",
+            Cause.stopped: f"{STOP_FILE} was asked for: ended after step {step}, {kept}; remove it, and the same words "
+            "go on",
+            Cause.fenced: f"ended after step {step}, not saved: a newer start of this job has its folder",
+        }[cause]
+        super().__init__(cause.value, cause.code, line)
 
 
 @contextmanager
 def all_together(comm: Communicator) -> Iterator[None]:
-    """After a stop, no rank leaves before all are done: torchrun ends those that are left when the first is gone, and
-    rank 0 may still have something to write."""
+    """Where all ranks end the job, none leaves before all are done: torchrun ends those that are left when the first is
+    gone, and rank 0 may still have something to write."""
     try:
         yield
-    except Stopped:
+    except JobEnds:
         with suppress(RuntimeError):  # a rank that is gone has nothing left to write
             comm.barrier()
         raise
@@ -92,7 +88,7 @@ class StopAgreement:
     """Whether this process was told to end; the handler of SIGTERM sets it."""
     _file_seen: bool = field(default=False, init=False)
     _looked: float = field(default=float("-inf"), init=False)
-    _pending: "_OnItsWay | None" = field(default=None, init=False)
+    _pending: LateNumber | None = field(default=None, init=False)
 
     def own(self) -> int:
         """What this rank puts into the step's sum."""
@@ -104,8 +100,8 @@ class StopAgreement:
 
     def agreed(self, total: Tensor) -> Cause | None:
         """What all ranks agreed on in the step before, once this one is issued, whose sum is `total`."""
-        before, self._pending = self._pending, _OnItsWay(total)
-        asked = before.read() if before else 0
+        before, self._pending = self._pending, LateNumber(total)
+        asked = int(before.read()) if before else 0
         for cause in (Cause.fenced, Cause.stopped):
             if asked >= UNIT[cause]:
                 return cause
@@ -116,21 +112,3 @@ class StopAgreement:
             self._looked = time.monotonic()
             self._file_seen = (self.run_folder / STOP_FILE).exists()
         return self._file_seen
-
-
-class _OnItsWay:
-    """A number that the device has yet to compute, on its way to the host behind it."""
-
-    def __init__(self, number: Tensor) -> None:
-        self._on_host, self._arrived = number, None
-        if number.is_cuda:
-            self._on_host = torch.empty_like(number, device="cpu", pin_memory=True)
-            self._on_host.copy_(number, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def read(self) -> int:
-        """It; waits for the device to have passed what computed it, and for nothing after that."""
-        if self._arrived:
-            self._arrived.synchronize()
-        return int(self._on_host)

@@ -4,6 +4,7 @@ A planner lists what a rank writes or reads: of each name one box, its offset an
 rest: it drops boxes that several ranks hold, checks that the boxes make up the whole, and reads across any two cuts.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
-    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -32,24 +32,22 @@ from models.initialise import Shard
 class ShardSavePlanner(DefaultSavePlanner):
     """Writes a dictionary of Shards."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Mapping[str, Shard]) -> None:
         super().__init__(flatten_state_dict=False)
-
-    def set_up_planner(
-        self, state_dict: dict[str, Any], storage_meta: StorageMeta | None = None, is_coordinator: bool = False
-    ) -> None:
-        """Take it as it is: torch's would look for tensors in it."""
-        self.state_dict, self.is_coordinator = state_dict, is_coordinator
+        self._state = state
 
     def create_local_plan(self) -> SavePlan:
         """One item for each shard that is not empty."""
-        items = [_write_item(name, shard) for name, shard in self.state_dict.items() if shard.local.numel()]
-        self.plan = SavePlan(items, planner_data={})
-        return self.plan
+        items = [_write_item(name, shard) for name, shard in self._state.items() if shard.local.numel()]
+        return SavePlan(items, planner_data={})
 
-    def lookup_object(self, index: MetadataIndex) -> Any:
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
         """The storage behind an item."""
-        return self.state_dict[index.fqn].local
+        return self._state[index.fqn].local
+
+
+class OtherModel(ValueError):
+    """A checkpoint lacks a tensor, or has it in another shape."""
 
 
 class ShardLoadPlanner(DefaultLoadPlanner):
@@ -68,7 +66,7 @@ class ShardLoadPlanner(DefaultLoadPlanner):
         """What of the saved boxes each shard takes.
 
         Raises:
-            ValueError: if a name is not there, or is of another shape.
+            OtherModel: if a name is not there, or is of another shape.
         """
         assert self.metadata is not None
         items = []
@@ -76,7 +74,7 @@ class ShardLoadPlanner(DefaultLoadPlanner):
             stored = self.metadata.state_dict_metadata.get(name)
             if not isinstance(stored, TensorStorageMetadata) or tuple(stored.size) != shard.global_shape:
                 there = f"is {list(stored.size)}" if isinstance(stored, TensorStorageMetadata) else "is not"
-                raise ValueError(f"{name} {there} there, and {list(shard.global_shape)} here")
+                raise OtherModel(f"{name} {there} there, and {list(shard.global_shape)} here")
             if shard.local.numel():
                 items += create_read_items_for_chunk_list(name, stored, [_chunk(shard)])
         return LoadPlan(items)
