@@ -147,12 +147,11 @@ def start_torchrun(
     module: str = "train",
     cwd: Path | str | None = None,
     env: Mapping[str, str] | None = None,
-    restarts: int = 0,
+    agent_words: Sequence[str] = (),
 ) -> TorchrunLaunch:
-    """Start `nproc` workers of `python -m module args...` on this host, again up to `restarts` times after a failure;
-    `env` is added to the environment."""
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    agent += [f"--max-restarts={restarts}"] if restarts else []
+    """Start `nproc` workers of `python -m module args...` on this host; `env` is added to the environment, and
+    `agent_words` to torchrun's own."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", *agent_words]
     return TorchrunLaunch([*agent, "-m", module, *args], cwd, _environment(env))
 
 

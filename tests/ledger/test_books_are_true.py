@@ -122,7 +122,9 @@ def launch(
 ) -> list[Life]:
     """The job to its end, restarted by torchrun as often; the lives of its workers."""
     arguments = (str(run.parent / "stamps"), *JOB, *words, f"run.dir={run}", f"faults.inject=[{faults}]")
-    started = start_torchrun(ranks, *arguments, module="harness.stamped", restarts=restarts, env=env)
+    started = start_torchrun(
+        ranks, *arguments, module="harness.stamped", env=env, agent_words=[f"--max-restarts={restarts}"]
+    )
     with started, observed(started) as lives:
         done = started.wait(240)
     assert done.returncode == 0, done.stderr[-4000:]
