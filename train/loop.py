@@ -124,9 +124,9 @@ class Trainer:
 
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
-        self.non_finite.go_back(self.store.newest_step())
         self.guard.beat.at("ckpt_load")
         progress = self.store.resume(self.step.engine).progress
+        self.non_finite.went_back(progress.step)
         self.guard.beat.at("log", progress.step)
         self.loader.go_to(progress.step)
         self.meter.begin(progress.step, "ckpt_load")
