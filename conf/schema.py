@@ -6,11 +6,12 @@ from conf.keys import Keys, values
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.check_engine import check_engine
-from parallel.config import Dtype, OverlapConfig, PrecisionConfig, StrategyConfig
+from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
+from train.faults.config import FaultsConfig
 from train.faults.recovery_config import RecoveryConfig
 from train.metrics.config import LoggingConfig, MeasureConfig
 
@@ -42,6 +43,8 @@ class JobConfig:
     """What is measured of a step (group: measure=NAME)."""
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """What a job does about what goes wrong (group: recovery=NAME)."""
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    """What is made to go wrong, for rehearsal (group: faults=NAME)."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Steps, batch, seed, evaluation."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -64,6 +67,12 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.overlap.check()
     config.measure.check(world_size)
     config.recovery.check()
+    config.faults.check(world_size, config.train.steps)
+    if config.recovery.check_replicas_every and config.strategy.engine is EngineName.deepspeed:
+        raise ConfigError(
+            f"recovery.check_replicas_every={config.recovery.check_replicas_every}: DeepSpeed shows one copy of each "
+            "weight and nothing to compare it with; set it to 0"
+        )
     config.precision.check(config.strategy.reduction)
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)
@@ -89,8 +98,9 @@ def _check_values(config: JobConfig) -> None:
     """What no key can be: a number that is none, an empty text, a name that a folder cannot have."""
     keys = Keys.of(JobConfig)
     # An interpolation ("${model}" in a YAML file) puts anything in a list's place, and OmegaConf lets it.
-    if not isinstance(config.data.mixture, list):
-        raise ConfigError(f"data.mixture: set it to {keys.expected('data.mixture')}")
+    for key, items in (("data.mixture", config.data.mixture), ("faults.inject", config.faults.inject)):
+        if not isinstance(items, list):
+            raise ConfigError(f"{key}: set it to {keys.expected(key)}")
     dataset_names = [f"{key}.name" for key, part in config.data.sources().items() if part.source is DataSource.hf]
     for key, value in values(config):
         or_null = ", or null" if type(None) in keys.kinds(key) else ""

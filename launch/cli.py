@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from launch.bench.command import bench
 from launch.export import export
+from launch.goodput.command import goodput
 from launch.local import train
 from launch.schedule import schedule
 from launch.show import show
@@ -16,7 +17,8 @@ from launch.verify.command import verify
 from models.config import ConfigError
 
 USAGE = """\
-switchyard train [nproc=N] [key=value …]   start N ranks on this machine and train (see switchyard train --help)
+switchyard train [nproc=N] [restarts=K] [key=value …]   start N ranks on this machine and train, and again after a
+    failure (see switchyard train --help)
 switchyard verify [nproc=N] [strategy=NAME,… | all] [key=value …]   a layout beside one process, on this machine
 switchyard bench to=FOLDER [nproc=N] [rounds=3] [peer=transformers] strategy=NAME,… [key=value,… …]
     tokens/s, MFU, memory and where a step goes, point beside point (see switchyard bench --help)
@@ -24,6 +26,8 @@ switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over,
     [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
 switchyard show RUN                        what a run did: its table and its loss curve
+switchyard goodput RUN [--json]            what every rank-second went to, over all starts, crashes and pauses
+    [--svg FILE] [--png FILE]              of a run that goes on, has ended or died; and how often to save
 switchyard trace RUN|FILE…                 what hid what in the steps of a run that were traced, or in a trace file
 switchyard export RUN --format hf          its weights for Hugging Face transformers, in RUN/hf
     [--to FOLDER] [--dtype DTYPE]          DTYPE is float32 (exact), or bfloat16 or float16 (half the size)
@@ -42,6 +46,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "submit": submit,
     "tokenize": tokenize,
     "show": show,
+    "goodput": goodput,
     "trace": trace,
     "export": export,
     "schedule": schedule,

@@ -13,10 +13,11 @@ from conf.command_line import CommandLine
 from conf.compose import compose
 from conf.schema import validate
 from launch.ranks import code_environment, take_count
+from train.ledger.launcher import stamp
 
 
 def train(words: Sequence[str]) -> int:
-    """`switchyard train [nproc=N] key=value …`: check the words, then be torchrun until the job ends.
+    """`switchyard train [nproc=N] [restarts=K] key=value …`: check the words, then be torchrun until the job ends.
 
     Returns:
         0, or the exit code of the rank that ended the job, or 128 + the signal that ended this process.
@@ -25,14 +26,15 @@ def train(words: Sequence[str]) -> int:
         ConfigError: for words that no rank would take, before one is started.
     """
     nproc, rest = take_nproc(words)
-    line = CommandLine.parse(rest, program="switchyard train [nproc=N]")
+    restarts, rest = take_count(rest, "restarts", "times that ranks are started again after a failure")
+    line = CommandLine.parse(rest, program="switchyard train [nproc=N] [restarts=K]")
     composed = compose(line.overrides, line.config_dir)
     if line.print_config:
         print(composed.yaml, end="")
         return 0
     validate(composed.config, nproc)
     os.environ |= rank_environment(nproc)
-    return be_torchrun(torchrun_arguments(nproc, ["-m", "train", *rest]))
+    return be_torchrun(torchrun_arguments(nproc, ["-m", "train", *rest], restarts))
 
 
 def be_torchrun(arguments: Sequence[str]) -> int:
@@ -62,14 +64,17 @@ def take_nproc(words: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def rank_environment(nproc: int) -> dict[str, str]:
-    """What the ranks' environment has besides ours: a share of the cores, unless the user has set it, and our code."""
+    """What the ranks' environment has besides ours: a share of the cores, unless the user has set it, our code, and
+    that they are launched now."""
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), **code_environment()}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), **code_environment(), **stamp()}
 
 
-def torchrun_arguments(nproc: int, program: Sequence[str]) -> list[str]:
-    """What to tell torchrun to start `nproc` ranks of `python program…` (`-m train words…`) on this machine."""
-    return ["--standalone", f"--nproc-per-node={nproc}", *program]
+def torchrun_arguments(nproc: int, program: Sequence[str], restarts: int | None = None) -> list[str]:
+    """What to tell torchrun to start `nproc` ranks of `python program…` (`-m train words…`) on this machine, and up to
+    `restarts` times again where one of them fails."""
+    again = [f"--max-restarts={restarts}"] if restarts else []
+    return ["--standalone", f"--nproc-per-node={nproc}", *again, *program]
 
 
 if __name__ == "__main__":  # for a command that starts jobs and goes on

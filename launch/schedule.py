@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.picture_file import write_picture
 from launch.schedule_drawing import draw
 from launch.schedule_picture import Picture
 from models.config import ConfigError
@@ -89,9 +90,11 @@ def schedule(words: Sequence[str]) -> int:
     if order.svg or order.png:
         picture = Picture(table, simulation)
         if order.svg:
-            _write(order.svg, "--svg", picture.svg().encode())
+            write_picture(order.svg, "--svg", picture.svg().encode())
+            print(order.svg)
         if order.png:
-            _write(order.png, "--png", picture.png())
+            write_picture(order.png, "--png", picture.png())
+            print(order.png)
     return 0
 
 
@@ -137,11 +140,3 @@ def _time(key: str, text: str) -> float:
     if not math.isfinite(value) or value < 0 or (value == 0 and key != "send"):
         raise ConfigError(f"{key}={text}: set it to a time in any unit, {least}")
     return value
-
-
-def _write(path: Path, flag: str, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}; name a file in a folder that you may write to") from error
-    print(path)

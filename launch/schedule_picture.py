@@ -1,39 +1,17 @@
 """A simulated schedule as a picture, SVG or PNG: one row a rank, time to the right, a pair is forward over backward.
 
-Both are written from one list of boxes. A PNG of flat boxes and digits is an indexed image, zlib and four chunks (W3C
-Portable Network Graphics, third edition), so no imaging library is needed.
+Both are written from one list of boxes.
 """
 
-import struct
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from launch.glyphs import ADVANCE, DOT, HEIGHT, dots, text_width
+from launch.png import Canvas
 from launch.schedule_drawing import shortest_cell
 from parallel.pipeline.action import Action, Op, Schedule, actions_of
 from parallel.pipeline.simulator import Simulation
 
-GLYPHS = {
-    "0": "111 101 101 101 111",
-    "1": "010 110 010 010 111",
-    "2": "111 001 111 100 111",
-    "3": "111 001 111 001 111",
-    "4": "101 101 111 001 001",
-    "5": "111 100 111 001 111",
-    "6": "111 100 111 101 111",
-    "7": "111 001 010 010 010",
-    "8": "111 101 111 101 111",
-    "9": "111 101 111 001 111",
-    "F": "111 100 110 100 100",
-    "B": "110 101 110 101 110",
-    "I": "111 010 010 010 111",
-    "W": "101 101 101 111 101",
-}
-"""3 × 5 dots each, rows from the top: what labels are made of."""
-DOT = 2
-"""Pixels of a dot."""
-ADVANCE, HEIGHT = 4 * DOT, 5 * DOT
-"""Of a glyph, with the gap that follows it, in pixels."""
 ROW, GAP = 28, 6
 """Height of a rank's row, and the room between rows."""
 MARGIN = 10
@@ -61,7 +39,7 @@ class Box(NamedTuple):
 
     @property
     def text_width(self) -> int:
-        return len(self.label) * ADVANCE - DOT
+        return text_width(self.label)
 
 
 class Picture:
@@ -95,20 +73,13 @@ class Picture:
     def png(self) -> bytes:
         """The picture as a PNG file."""
         palette = list(dict.fromkeys((PAPER, INK, *(box.colour for box in self._boxes))))
-        paper, ink = palette.index(PAPER), palette.index(INK)
-        rows = [bytearray([paper]) * self.width for _ in range(self.height)]
+        canvas = Canvas(self.width, self.height, palette)
         for box in self._boxes:
-            fill = bytes([palette.index(box.colour)]) * max(0, box.width - 1)  # the last column and line part boxes
-            for y in range(box.y, box.y + box.height - 1):
-                rows[y][box.x : box.x + len(fill)] = fill
-            for x, y in _dots(box):
-                for line in range(y, y + DOT):
-                    rows[line][x : x + DOT] = bytes([ink]) * DOT
-        header = struct.pack(">IIBBBBB", self.width, self.height, 8, 3, 0, 0, 0)  # 8 bits a pixel, indexed
-        colours = bytes.fromhex("".join(colour[1:] for colour in palette))
-        pixels = zlib.compress(b"".join(b"\0" + row for row in rows), 9)  # each line unfiltered
-        chunks = {b"IHDR": header, b"PLTE": colours, b"IDAT": pixels, b"IEND": b""}
-        return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks.items())
+            # The last column and line part boxes.
+            canvas.fill(box.x, box.y, box.width - 1, box.height - 1, box.colour)
+            left, top = box.x + (box.width - box.text_width) // 2, box.y + (box.height - HEIGHT) // 2
+            canvas.draw(dots(box.label, left, top), INK)
+        return canvas.encode()
 
     def _ranks(self) -> Iterator[Box]:
         """Every rank's number, its whole time as idle, and its cells on top."""
@@ -136,17 +107,3 @@ class Picture:
 def _box(x: int, y: int, width: int, height: int, colour: str, action: Action) -> Box:
     box = Box(x, y, width, height, colour, str(action.micro_batch))
     return box if box.text_width <= width else box._replace(label="")
-
-
-def _dots(box: Box) -> Iterator[tuple[int, int]]:
-    """Upper left corners of the dots of the box's label."""
-    left, top = box.x + (box.width - box.text_width) // 2, box.y + (box.height - HEIGHT) // 2
-    for i, character in enumerate(box.label):
-        for line, dots in enumerate(GLYPHS[character].split()):
-            for column, dot in enumerate(dots):
-                if dot == "1":
-                    yield left + i * ADVANCE + column * DOT, top + line * DOT
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

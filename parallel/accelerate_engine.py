@@ -27,6 +27,7 @@ from parallel.late_moments import add_moments, without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.owned import own
 from parallel.pipeline.executor import LossScale
+from parallel.update import Update, not_finite, step_unless
 from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World
 
@@ -80,13 +81,15 @@ class AccelerateEngine(WholeModelEngine):
             else "waits for DDP's all-reduces are in compute_bwd"
         )
 
-    def update(self, rate: float, max_norm: float) -> Tensor:
+    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
         """See Engine. The norm is summed in float32, as Accelerate does."""
         norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), max_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
-        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
+        whole_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
+        left_out = not_finite(whole_norm, losses)
+        step_unless(left_out, self._optimizer.optimizer)
+        return Update(whole_norm, left_out)
 
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
         """See Engine. FSDP2's parameters are resharded afterwards: no backward comes that would do it."""

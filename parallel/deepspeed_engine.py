@@ -37,6 +37,7 @@ from parallel.engine import OptimizerMaker
 from parallel.late_moments import without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state, put_together
 from parallel.pipeline.executor import LossScale
+from parallel.update import Update
 from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World
 
@@ -95,13 +96,14 @@ class DeepSpeedEngine(WholeModelEngine):
         """See Engine."""
         return "waits for DeepSpeed's collectives are in compute_fwd, compute_bwd and compute_opt"
 
-    def update(self, rate: float, max_norm: float) -> Tensor:
-        """See Engine."""
+    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
+        """See Engine; but DeepSpeed leaves out steps by their norm alone, whatever the `losses`."""
         self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm(), device=self._world.device).double()
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._world.device).double()
+        return Update(norm, torch.tensor(bool(self._engine.optimizer.overflow), device=self._world.device))
 
     def weights(self) -> dict[str, Shard]:
         """See Engine; copies of what this rank keeps, and buffers' own storage."""

@@ -20,6 +20,7 @@ from models.routing_totals import RoutingTotals
 from models.transformer import Batch
 from parallel.mesh import Axis
 from parallel.pipeline.executor import LossScale
+from parallel.update import Update
 
 OptimizerMaker = Callable[[Sequence[nn.Parameter]], Optimizer]
 """Makes AdamW over the parameters that an engine gives it, moments allocated."""
@@ -47,8 +48,9 @@ class Engine(Protocol):
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """[2], float64: what this rank adds to the mean cross-entropy and to the routers' loss of the global batch."""
 
-    def update(self, rate: float, max_norm: float) -> Tensor:
-        """Clip (infinity: only measure) and step at `rate`; the global gradient norm before clipping, float64."""
+    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
+        """Clip (infinity: only measure) and step at `rate`; leave it out, so that neither weights nor moments move, if
+        the global gradient norm or one of the global batch's `losses` is not finite."""
 
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
         """What this rank adds to Σ of the losses of all targets, float64. No gradients."""
@@ -57,7 +59,7 @@ class Engine(Protocol):
         """What this rank adds to the totals of all MoE layers since the last call."""
 
     def balance_experts(self, chosen_LE: Tensor) -> None:
-        """Move the routers' biases by the counts of the global batch."""
+        """Move the routers' biases by the counts of the global batch: where all are equal, nothing."""
 
     def weights(self) -> dict[str, Shard]:
         """Parameters and buffers as `model.*`: what this rank answers for. Called by all ranks together, as are the

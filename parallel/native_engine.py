@@ -19,6 +19,7 @@ from parallel.owned import masters
 from parallel.parallelize import ParallelModel
 from parallel.pipeline.executor import Executor, LossScale
 from parallel.pipeline.schedules import forward_schedule
+from parallel.update import Update, not_finite, step_unless
 
 
 class NativeEngine:
@@ -68,16 +69,17 @@ class NativeEngine:
             losses[0] = 0
         return losses
 
-    def update(self, rate: float, max_norm: float) -> Tensor:
+    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
         """See Engine."""
         parallel = self._parallel
         world = parallel.layout.degrees.world
         norm = clip_gradients(parallel.owned, max_norm, world, parallel.split_anywhere, self._comm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
+        left_out = not_finite(norm, losses)
+        step_unless(left_out, self._optimizer)
         parallel.gradients.publish()
-        return norm
+        return Update(norm, left_out)
 
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
         """See Engine. Parameters are resharded afterwards: no backward comes that would do it."""

@@ -40,10 +40,17 @@ from train.data.config import Boundaries
 from train.data.corpus import open_corpus
 from train.data.loader import BatchLoader
 from train.data.source import Corpus, check_same_corpus
-from train.failure import INTERRUPTED, exit_at_once, fail, refuse
+from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
+from train.faults.config import Place
+from train.faults.guard import Guard, guarded
+from train.faults.injector import Injector
+from train.faults.non_finite import NonFiniteSteps
+from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+from train.faults.stop import STOP_FILE, all_together
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.ledger.attempt import OpenAttempt, open_attempt
 from train.ledger.events import now_ns
+from train.ledger.launcher import launched, submitted
 from train.ledger.tiles import Tiles
 from train.loop import Trainer
 from train.meter import Meter
@@ -86,9 +93,12 @@ class Accepted:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed, 130 when interrupted."""
+    """Run this rank. Exits 0 when trained, 2 when refused, 1 when failed, 130 when interrupted, and
+    as train/faults/stop.py says when stopped."""
     started, main_ns = time.monotonic(), now_ns()
     launch = Launch.from_environment()
+    if LAUNCHED_BY_TORCHRUN in os.environ:
+        die_with_parent()
     try:
         job = _read(sys.argv[1:] if arguments is None else arguments, launch)
         if job is None:
@@ -96,10 +106,12 @@ def main(arguments: list[str] | None = None) -> None:
         store = launch.open_store(TIMEOUT)
         wait_for_acceptance(store, launch.world_size)
         world = World.join(launch, job.device, store)
-        _train(job, world, started, main_ns)
+        _train(job, launch, world, started, main_ns)
         world.leave()
     except ConfigError as error:
         refuse(error, launch)
+    except JobEnds as end:
+        end_together(end.line, end.exit_code, launch)
     except Exception as error:
         fail(error, launch)
     except KeyboardInterrupt:  # every rank gets it, and none has anything to say
@@ -143,6 +155,8 @@ def _accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepte
     if folder:
         check_same_job(folder, plain, corpus.fingerprint)
         check_steps_left(folder / "checkpoints", config.train.steps)
+        if (folder / STOP_FILE).exists():
+            raise ConfigError(f"{folder / STOP_FILE} asks this run to stop: remove it to go on")
     starting = not folder or newest_checkpoint(folder / "checkpoints") is None
     init_from = find_weights(config.model.init_from, config.model) if config.model.init_from and starting else None
     if isinstance(init_from, CheckpointWeights) and launch.rank == 0:
@@ -167,13 +181,15 @@ def _say_what_is_other(weights: CheckpointWeights, config: JobConfig) -> None:
         )
 
 
-def _train(job: Accepted, world: World, started: float, main_ns: int) -> None:
+def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns: int) -> None:
     """Agree on the corpus and the folder, and run."""
     config = job.config
     clock = PhaseClock(time_source(world.device)) if config.measure.clock else Clock()
     comm = Communicator(clock)
     check_same_corpus(comm.all_gather_object(job.corpus.fingerprint))
-    folder = comm.broadcast_object(job.folder or new_folder(config.run, config.model.name, config.strategy.name))
+    launcher = os.getppid() if launch.launched else None
+    named = job.folder or new_folder(config.run, config.model.name, config.strategy.name, launcher)
+    folder = comm.broadcast_object(named)
     with shared_folder(folder, comm, world.rank):
         finished = comm.broadcast_object(_finished(folder, config.train.steps) if world.rank == 0 else None)
         if finished:
@@ -185,8 +201,13 @@ def _train(job: Accepted, world: World, started: float, main_ns: int) -> None:
         joined_ns = now_ns()
         peak = peak_flops(world.device, config.precision.compute.torch)
         facts = _attempt_facts(config, peak)
-        with open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt, fsdp_timed(clock, world.device):
-            _run(job, world, comm, folder, attempt, peak, started)
+        with (
+            all_together(comm),
+            open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt,
+            guarded(folder, attempt, launch, clock, config.recovery) as guard,
+            fsdp_timed(clock, world.device),
+        ):
+            _run(job, world, comm, folder, attempt, guard, peak, started)
 
 
 def _finished(folder: Path, steps: int) -> RunSummary | None:
@@ -199,8 +220,8 @@ def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
     """What the books know of an attempt from its configuration."""
     sequence_length = config.data.sequence_length
     return {
-        "launched": None,
-        "submitted": None,
+        "launched": launched(),
+        "submitted": submitted(),
         "layout": config.strategy.name,
         "tokens_per_step": config.train.global_batch_size * sequence_length,
         "flops_per_token": flops_per_token(config.model, sequence_length, causal=True),
@@ -214,18 +235,23 @@ def _run(
     comm: Communicator,
     folder: Path,
     attempt: OpenAttempt,
+    guard: Guard,
     peak: Peak,
     started: float,
 ) -> None:
     """Build what the configuration names, and let it run."""
     config = job.config
     degrees = Degrees.resolve(config.strategy, world.size)
+    injector = Injector(config.faults.inject, world.rank, attempt.number, folder)
+    injector.listen(comm.clock)
+    injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
     attempt.tiles.end("init_model")
-    hooks = Hooks(ledger=attempt.ledger)
-    store = CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
+    store = _open_store(config, folder, attempt, guard, injector, comm, world)
+    guard.beat.at("ckpt_load")
     resumed = store.resume(engine)
     progress = resumed.progress
+    guard.beat.at("init_model", progress.step)
     attempt.tiles.end("ckpt_load")
     attempt.ledger.write("resumed", step=progress.step, passed_over=resumed.passed_over)
     if job.init_from and progress.step == 0:
@@ -241,13 +267,25 @@ def _run(
         train=config.train,
         optim=config.optim,
         checkpoint=config.checkpoint,
-        step=OptimizerStep(engine, comm, _batch_maker(job), config.train.global_batch_size, config.optim.clip_norm),
+        step=OptimizerStep(
+            engine,
+            comm,
+            _batch_maker(job),
+            config.train.global_batch_size,
+            config.optim.clip_norm,
+            asks=guard.stop.own,
+            injector=injector,
+        ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
         loader=loader,
         heldout=job.corpus.heldout,
         store=store,
         meter=_open_meter(job, described, engine, world, comm, plan, attempt.tiles, started),
         traces=_open_traces(job, plan, world, comm, folder),
+        guard=guard,
+        injector=injector,
+        non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
+        check_replicas_every=config.recovery.check_replicas_every,
         report=report,
         comm=comm,
         device=world.device,
@@ -256,8 +294,26 @@ def _run(
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
     with loader, report or nullcontext():
         trainer.run(progress)
-    if report:
+    if report and guard.fence.still_ours(at_once=True):
         report.summarise()
+
+
+def _open_store(
+    config: JobConfig,
+    folder: Path,
+    attempt: OpenAttempt,
+    guard: Guard,
+    injector: Injector,
+    comm: Communicator,
+    world: World,
+) -> CheckpointStore:
+    hooks = Hooks(
+        ledger=attempt.ledger,
+        still_ours=partial(guard.fence.still_ours, at_once=True),
+        reach=injector.reach,
+        committed=injector.committed,
+    )
+    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(

@@ -21,11 +21,25 @@ from parallel.world import Launch, is_peer_failure
 
 REFUSED = 2
 FAILED = 1
+DIVERGED = 3
 INTERRUPTED = 130
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """The variable in which torchrun says where it looks for a rank's last words."""
 GRACE_S = 20.0
 """How long a rank that should not speak waits for torchrun to end it; it does within a second or two."""
+
+
+class JobEnds(SystemExit):
+    """All ranks end the job, at the same point and for one reason."""
+
+    def __init__(self, cause: str, code: int, line: str) -> None:
+        """`cause`: the ledger's word for it; `code`: what the process exits with; `line`: for the user."""
+        super().__init__(code)
+        self.cause, self.exit_code, self.line = cause, code, line
+
+    def __str__(self) -> str:
+        """The line."""
+        return self.line
 
 
 def refuse(error: ConfigError, launch: Launch) -> NoReturn:
@@ -39,6 +53,15 @@ def refuse(error: ConfigError, launch: Launch) -> NoReturn:
     _record_line(line)
     # No clean-up: a process group that lacks a peer does not end by itself.
     exit_at_once(REFUSED)
+
+
+def end_together(line: str, code: int, launch: Launch) -> NoReturn:
+    """Exit with `code` where all ranks do, and none is waited for any more; `line` is printed by rank 0, and recorded
+    for torchrun."""
+    if launch.rank == 0:
+        print(f"switchyard: {line}", file=sys.stderr, flush=True)
+    _record_line(f"switchyard: {line}")
+    exit_at_once(code)
 
 
 def fail(error: BaseException, launch: Launch) -> NoReturn:

@@ -13,6 +13,11 @@ from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
+from train.faults.guard import Guard
+from train.faults.injector import Injector
+from train.faults.non_finite import NonFiniteSteps
+from train.faults.replicas import check_replicas
+from train.faults.stop import Stopped
 from train.meter import Meter
 from train.optimizer import learning_rate
 from train.report import Report
@@ -35,16 +40,26 @@ class Trainer:
     store: CheckpointStore
     meter: Meter
     traces: TracedSteps
+    guard: Guard
+    injector: Injector
+    non_finite: NonFiniteSteps
+    check_replicas_every: int
+    """Steps, and before every checkpoint; 0: never."""
     report: Report | None
     """Where rank 0 writes; None on the other ranks."""
     comm: Communicator
     device: torch.device
 
     def run(self, progress: Progress) -> None:
-        """Train from `progress` to the last step."""
-        first = progress.step + 1
+        """Train from `progress` to the last step.
+
+        Raises:
+            JobEnds: on every rank after the same step: a stop was asked for, or it has diverged.
+        """
+        first, save_owed = progress.step + 1, False
         self.meter.begin(progress.step)
-        for step in range(first, self.train.steps + 1):
+        while progress.step < self.train.steps:
+            step = self.injector.step = progress.step + 1
             if self.traces.due_before(step):
                 with self.meter.apart(Phase.profile):
                     self.traces.before(step)
@@ -53,33 +68,66 @@ class Trainer:
             rate = learning_rate(self.optim, step, self.train.steps)
             result = self.step(tokens_MBS, rate)
             self.comm.clock.enter(Phase.log)
+            self.non_finite.issued(step, result.left_out)
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)
             progress = Progress(step, progress.tokens + n_tokens)
             self.meter.throughput.count(n_tokens)
             self.store.poll()
 
             last = step == self.train.steps
-            evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every))
-            saving = (last and self.checkpoint.at_end) or _due(step, self.checkpoint.every)
+            stopping = None if last else self.guard.agreed(result.asked)
+            if stopping and not stopping.saves:
+                raise Stopped(stopping, step, saved=False)
+            evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every)) and not stopping
+            saves = self.checkpoint.at_end or self.checkpoint.every > 0
+            saving = (last and self.checkpoint.at_end) or _due(step, self.checkpoint.every) or bool(stopping and saves)
+            saving |= save_owed
             traced = self.traces.traced(step)
             # A step that is followed by other work is measured too: that drains the device, and so what is left out of
             # the stopwatch is that work alone, with no step still running in it.
-            other_work = evaluating or saving or traced or self.traces.due_before(step + 1)
+            other_work = evaluating or saving or bool(stopping) or traced or self.traces.due_before(step + 1)
+            other_work |= self.non_finite.must_go_back
             if step == first or other_work or last or _due(step, self.train.log_every):
                 row = self.meter.row(progress, rate, result, self.traces.slowed(step)) | self.store.take_metrics()
+                self.non_finite.settle()
+                row["train/skipped_steps"] = self.non_finite.take_count()
                 if traced:  # at once: whatever came first would be in the trace
                     with self.meter.apart(Phase.profile):
                         self.traces.end(step, self.meter.waited_s)
                 if evaluating:
                     with self.meter.apart(Phase.eval):
                         row["eval/loss"] = self.evaluate()
-                if self.report:
+                if self.report and self.guard.fence.still_ours():
                     self.report.log(row)
+            if self.non_finite.must_go_back:
+                progress = self.go_back()
+                continue
+            # A step that was left out is no place to come back to: the next one is.
+            save_owed = saving and self.non_finite.in_a_row > 0 and not (last or stopping)
+            saving = saving and not save_owed
+            if self.check_replicas_every and (saving or _due(step, self.check_replicas_every)):
+                check_replicas(self.step.engine, self.comm, step)
             if saving:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
+            if stopping:
+                self.finish()
+                raise Stopped(stopping, step, saving)
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the last save."""
         with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
             self.store.finish()
+        self.guard.beat.at("shutdown")
+
+    def go_back(self) -> Progress:
+        """To the newest checkpoint; steps after it will be done again, and have rows again."""
+        self.non_finite.go_back(self.store.newest_step())
+        progress = self.store.resume(self.step.engine).progress
+        self.loader.go_to(progress.step)
+        self.meter.begin(progress.step, "ckpt_load")
+        return progress
 
     def evaluate(self) -> float:
         """Held-out loss, nats per token."""

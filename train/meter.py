@@ -51,9 +51,9 @@ class Meter:
     _begun: bool = field(default=False, init=False)
     """Whether a row was made."""
 
-    def begin(self, after_step: int) -> None:
-        """Forget what was before: the start is no step. The next one is that after `after_step`."""
-        self.tiles.end("init_model")
+    def begin(self, after_step: int, bucket: str = "init_model") -> None:
+        """Forget what was before, which was a `bucket` and no step. The next one is that after `after_step`."""
+        self.tiles.end(bucket)
         self.tiles.start_at(after_step)
         self.throughput.end_window()
         self.comm.clock.end_window()

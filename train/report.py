@@ -47,6 +47,10 @@ class Report:
         self._line.update(row)
         self._name_slow_rank(row)
 
+    def note(self, text: str) -> None:
+        """Say a line beside the metrics."""
+        self._line.note(text)
+
     def __enter__(self) -> Self:
         return self
 

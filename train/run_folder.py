@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from models.config import ConfigError
 from train.config import RunConfig
+from train.ledger.events import now_ns, process_started_ns
 from train.metrics.summary import Attempt
 
 # What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
@@ -48,10 +50,19 @@ def named_folder(run: RunConfig) -> Path | None:
     return None if key == "root" else folder
 
 
-def new_folder(run: RunConfig, model_name: str, strategy_name: str) -> Path:
-    """A folder named by time, model and strategy. Every rank makes one and rank 0's counts: their clocks differ."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return (Path(run.root).expanduser() / f"{stamp}-{model_name}-{strategy_name}-{os.getpid()}").resolve()
+def new_folder(run: RunConfig, model_name: str, strategy_name: str, launcher: int | None = None) -> Path:
+    """A folder named by time, model and strategy. Every rank makes one and rank 0's counts: their clocks differ.
+
+    `launcher`: the process that may start this one again, and to which the same folder shall belong then.
+    """
+    pid, began_s = os.getpid(), time.time()
+    if launcher:
+        pid, began_s = launcher, began_s - (now_ns() - process_started_ns(launcher)) / 1e9
+    root = Path(run.root).expanduser().resolve()
+    # Between two starts the wall clock may be moved a little, and with it that time.
+    stamps = [datetime.datetime.fromtimestamp(began_s + s).strftime("%Y%m%d-%H%M%S") for s in (0, -1, 1)]
+    folders = [root / f"{stamp}-{model_name}-{strategy_name}-{pid}" for stamp in stamps]
+    return next((folder for folder in folders if folder.exists()), folders[0])
 
 
 def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str) -> None:

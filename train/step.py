@@ -16,6 +16,7 @@ from parallel.comm_kind import CommKind
 from parallel.engine import Engine
 from parallel.pipeline.executor import LossScale
 from train.batch import BatchMaker
+from train.faults.injector import Injector
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,12 @@ class StepResult:
     """What the routers added to the objective, per token."""
     grad_norm: Tensor
     """Global 2-norm before clipping."""
+    left_out: Tensor
+    """Whether the step was not finite, and so moved nothing: a bool scalar, the same on every rank."""
     routing: RoutingTotals
     """Over the global batch."""
+    asked: Tensor
+    """Sum over ranks of what each asks (OptimizerStep.asks)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class OptimizerStep:
     """Largest global gradient norm; None only measures."""
     before_update: Callable[[Engine], None] | None = None
     """Sees the engine while its gradients are the global ones, not yet clipped."""
+    asks: Callable[[], int] | None = None
+    """What this rank asks of all, a number to be summed (train/faults/stop.py)."""
+    injector: Injector | None = None
+    """Spoils losses on purpose."""
 
     def __call__(self, tokens_MBS: Tensor, rate: float) -> StepResult:
         """Train on this rank's micro-batches; gradients are those of the global batch's mean loss."""
@@ -54,19 +63,21 @@ class OptimizerStep:
         n_tokens = self.global_batch_size * (tokens_MBS.shape[-1] - 1)
         n_targets = self._count_targets(tokens_MBS, n_tokens)
         batches = [self.make_batch(tokens_BS) for tokens_BS in tokens_MBS]
-        losses = self.engine.forward_backward(batches, LossScale(n_targets, n_tokens))
+        spoilt = self.injector.loss_factor() if self.injector else 1
+        losses = self.engine.forward_backward(batches, LossScale(n_targets * spoilt, n_tokens * spoilt))
         clock.enter(Phase.compute_opt)
         if self.before_update:
             self.before_update(self.engine)
-        grad_norm = self.engine.update(rate, self.clip_norm if self.clip_norm is not None else float("inf"))
-
         routing_LN = self.engine.take_routing().pack()
-        # One collective for all that ranks tell each other.
-        totals = torch.cat((losses, routing_LN.flatten()))
+        # One collective for all that ranks tell each other; before the update, which a loss may forbid.
+        asked = losses.new_full((1,), self.asks() if self.asks else 0)  # as an argument: no copy that waits
+        totals = torch.cat((losses, asked, routing_LN.flatten()))
         self.comm.all_reduce(totals, None, CommKind.control)
-        routing = RoutingTotals.unpack(totals[2:].view_as(routing_LN))
-        self.engine.balance_experts(routing.chosen_LE)
-        return StepResult(totals[0], totals[1], grad_norm, routing)
+        routing = RoutingTotals.unpack(totals[3:].view_as(routing_LN))
+        largest_norm = self.clip_norm if self.clip_norm is not None else float("inf")
+        grad_norm, left_out = self.engine.update(rate, largest_norm, totals[:2])
+        self.engine.balance_experts(routing.chosen_LE.masked_fill(left_out, 0))
+        return StepResult(totals[0], totals[1], grad_norm, left_out, routing, totals[2])
 
     def _count_targets(self, tokens_MBS: Tensor, n_tokens: int) -> Tensor | int:
         """Targets of the global batch: all its tokens, unless some of them begin a document."""

@@ -33,9 +33,9 @@ At = tuple[int, int, int]
 class LossScale:
     """What this rank's sums are divided by, so that the ranks' gradients add up to those of the mean."""
 
-    n_targets: Tensor | int
+    n_targets: Tensor | float
     """Of the global batch."""
-    n_tokens: int
+    n_tokens: float
     """Of the global batch."""
 
 

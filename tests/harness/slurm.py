@@ -1,4 +1,4 @@
-"""Stand-ins for SLURM's three programs, which start a job at once, all its nodes here. A real one is not at hand."""
+"""Stand-ins for SLURM's four programs, which start a job at once, all its nodes here. A real one is not at hand."""
 
 from pathlib import Path
 
@@ -16,7 +16,21 @@ PROGRAMS = {
         export SLURM_JOB_ID=7 SLURM_JOB_NODELIST="node[0-9]" SLURM_JOB_NUM_NODES=$nodes SLURM_CPUS_ON_NODE=4
         exec bash "$here/slurm_script" "$@"
     """,
-    "scontrol": "echo localhost; echo another",
+    "scontrol": """
+        case "$1 $2" in
+            "show hostnames") echo localhost; echo another ;;
+            "show job")
+                echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
+                echo "   SubmitTime=2026-11-26T10:00:00 E=1"
+                ;;
+            *) echo "$*" >> "$(dirname "$0")/flags" ;;
+        esac
+    """,
+    # To the tasks and not to the script, as the real one without --batch.
+    "scancel": """
+        echo "$*" >> "$(dirname "$0")/flags"
+        kill "${1/#--signal=/-}" $(cat "$(dirname "$0")/tasks")
+    """,
     "srun": """
         nodes=1
         while [[ $1 == --* ]]; do
@@ -25,6 +39,9 @@ PROGRAMS = {
             shift
         done
         for ((node = 0; node < nodes; node++)); do SLURM_NODEID=$node "$@" & done
+        # Told to end, the real one kills its tasks.
+        trap 'kill -KILL $(jobs -p)' TERM
+        jobs -p > "$(dirname "$0")/tasks"
         for ((node = 0; node < nodes; node++)); do wait -n || exit; done
     """,
 }

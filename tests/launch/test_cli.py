@@ -77,14 +77,15 @@ def test_a_refusal_is_one_line_and_code_2(
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["show", "--help"]])
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
-    assert "switchyard train [nproc=N] [key=value …]" in capsys.readouterr().out
+    assert "switchyard train [nproc=N] [restarts=K] [key=value …]" in capsys.readouterr().out
 
 
 def test_train_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["train", "--help"])
     assert left.value.code == 0
-    assert capsys.readouterr().out.startswith("switchyard train [nproc=N] [key=value …] [--cfg job] [--config-dir DIR]")
+    said = capsys.readouterr().out
+    assert said.startswith("switchyard train [nproc=N] [restarts=K] [key=value …] [--cfg job] [--config-dir DIR]")
 
 
 def test_cfg_job_prints_and_starts_nothing(started: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:

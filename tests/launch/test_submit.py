@@ -130,14 +130,14 @@ def test_the_script_asks_for_a_launcher_a_node(slurm: Path) -> None:
     assert {"--ntasks-per-node=1", "--ntasks=2", "--cpus-per-task=96", "--kill-on-bad-exit=1"} < set(out)
     assert out[out.index("--master-addr") + 1] == "localhost"
     assert out[out.index("--master-port") + 1] == "15012"
-    assert out[-4:] == ["-m", "train", "run.name=slurm-30012", "model=tiny"]
+    assert out[-5:] == ["-m", "train", "recovery.stop_grace_s=105", "run.name=slurm-30012", "model=tiny"]
 
 
 def test_a_job_started_again_has_its_number_and_a_named_run_its_name(slurm: Path) -> None:
     assert "start 3: " in script(slurm, SLURM_RESTART_COUNT="2").splitlines()[0]
     for word in ("run.name=mine", "run.dir=mine"):
         out = script(slurm, "model=tiny", word).splitlines()
-        assert out[out.index("-m") :] == ["-m", "train", "model=tiny", word]
+        assert out[-4:] == ["train", "recovery.stop_grace_s=105", "model=tiny", word]
     given = {"OMP_NUM_THREADS": "3", "RANKS_PER_NODE": "4", "SLURM_GPUS_ON_NODE": "8"}
     out = script(slurm, **given).splitlines()
     assert out[1] == "threads 3"

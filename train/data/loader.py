@@ -56,6 +56,7 @@ class BatchLoader:
         self.device = device
         self._step = start_step
         self._closed = False
+        self._prefetch = prefetch
         self._prefetcher = Prefetcher(self._read, prefetch) if prefetch else None
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -82,6 +83,13 @@ class BatchLoader:
     ) -> None:
         """Close."""
         self.close()
+
+    def go_to(self, step: int) -> None:
+        """Give the batch of `step` next; what was prepared of others is dropped."""
+        if self._prefetcher:
+            self._prefetcher.close()
+        self._step = step
+        self._prefetcher = Prefetcher(self._read, self._prefetch) if self._prefetch else None
 
     def close(self) -> None:
         """Stop the thread, if there is one, and drop what it prepared. May be called again."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Optional
 
 from models.config import ConfigError
 
@@ -17,8 +18,8 @@ class Fault(Enum):
     """Stands still, as a hang does."""
     slow = "slow"
     """Sleeps for `seconds` at `place`: at forward a slow rank, at data a slow loader, at save a slow disk."""
-    nan = "nan"
-    """The step's loss, and so its gradients, are not finite."""
+    non_finite = "non_finite"
+    """The step's loss, and so its gradients, are not finite on this rank."""
     corrupt = "corrupt"
     """One byte of this rank's part of the step's checkpoint is flipped once it is committed."""
     fail = "fail"
@@ -56,12 +57,57 @@ class FaultConfig:
     """To whom."""
     step: int = 0
     """In which step, or the save after it; of no meaning at start and load."""
-    place: Place = Place.forward
-    """Where."""
+    place: Optional[Place] = None
+    """Where; null: at write for fail, else at forward. non_finite and corrupt take none."""
     seconds: float = 0.0
     """slow: for how long."""
     attempt: int = 1
     """In which start of the job; 0: in every one."""
+
+    @property
+    def at(self) -> Place | None:
+        """Where; None for what has no place among them."""
+        if self.what in OWN_PLACE:
+            return None
+        return self.place or (Place.write if self.what is Fault.fail else Place.forward)
+
+    def check(self, key: str, world_size: int, steps: int) -> None:
+        """Refuse what cannot happen in a job of `steps` steps. `key` names this fault.
+
+        Raises:
+            ConfigError: naming the key and what to set it to.
+        """
+        what = f"{key}.what={self.what.value}"
+        if not 0 <= self.rank < world_size:
+            ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+            raise ConfigError(f"{key}.rank={self.rank}: there is no such rank among {ranks}")
+        if self.attempt < 0:
+            raise ConfigError(f"{key}.attempt={self.attempt}: set it to 1 or more, or 0 for every attempt")
+        if self.place and self.what in OWN_PLACE:
+            raise ConfigError(f"{key}.place={self.place.value}: {what} takes no place; leave it out")
+        if self.what is Fault.fail and self.at not in FAILING:
+            places = " or ".join(place.value for place in FAILING)
+            raise ConfigError(
+                f"{key}.place={self.place.value if self.place else None}: {what} fails a save; set it to {places}"
+            )
+        if self.at is Place.rename and self.rank != 0:
+            raise ConfigError(f"{key}.rank={self.rank}: rank 0 renames; set it to 0, or {key}.place to another")
+        if self.at in STEPLESS and self.step:
+            raise ConfigError(f"{key}.step={self.step}: nothing has a step at {self.at.value}; leave it out")
+        if self.at not in STEPLESS and not 1 <= self.step <= steps:
+            raise ConfigError(f"{key}.step={self.step}: set it in 1 to {steps} (train.steps)")
+        if self.what is Fault.slow and self.seconds <= 0:
+            raise ConfigError(f"{key}.seconds={self.seconds}: {what} sleeps so long; set it above 0")
+        if self.what is not Fault.slow and self.seconds:
+            raise ConfigError(f"{key}.seconds={self.seconds}: {what} reads no seconds; leave it out")
+
+
+OWN_PLACE = (Fault.non_finite, Fault.corrupt)
+"""What happens in a place of its own: in the loss, and after a checkpoint got its name."""
+FAILING = (Place.write, Place.rename)
+"""Where a save can fail."""
+STEPLESS = (Place.start, Place.load)
+"""Once an attempt."""
 
 
 @dataclass
@@ -73,13 +119,11 @@ class FaultsConfig:
     inject: list[FaultConfig] = field(default_factory=list)
     """What happens, as in 'faults.inject=[{what: sigkill, rank: 1, step: 7}]'."""
 
-    def check(self, world_size: int) -> None:
-        """Refuse faults that cannot happen.
+    def check(self, world_size: int, steps: int) -> None:
+        """Refuse faults that cannot happen in a job of `steps` steps.
 
         Raises:
             ConfigError: naming the key and what to set it to.
         """
         for index, fault in enumerate(self.inject):
-            key = f"faults.inject[{index}]"
-            if not 0 <= fault.rank < world_size:
-                raise ConfigError(f"{key}.rank={fault.rank}: there is no such rank among {world_size}")
+            fault.check(f"faults.inject[{index}]", world_size, steps)

@@ -12,7 +12,7 @@ from typing import Any
 from models.config import ConfigError
 from parallel.comm import Communicator
 from parallel.world import World, is_peer_failure
-from train.failure import FAILED, INTERRUPTED, REFUSED
+from train.failure import FAILED, INTERRUPTED, REFUSED, JobEnds
 from train.ledger.events import attempt_folder, boot_id, process_started_ns, take_attempt
 from train.ledger.ledger import Ledger
 from train.ledger.tiles import Tiles
@@ -78,6 +78,8 @@ def open_attempt(
 def _last_words(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ConfigError):
         return "refused", REFUSED
+    if isinstance(error, JobEnds):
+        return error.cause, error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", INTERRUPTED
     return "lost_peers" if is_peer_failure(error) else "failed", FAILED

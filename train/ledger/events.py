@@ -53,9 +53,9 @@ def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def process_started_ns() -> int:
-    """When this process began, by the same clock."""
-    with open("/proc/self/stat") as file:
+def process_started_ns(pid: int | None = None) -> int:
+    """When process `pid` began, by the same clock; None: this one. Raises OSError: there is none."""
+    with open(f"/proc/{pid or 'self'}/stat") as file:
         ticks = int(file.read().rpartition(")")[2].split()[19])
     return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 

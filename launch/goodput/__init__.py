@@ -1,0 +1,1 @@
+"""`switchyard goodput`: what every rank-second of a run went to."""

@@ -1,0 +1,49 @@
+"""`python -m launch.requeue key=value …`: whether a job that a queue cut short shall queue again; launch/slurm.sbatch
+asks. Exits 0 if it shall, and otherwise says why not and exits 1."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from conf.command_line import CommandLine
+from conf.compose import compose
+from models.config import ConfigError
+from train.faults.stop import STOP_FILE
+from train.faults.watch.stamps import read_events
+from train.ledger.events import attempt_folder, attempts
+from train.run_folder import named_folder
+
+FRUITLESS = 3
+"""So many attempts in a row without a new checkpoint are a loop that gets nowhere."""
+
+
+def why_not(folder: Path) -> str | None:
+    """Why the job of this run folder shall not queue again; None if it shall."""
+    if (folder / STOP_FILE).exists():
+        return f"{folder / STOP_FILE} asks it to stop"
+    last = attempts(folder)[-FRUITLESS:]
+    if len(last) == FRUITLESS and not any(_saved(attempt_folder(folder, attempt)) for attempt in last):
+        return f"its last {FRUITLESS} attempts saved nothing: set checkpoint.every to fewer steps, or --time to more"
+    return None
+
+
+def _saved(attempt: Path) -> bool:
+    return any(event["ev"] == "committed" for event in read_events(attempt / "rank-00000.jsonl"))
+
+
+def main(words: Sequence[str]) -> int:
+    """See above."""
+    try:
+        line = CommandLine.parse(words, program="python -m launch.requeue")
+        folder = named_folder(compose(line.overrides, line.config_dir).config.run)
+    except ConfigError as error:
+        print(f"switchyard: {error}", file=sys.stderr)
+        return 1
+    if folder and (why := why_not(folder)):
+        print(f"switchyard: not queued again: {why}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

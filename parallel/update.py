@@ -1,0 +1,39 @@
+"""An update of the weights that is left out where a number is not finite: decided on the device, with nobody waiting.
+
+Every rank decides alone, and all alike: the gradient norm is of all ranks' gradients, the losses are all ranks' sums.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Update(NamedTuple):
+    """What came of one."""
+
+    grad_norm: Tensor
+    """Global 2-norm before clipping, a float64 scalar."""
+    left_out: Tensor
+    """A bool scalar, the same on every rank: nothing was moved."""
+
+
+def not_finite(grad_norm: Tensor, losses: Tensor) -> Tensor:
+    """Whether any of the numbers is NaN or infinite, a bool scalar."""
+    return ~(grad_norm.isfinite() & losses.isfinite().all())
+
+
+def step_unless(left_out: Tensor, optimizer: Optimizer) -> None:
+    """`optimizer.step()`; if `left_out`, parameters, moments and step counts stay as they are, to the bit.
+
+    On a GPU by what torch's GradScaler tells a fused optimizer: its kernel reads `found_inf` and returns.
+    """
+    if not left_out.is_cuda:
+        if not left_out:
+            optimizer.step()
+        return
+    if not optimizer.defaults.get("fused"):
+        raise RuntimeError(f"{type(optimizer).__name__} on a GPU is not fused: it would not leave out a step")
+    optimizer.found_inf = left_out.to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.step()

@@ -1,0 +1,107 @@
+"""What a job does about steps that are not finite, of which the engine left the updates out.
+
+    step          7 issued    8 issued    9 issued                         row, save
+    looked at                 7           8           …   one step late,   and the last one where the device is drained
+
+So nobody waits for the device: while the host learns of one step, the next one is already enqueued. All ranks look at
+the same flags at the same places, and so agree without a word; on CPU they look as late.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from train.failure import DIVERGED, JobEnds
+from train.faults.recovery_config import NonFinite, RecoveryConfig
+from train.late_number import LateNumber
+from train.ledger.ledger import Ledger
+
+ADVICE = "lower optim.lr, or look at the data of that step"
+
+
+class NonFiniteSteps:
+    """Counts them on one rank, and says when to go back. All ranks call its methods together."""
+
+    def __init__(self, recovery: RecoveryConfig, ledger: Ledger, say: Callable[[str], None] | None) -> None:
+        """`say`: where a line for the user goes; None on all ranks but one."""
+        self._recovery, self._ledger, self._say = recovery, ledger, say
+        self._late: tuple[int, LateNumber] | None = None
+        self._in_a_row: list[int] = []
+        self._since_row = 0
+        self._went_back_to: int | None = None
+        self._rollbacks = 0
+        """To that step, one after another."""
+
+    @property
+    def in_a_row(self) -> int:
+        """Steps that were left out at the end of those looked at."""
+        return len(self._in_a_row)
+
+    @property
+    def must_go_back(self) -> bool:
+        """Whether there were too many in a row."""
+        return self.in_a_row >= self._recovery.non_finite_in_a_row
+
+    def issued(self, step: int, left_out: Tensor) -> None:
+        """`step` is under way, its flag among it: look at the one before.
+
+        Raises:
+            JobEnds: if that one was not finite, and the job is to fail then.
+        """
+        self.settle()
+        self._late = step, LateNumber(left_out)
+
+    def settle(self) -> None:
+        """Look at the last step too. Waits for it, and raises as `issued`."""
+        if self._late is None:
+            return
+        (step, flag), self._late = self._late, None
+        if not flag.read():
+            if not self.must_go_back:  # else this step was begun before that was known
+                self._in_a_row = []
+            return
+        self._in_a_row.append(step)
+        self._since_row += 1
+        self._ledger.write("skipped", step=step)
+        if self._recovery.non_finite is NonFinite.fail:
+            raise JobEnds(
+                "diverged",
+                DIVERGED,
+                f"step {step}: the loss or the gradient norm is not finite; {ADVICE}, or set recovery.non_finite=skip",
+            )
+        if self._say:
+            in_a_row = f" ({self.in_a_row} in a row)" if self.in_a_row > 1 else ""
+            self._say(f"step {step}: the loss or the gradient norm is not finite; its update was left out{in_a_row}")
+
+    def take_count(self) -> int:
+        """How many there were since the last call."""
+        count, self._since_row = self._since_row, 0
+        return count
+
+    def go_back(self, newest: int | None) -> None:
+        """The job is about to go back to the checkpoint after step `newest`, if there is one.
+
+        Raises:
+            JobEnds: if there is none, or it went back there often enough.
+        """
+        first, last = self._in_a_row[0], self._in_a_row[-1]
+        what = f"steps {first} to {last} were not finite" if last > first else f"step {first} was not finite"
+        if newest is None:
+            raise JobEnds(
+                "diverged",
+                DIVERGED,
+                f"{what}, and there is no checkpoint to go back to: the job has diverged; {ADVICE}; with "
+                "checkpoint.every there would be one",
+            )
+        self._rollbacks = self._rollbacks + 1 if newest == self._went_back_to else 1
+        if self._rollbacks > self._recovery.rollbacks:
+            raise JobEnds(
+                "diverged",
+                DIVERGED,
+                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} to step {newest} did not help: the job has "
+                f"diverged; {ADVICE}",
+            )
+        self._went_back_to, self._in_a_row = newest, []
+        self._ledger.write("rollback", step=newest, cause="non_finite")
+        if self._say:
+            self._say(f"{what}: going back to the checkpoint after step {newest}")

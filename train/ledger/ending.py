@@ -1,0 +1,70 @@
+"""How an attempt ended: what came first of all that its ranks and their watchers wrote of it."""
+
+from dataclasses import dataclass
+
+from train.ledger.alignment import Aligned
+from train.ledger.buckets import LOST
+from train.ledger.records import Exit, Gone, Hang
+
+FINISHED, PREEMPTED = "finished", "preempted"
+CLEAN = (FINISHED, PREEMPTED, "stopped")
+"""Words of a rank that ended because all had agreed to."""
+CRASH, HANG, VANISHED = "crash", "hang", "vanished"
+"""vanished: nothing saw the end, and another attempt followed; a host was lost, or everything on it killed at once."""
+FAILURES = (CRASH, HANG, VANISHED)
+"""Ends that nobody meant."""
+LOST_TO = {
+    HANG: "hang",
+    FINISHED: "unsaved",
+    PREEMPTED: "preempt",
+    "stopped": "preempt",
+    "fenced": "fenced",
+    "diverged": "nan",
+    "interrupted": "interrupt",
+}
+"""What takes back the steps of an attempt that ended so; all else is a crash."""
+_CAUSE_OF_WORDS = {"failed": CRASH, "lost_peers": CRASH}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Of one attempt."""
+
+    cause: str
+    """crash, hang, vanished, or a rank's last words: finished, preempted, stopped, refused, diverged, fenced, …"""
+    rank: int | None
+    """Whose end came first; None if nothing saw it."""
+    progress: int
+    """Until then the ranks got on."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether all ranks agreed to end."""
+        return self.cause in CLEAN
+
+    @property
+    def lost_to(self) -> str:
+        """The bucket of its steps that do not stay."""
+        return LOST + LOST_TO.get(self.cause, "crash")
+
+
+def ending(attempt: Aligned, newest: bool) -> Ending | None:
+    """How `attempt` ended; None if it goes on, as far as its ledger knows."""
+    hangs = attempt.every(Hang)
+    exits = {rank: event for rank, event in reversed(attempt.every(Exit))}
+    ends = [(event.t, rank, event.cause) for rank, event in exits.items()]
+    ends += [(event.t, rank, HANG) for rank, event in hangs]
+    accounted = exits.keys() | {rank for rank, _ in hangs}
+    ends += [(event.t, rank, CRASH) for rank, event in attempt.every(Gone) if rank not in accounted]
+    # That its peers went away is a rank's last word after something else, even where a far clock puts it first.
+    if not (first := min((end for end in ends if end[2] != "lost_peers"), default=min(ends, default=None))):
+        return None if newest else Ending(VANISHED, None, last_sign(attempt))
+    t, rank, cause = first
+    if cause == HANG:
+        t = max((min(event.beat.t, t) for _, event in hangs if event.beat), default=t)
+    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t)
+
+
+def last_sign(attempt: Aligned) -> int:
+    """When anything was written of the attempt last."""
+    return max(event.t for events in attempt.ranks.values() for event in (*events.own, *events.watched))
