@@ -77,6 +77,7 @@ class Trainer:
             last = step == self.train.steps
             stopping = None if last else self.guard.agreed(result.asked)
             if stopping and not stopping.saves:
+                self.guard.beat.at("shutdown")
                 raise Stopped(stopping, step, saved=False)
             evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every)) and not stopping
             saves = self.checkpoint.at_end or self.checkpoint.every > 0
