@@ -77,6 +77,7 @@ class Trainer:
             last = step == self.train.steps
             stopping = None if last else self.guard.agreed(result.asked)
             if stopping and not stopping.saves:
+                self.guard.beat.at("shutdown")
                 raise Stopped(stopping, step, saved=False)
             evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every)) and not stopping
             saves = self.checkpoint.at_end or self.checkpoint.every > 0
@@ -123,8 +124,10 @@ class Trainer:
 
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
-        self.non_finite.go_back(self.store.newest_step())
+        self.guard.beat.at("ckpt_load")
         progress = self.store.resume(self.step.engine).progress
+        self.non_finite.went_back(progress.step)
+        self.guard.beat.at("log", progress.step)
         self.loader.go_to(progress.step)
         self.meter.begin(progress.step, "ckpt_load")
         return progress

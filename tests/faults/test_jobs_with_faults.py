@@ -62,7 +62,7 @@ def test_a_job_that_went_back_ends_as_one_that_never_had_to(job: Job) -> None:
     """Rows and the last checkpoint, to the bit."""
     done, record = job("rolled back")
     assert done.returncode == 0, done.stderr
-    assert "steps 6 to 7 were not finite: going back to the checkpoint after step 4\n" in done.stdout
+    assert "steps 6 to 7 were not finite: went back to the checkpoint after step 4\n" in done.stdout
     # Rows are as far apart as is asked, at saves, and where the job learns that it must go back.
     assert record.column("train/step") == [1, 4, 5, 8, 5, 8, 10, 12]
     assert record.column("train/skipped_steps") == [0, 0, 0, 2, 0, 0, 0, 0]

@@ -1,5 +1,7 @@
-"""A checkpoint whose tensors are broken ends a job by one line, on however many ranks: nothing overwrites it."""
+"""A checkpoint that is not what was written is passed over, loudly; one that was named ends the job by one line. What
+cannot be written is one line too. Jobs from their command lines; test_checkpoint_damage.py has the rest."""
 
+import json
 import os
 import shutil
 import sys
@@ -10,27 +12,51 @@ import pytest
 from harness.run_record import RunRecord
 from harness.torchrun import REPOSITORY, TorchrunLaunch, torchrun
 
-WORDS = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "logging=off", "strategy=fsdp", "precision=fp64")
+WORDS = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "logging=off")
 
 
-@pytest.mark.parametrize("purpose", ["resume", "init_from"])
-def test_two_ranks_say_it_once(purpose: str, trained: Callable[[str], RunRecord], words_of, tmp_path: Path) -> None:
+def lines_of(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("switchyard: ")]
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_resume_passes_over_a_flipped_bit(
+    trained: Callable[[str], RunRecord], words_of: Callable[[str], tuple[str, ...]], tmp_path: Path
+) -> None:
+    broken = RunRecord(Path(shutil.copytree(trained("fsdp fp64").folder, tmp_path / "run", symlinks=True)))
+    checkpoints = broken.folder / "checkpoints"
+    flip(checkpoints / "step-00000020" / "__1_0_0.distcp")  # rank 1's: what is wrong there must be known on rank 0
+    done = torchrun(2, *words_of("fsdp fp64"), "train.steps=22", f"run.dir={broken.folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert lines_of(done.stderr) == [
+        f"switchyard: {checkpoints}/step-00000020 is damaged (__1_0_0.distcp is not what was written): going on from "
+        "step-00000015 instead; it is kept as step-00000020.damaged"
+    ]
+    names = sorted(path.name for path in checkpoints.iterdir())
+    assert names == ["step-00000020", "step-00000020.damaged", "step-00000022"]
+    first, again = (row["train/loss"] for row in broken.rows if row["train/step"] == 16)
+    assert first == again
+    written = (broken.folder / "ledger" / "attempt-0002" / "rank-00001.jsonl").read_text().splitlines()
+    (resumed,) = (event for event in map(json.loads, written) if event["ev"] == "resumed")
+    assert (resumed["step"], resumed["passed_over"]) == (15, [20])
+
+
+def test_a_checkpoint_that_was_named_is_refused(trained: Callable[[str], RunRecord], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(trained("fsdp fp64").folder, broken)
-    shard = broken / "checkpoints" / "step-00000020" / "__1_0.distcp"
-    shard.write_bytes(shard.read_bytes()[:100])  # rank 1's: what is wrong there must be known on rank 0
-    before = sorted(path.name for path in (broken / "checkpoints").iterdir())
-    if purpose == "resume":
-        words = (*words_of("fsdp fp64"), "train.steps=25", f"run.dir={broken}")
-    else:
-        words = (*WORDS, "train.steps=2", f"model.init_from={broken}", f"run.dir={tmp_path / 'new'}")
-    done = torchrun(2, *words, cwd=tmp_path)
+    shard = broken / "checkpoints" / "step-00000020" / "__1_0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:100])
+    words = (*WORDS, "strategy=fsdp", "precision=fp64", "train.steps=2", f"model.init_from={broken}")
+    done = torchrun(2, *words, f"run.dir={tmp_path / 'new'}", cwd=tmp_path)
     assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("switchyard: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"switchyard: {shard.parent} is damaged (rank ")
-    assert "checkpoint.py" not in done.stderr  # torchrun prints a stack of its own, none of ours
-    assert sorted(path.name for path in (broken / "checkpoints").iterdir()) == before
+    (line,) = lines_of(done.stderr)
+    assert line.startswith(f"switchyard: {shard.parent} is damaged (__1_0_0.distcp has 100 of ")
+    assert "train/checkpoint" not in done.stderr  # torchrun prints a stack of its own, none of ours
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
@@ -38,7 +64,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_too(nproc: int, tmp_pat
     """A limit of 200 KiB a file stands for a full disk; the first checkpoint's files are larger."""
     folder = tmp_path / "run"
     strategy = "single" if nproc == 1 else "fsdp"
-    words = " ".join((*WORDS[:-2], f"strategy={strategy}", "train.steps=2", f"run.dir={folder}"))
+    words = " ".join((*WORDS, f"strategy={strategy}", "train.steps=2", f"run.dir={folder}"))
     start = f"-m torch.distributed.run --standalone --nproc-per-node {nproc} -m train {words}"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     with TorchrunLaunch(
@@ -46,7 +72,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_too(nproc: int, tmp_pat
     ) as launch:
         done = launch.wait()
     assert done.returncode != 0
-    lines = [line for line in done.stderr.splitlines() if line.startswith("switchyard: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"switchyard: {folder}/checkpoints/step-00000002 cannot be written (rank ")
-    assert not list((folder / "checkpoints").glob("step-????????"))  # nothing half-written counts as done
+    (line,) = lines_of(done.stderr)
+    assert line.startswith(f"switchyard: {folder}/checkpoints/step-00000002 cannot be written (rank ")
+    assert line.endswith(": File too large): make room there")
+    assert list((folder / "checkpoints").iterdir()) == []  # nothing half-written counts as done, or is left

@@ -90,18 +90,24 @@ def test_a_run_that_does_not_fit_is_refused(pool: WorkerPool, tmp_path: Path) ->
         find_weights(str(tmp_path / "nowhere"), MODEL)
     with pytest.raises(ConfigError, match=r"model.embedding.weight is \[64, 32\] there and \[64, 40\] in this model"):
         find_weights(str(tmp_path), ModelConfig(**{**vars(MODEL), "dim": 40}))
-    progress = tmp_path / "checkpoints" / "step-00000007" / "progress.json"
-    metadata = progress.with_name(".metadata").rename(tmp_path / "metadata")
-    with pytest.raises(ConfigError, match=r"is damaged \(.*\.metadata.*\); name another"):
+    manifest = tmp_path / "checkpoints" / "step-00000007" / "manifest.json"
+    metadata = manifest.with_name(".metadata").rename(tmp_path / "metadata")
+    with pytest.raises(ConfigError, match=r"is damaged \(.*\.metadata.*\): move it away, or name another"):
         find_weights(str(tmp_path), MODEL)
-    metadata.rename(progress.with_name(".metadata"))
-    progress.write_text(json.dumps(json.loads(progress.read_text()) | {"format": 99}))
+    metadata.rename(manifest.with_name(".metadata"))
+    record = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(record | {"format": 99}))
     with pytest.raises(ConfigError, match="newer format"):
         find_weights(str(tmp_path), MODEL)
-    for text in ("{", '{"format": 1}', "[]"):
-        progress.write_text(text)
-        with pytest.raises(ConfigError, match=r"progress.json is damaged: move step-00000007 away"):
+    other = record | {"progress": {"step": 7, "tokens": 701}}
+    for text in ("{", '{"format": 2}', "[]", json.dumps(other)):
+        manifest.write_text(text)
+        with pytest.raises(ConfigError, match=r"step-00000007 is damaged \(manifest.json: .*\): move it away"):
             find_weights(str(tmp_path), MODEL)
+    manifest.rename(manifest.with_name("progress.json"))
+    for folder in (tmp_path, manifest.parent):
+        with pytest.raises(ConfigError, match="step-00000007 is of format 1, without hashes"):
+            find_weights(str(folder), MODEL)
 
 
 def publish(model: ModelConfig, folder: Path, dtype: torch.dtype, shard_size: str = "50MB", **config: Any) -> None:

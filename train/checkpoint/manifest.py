@@ -94,6 +94,8 @@ class Manifest:
                 raise ValueError("its own hash differs")
             files = {name: FileRecord(**entry) for name, entry in record["files"].items()}
             return cls(Progress(**record["progress"]), files)
+        except ConfigError:
+            raise
         except OSError as error:
             raise DamagedCheckpoint(checkpoint, f"{MANIFEST_FILE}: {error.strerror}") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:
