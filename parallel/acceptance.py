@@ -8,7 +8,6 @@ Wrong words are refused by all ranks at once. But one node may lack the folder, 
 have, and these would wait for it until the process group's timeout.
 """
 
-import os
 import platform
 from contextlib import suppress
 from datetime import timedelta
@@ -18,6 +17,7 @@ from torch.distributed import DistError, PrefixStore, Store
 from models.config import ConfigError
 from parallel.world import Launch
 
+PREFIX = "acceptance"
 TELL_TIMEOUT = timedelta(seconds=10)
 """How long a rank that refuses looks for the others: it is there to end."""
 
@@ -28,7 +28,7 @@ def wait_for_acceptance(store: Store, world_size: int) -> None:
     Raises:
         ConfigError: if another one refuses, with its host and its line.
     """
-    store = _of_this_attempt(store)
+    store = PrefixStore(PREFIX, store)
     if store.add("taken", 1) == world_size:
         store.set("verdict", "")
     if line := store.get("verdict").decode():
@@ -39,10 +39,5 @@ def tell_refusal(launch: Launch, error: ConfigError) -> None:
     """Say `error` to the ranks that take the job, if there are others. Nothing goes wrong here: the error is enough."""
     if launch.world_size > 1:
         with suppress(DistError, OSError, ValueError, RuntimeError):
-            store = _of_this_attempt(launch.open_store(TELL_TIMEOUT))
+            store = PrefixStore(PREFIX, launch.open_store(TELL_TIMEOUT))
             store.set("verdict", f"on {platform.node()}: {error}")
-
-
-def _of_this_attempt(store: Store) -> Store:
-    # torchrun keeps its store over restarts.
-    return PrefixStore(f"acceptance/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

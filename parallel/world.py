@@ -39,7 +39,7 @@ class Launch:
         )
 
     def open_store(self, timeout: timedelta) -> dist.Store:
-        """Where the ranks find each other: torchrun's store, or one of this process's own."""
+        """Where the ranks of one start find each other: torchrun's store, or one of this process's own."""
         if not self.launched:
             return dist.HashStore()
         found: Iterator[tuple[dist.Store, int, int]] = dist.rendezvous(
@@ -47,7 +47,9 @@ class Launch:
         )
         store, _, _ = next(found)
         store.set_timeout(timeout)
-        return store
+        # torchrun keeps its store over restarts, and process groups have the same names in each: a rank would look for
+        # its peers where those of the start before were.
+        return dist.PrefixStore(f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def choose_device(wanted: str, launch: Launch) -> torch.device:
