@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.goodput.waterfall import Group, waterfall
 from train.ledger.books import AttemptBooks, Books
+from train.ledger.waterfall import Group, waterfall
 
 BAR = 48
 """Characters of all rank-seconds."""

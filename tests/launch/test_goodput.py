@@ -9,9 +9,9 @@ import pytest
 from harness.ledger_builder import Rank
 
 from launch.cli import main
-from launch.goodput.waterfall import Group, waterfall
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
+from train.ledger.waterfall import Group, waterfall
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -16,7 +16,7 @@ from harness.true_books import LOG, START, STEPS, End, Truth, differences, truth
 from train.ledger.books import Books
 from train.ledger.buckets import IN_STEPS, UNDIVIDED
 from train.ledger.fold import fold
-from train.ledger.read import read_run
+from train.ledger.read import read_ledger
 
 JOB = (
     "model=tiny",
@@ -113,7 +113,7 @@ def test_every_bucket_is_what_an_onlooker_saw(case: Case, ranks: int, tmp_path: 
     lives = launch(run, ranks, case.words, case.faults, len(case.causes) - 1, case.env)
     ends = [End(cause, injected(run, case.still) if cause and case.still else None) for cause in case.causes]
     true = truth(tmp_path / "stamps", lives, ranks, case.resumed_after, ends)
-    books = fold(read_run(run))
+    books = fold(read_ledger(run))
     compare(books, true, ranks)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from harness.ledger_builder import Rank, S, books_of, rank_seconds
+from harness.ledger_builder import WALL, Rank, S, books_of, rank_seconds
 
 from train.ledger.books import Books
 
@@ -217,8 +217,6 @@ def test_hosts_are_put_beside_each_other_where_all_had_joined(tmp_path: Path) ->
 
 def test_what_was_queued(tmp_path: Path) -> None:
     """Waited 40 s for its first start; cut off at 6; queued again at 10; started at 30."""
-    from harness.ledger_builder import WALL
-
     begun(tmp_path, 1, submitted=WALL - 40 * S).exit("preempted", 6)
     begun(tmp_path, 2, 30, submitted=WALL + 10 * S).steps(1, 1, 1).exit("preempted")
     begun(tmp_path, 3, 40, submitted=WALL + 10 * S, after=2).exit("finished")  # started again within one allocation
@@ -360,3 +358,78 @@ def test_speed_of_light_is_ettr_times_mfu_over_layouts_and_losses(tmp_path: Path
 def test_a_clock_that_rounds_below_zero_is_the_residuals(tmp_path: Path) -> None:
     begun(tmp_path, 1).steps(1, 1, 1, compute_fwd=2.25, compute_opt=-0.25, wall=2.1).exit("finished")
     check(books_of(tmp_path), times(1, compute_fwd=2.25, other=-0.15))
+
+
+def test_a_file_of_a_rank_that_there_is_not(tmp_path: Path) -> None:
+    begun(tmp_path, 1).exit("finished")
+    begun(tmp_path, 1, rank=3, ranks=4).steps(1, 1).exit("finished")
+    check(books_of(tmp_path), times(1))
+
+
+def test_queued_again_before_it_had_ended(tmp_path: Path) -> None:
+    begun(tmp_path, 1).exit("preempted", 6)
+    begun(tmp_path, 2, 30, submitted=WALL + 3 * S).exit("finished")
+    check(books_of(tmp_path), times(2, shutdown=1, queue=24))
+
+
+def test_down_is_when_no_attempt_is_alive(tmp_path: Path) -> None:
+    """The first one lives on until 40; the second comes and goes; the third begins at 30, the fourth at 45. The fifth's
+    processes began before the fourth's, and joined later."""
+    begun(tmp_path, 1).exit("fenced", 40)
+    begun(tmp_path, 2, 10).exit("fenced", 20)
+    begun(tmp_path, 3, 30).exit("fenced", 40)
+    begun(tmp_path, 4, 45).exit("fenced", 50)
+    begun(tmp_path, 5, 44).exit("finished", 52)
+    books = books_of(tmp_path)
+    assert rank_seconds(books)["down"] == 5
+    assert books.wall_ns == 52 * S
+    assert books.total == (40 + 10 + 10 + 5 + 8 + 5) * S
+
+
+def test_the_first_of_all_may_be_a_later_attempt(tmp_path: Path) -> None:
+    begun(tmp_path, 1, 3).exit("fenced", 10)
+    begun(tmp_path, 2, 0).exit("finished", 12)
+    assert books_of(tmp_path).wall_ns == 12 * S
+
+
+def test_a_host_that_stayed_tells_the_gap_though_rank_0_moved(tmp_path: Path) -> None:
+    """Rank 0's new host has a clock that shows 500 s more, and a wrong wall clock."""
+    begun(tmp_path, 1).exit("preempted", 6)
+    begun(tmp_path, 2, 510, ranks=2, boot="boot-b", wall=77).exit("finished")
+    begun(tmp_path, 2, 10, rank=1, ranks=2).exit("finished")
+    books = books_of(tmp_path)
+    check(books, times(3, shutdown=1, down=2 * 4))
+
+
+def test_the_usual_is_without_first_steps_if_there_are_others(tmp_path: Path) -> None:
+    now = 0.0
+    for attempt, seconds in enumerate(([9.0], [9.0], [9.0, 1.0]), start=1):
+        one = begun(tmp_path, attempt, now, after=attempt - 1).steps(attempt, *seconds).exit("finished")
+        now = one.now
+    check(books_of(tmp_path), times(3, warmup_compile=24, compute_fwd=4))
+
+
+def test_warm_up_has_an_end(tmp_path: Path) -> None:
+    begun(tmp_path, 1).steps(1, *[3.0] * 12, *[1.0] * 20).exit("finished")
+    check(books_of(tmp_path), times(1, warmup_compile=20, compute_fwd=36))
+
+
+@pytest.mark.parametrize("step_ns", [[], [7], [0, 0, 0, 0]])
+def test_steps_whose_own_times_are_not_known_took_equally_long(step_ns: list[int], tmp_path: Path) -> None:
+    one = begun(tmp_path, 1)
+    tile = {"begin": 5 * S, "buckets": {"compute_fwd": 8 * S}, "first": 1, "last": 4, "step_ns": step_ns}
+    one.event("tile", 13, **tile).event("skipped", step=2).exit("finished")
+    check(books_of(tmp_path), times(1, compute_fwd=6, skipped_update=2))
+
+
+def test_saves_that_were_not_announced_are_counted_by_their_tiles(tmp_path: Path) -> None:
+    for rank in range(2):
+        begun(tmp_path, 1, rank=rank, ranks=2).tile(ckpt_save=1 + rank).tile(eval=1).tile(ckpt_save=1 + rank)
+    saves = books_of(tmp_path).saves
+    assert (saves.begun, saves.blocked_s, saves.committed) == (2, 1.5, 0)
+
+
+def test_an_attempt_without_steps_needs_no_peak(tmp_path: Path) -> None:
+    begun(tmp_path, 1, peak_flops=None).exit("failed", 6)
+    begun(tmp_path, 2, 6).steps(1, 1).exit("finished")
+    assert books_of(tmp_path).mfu_in_step == pytest.approx(0.5)

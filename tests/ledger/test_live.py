@@ -22,7 +22,7 @@ def test_what_is_live_is_at_risk_and_not_lost(tmp_path: Path) -> None:
     assert row["goodput/bucket/compute_fwd_s"] == pytest.approx(8)
     assert not any(name.startswith("goodput/bucket/lost_work") for name in row)
     assert live.row() == {}  # so soon after
-    assert live.row(last=True)
+    assert live.books()
 
 
 def test_without_a_ledger_there_is_no_row(tmp_path: Path) -> None:

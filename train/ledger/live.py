@@ -20,19 +20,22 @@ class LiveBooks:
         self._run_folder = run_folder
         self._due = 0.0
 
-    def row(self, last: bool = False) -> dict[str, float]:
-        """`goodput/*` up to now; {} if that would take more than SHARE of the time since the row before, unless it is
-        the `last`, and where the ledger cannot be read: no reason to stop."""
+    def row(self) -> dict[str, float]:
+        """`goodput/*` up to now; {} if that would take more than SHARE of the time since the row before."""
         began = time.monotonic()
-        if began < self._due and not last:
+        if began < self._due:
             return {}
-        try:
-            row = goodput_row(fold(read_ledger(self._run_folder), now_ns()))
-        except ConfigError:
-            return {}
+        books = self.books()
         ended = time.monotonic()
         self._due = ended + (ended - began) / SHARE
-        return row
+        return goodput_row(books) if books else {}
+
+    def books(self) -> Books | None:
+        """Up to now; None where the ledger cannot be read: no reason to stop."""
+        try:
+            return fold(read_ledger(self._run_folder), now_ns())
+        except ConfigError:
+            return None
 
 
 def goodput_row(books: Books) -> dict[str, float]:
