@@ -7,7 +7,8 @@ Each rank appends `{rank, pid, what, t}` lines to STAMPS, t in nanoseconds of CL
     load begin, load end          looking for a checkpoint, and reading it
     eval begin, eval end
 
-Nothing of the ledger is asked: the books are compared with this.
+Nothing of the ledger is asked: the books are compared with this. With STAMPED_CLOCK_BACK_S=N the wall clock stands N
+seconds back from torchrun's first restart on.
 """
 
 import json
@@ -22,6 +23,7 @@ import train.__main__
 import train.loop
 from train.checkpoint.store import CheckpointStore
 from train.data.loader import BatchLoader
+from train.failure import exit_at_once
 from train.step import OptimizerStep
 
 
@@ -64,12 +66,22 @@ def install(descriptor: int) -> None:
     train.loop.evaluate = around(train.loop.evaluate, "eval")
 
 
+def set_clock_back(seconds: int) -> None:
+    """In this process."""
+    wall_s, wall_ns = time.time, time.time_ns
+    time.time = lambda: wall_s() - seconds
+    time.time_ns = lambda: wall_ns() - seconds * 1_000_000_000
+
+
 def main() -> None:
     """Run the job."""
     path, *words = sys.argv[1:]
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        set_clock_back(int(os.environ.get("STAMPED_CLOCK_BACK_S", 0)))
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     install(descriptor)
     train.__main__.main(words)
+    exit_at_once(0)  # as train's own does
 
 
 if __name__ == "__main__":

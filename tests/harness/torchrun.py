@@ -64,6 +64,11 @@ class TorchrunLaunch:
         return self._agent.pid
 
     @property
+    def running(self) -> bool:
+        """Whether torchrun is."""
+        return self._agent.poll() is None
+
+    @property
     def stdout(self) -> str:
         """What has been written so far."""
         return self._path("stdout").read_text(errors="replace")

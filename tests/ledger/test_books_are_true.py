@@ -4,13 +4,14 @@ Faults come from `faults.inject`, in real processes, and the truth from stamps t
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from harness.observed import Life, observed
-from harness.torchrun import start_torchrun
+from harness.torchrun import REPOSITORY, start_torchrun
 from harness.true_books import LOG, START, STEPS, End, Truth, differences, truth
 
 from train.ledger.books import Books
@@ -122,6 +123,7 @@ def launch(
 ) -> list[Life]:
     """The job to its end, restarted by torchrun as often; the lives of its workers."""
     arguments = (str(run.parent / "stamps"), *JOB, *words, f"run.dir={run}", f"faults.inject=[{faults}]")
+    env = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"))), **(env or {})}
     started = start_torchrun(
         ranks, *arguments, module="harness.stamped", env=env, agent_words=[f"--max-restarts={restarts}"]
     )
