@@ -13,12 +13,12 @@ import pytest
 from harness.torchrun import REPOSITORY
 
 PROGRAM = """
-import ctypes, sys, time
+import ctypes, os, sys, time
 from pathlib import Path
 from train.faults.sigterm import Sigterm
 
 folder, grace_s, seconds = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-say = lambda *words: print(*words, flush=True)
+say = lambda *words: os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # from two threads
 with Sigterm(folder, grace_s, lambda: say("told"), say):
     say("ready")
     began = time.monotonic()

@@ -22,8 +22,9 @@ SPOILT = (3, 5, 6)
 
 
 def losses(nproc: int, folder: Path, *words: str) -> list[float]:
-    # By the last rank, which has the loss in a pipeline too.
-    faults = ", ".join(f"{{what: non_finite, rank: {nproc - 1}, step: {step}}}" for step in SPOILT)
+    # By the rank whose loss is told: in a pipeline the last one, of ranks that see the same tokens the first.
+    rank = 0 if "strategy=tp" in words else nproc - 1
+    faults = ", ".join(f"{{what: non_finite, rank: {rank}, step: {step}}}" for step in SPOILT)
     done = torchrun(nproc, *JOB, *POLICY, *words, f"faults.inject=[{faults}]", f"run.dir={folder}", timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
