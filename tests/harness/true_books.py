@@ -28,6 +28,12 @@ class End:
     """Why its last steps were lost; None if it ended in order."""
     still: int | None = None
     """When nothing moved any more, ns; None: at its first worker's end."""
+    damaged: int = 0
+    """The step of a checkpoint that would have kept its steps, and was damaged; 0: there was none."""
+
+    def lost(self, step: int) -> str:
+        """The bucket of a step that did not stay."""
+        return f"lost_work/{'ckpt_corrupt' if step <= self.damaged else self.cause}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def _one_life(
         if kind == "step":
             step = resumed_after + int(name.split()[1])
             lost = kept is not None and step > kept
-            ns[f"lost_work/{end.cause}" if lost else STEPS] += t - at
+            ns[end.lost(step) if lost else STEPS] += t - at
         elif kind == "load":
             ns["ckpt_load"] += t - at
         else:

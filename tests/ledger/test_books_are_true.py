@@ -51,6 +51,10 @@ class Case:
     still: str | None = None
     """The fault at which nothing moved any more; None: when the first worker was gone."""
     env: dict[str, str] = field(default_factory=dict)
+    damaged: int = 0
+    """The step of a checkpoint that was."""
+    slept: str | None = None
+    """Where a rank slept before the onlooker's stamp of what it slept at: only the injector saw that."""
 
 
 CASES = [
@@ -78,6 +82,7 @@ CASES = [
         "{what: corrupt, rank: 1, step: 8}, {what: sigkill, rank: 0, step: 11}",
         (0, 4),
         ("crash", None),
+        damaged=8,
     ),
     Case(
         "a clock set back",
@@ -86,11 +91,11 @@ CASES = [
         ("crash", None),
         env={"STAMPED_CLOCK_BACK_S": "3600"},
     ),
-    Case("a slow save", "{what: slow, rank: 1, step: 4, place: save, seconds: 1.5}"),
+    Case("a slow save", "{what: slow, rank: 1, step: 4, place: save, seconds: 1.5}", slept="ckpt_save"),
     Case("a slow disk behind the steps", "{what: slow, rank: 1, step: 4, place: write, seconds: 3}"),
     Case("a save that fails", "{what: fail, rank: 1, step: 8}"),
     Case("a slow rank", "{what: slow, rank: 1, step: 7, seconds: 1.5}"),
-    Case("slow data", "{what: slow, rank: 0, step: 7, place: data, seconds: 1.5}"),
+    Case("slow data", "{what: slow, rank: 0, step: 7, place: data, seconds: 1.5}", slept=STEPS),
 ]
 QUICK = {"killed in a step", "preempted, and on at the next step", "hung"}
 """At 2 ranks in `make test`; all of them at 2 and 4 in `make soak`."""
@@ -112,8 +117,14 @@ QUICK = {"killed in a step", "preempted, and on at the next step", "hung"}
 def test_every_bucket_is_what_an_onlooker_saw(case: Case, ranks: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     lives = launch(run, ranks, case.words, case.faults, len(case.causes) - 1, case.env)
-    ends = [End(cause, injected(run, case.still) if cause and case.still else None) for cause in case.causes]
+    ends = [
+        End(cause, injected(run, case.still) if cause and case.still else None, case.damaged) for cause in case.causes
+    ]
     true = truth(tmp_path / "stamps", lives, ranks, case.resumed_after, ends)
+    if case.slept:
+        slept_s = (injected(run, "slow", "end") - injected(run, "slow")) / 1e9
+        true.buckets[LOG] -= slept_s
+        true.buckets[case.slept] += slept_s
     books = fold(read_ledger(run))
     compare(books, true, ranks)
 
