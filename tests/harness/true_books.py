@@ -28,8 +28,14 @@ class End:
     """Why its last steps were lost, if they were."""
     still: int | None = None
     """When nothing moved any more, ns; None: at its first worker's end."""
+    damaged: int = 0
+    """The step of a checkpoint that would have kept its steps, and was damaged; 0: there was none."""
     in_order: bool = False
     """Whether it ended by itself: with a cause, because another had its folder."""
+
+    def lost(self, step: int) -> str:
+        """The bucket of a step that did not stay."""
+        return f"lost_work/{'ckpt_corrupt' if step <= self.damaged else self.cause}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,9 @@ def _one_life(
             continue
         if kind == "step":
             number = int(name.split()[1])
-            lost = kept is not None and resumed_after + number > kept
-            ns[account.of_step.get(number, f"lost_work/{end.cause}" if lost else STEPS)] += t - at
+            step = resumed_after + number
+            lost = kept is not None and step > kept
+            ns[account.of_step.get(number, end.lost(step) if lost else STEPS)] += t - at
         elif kind == "load":
             ns["ckpt_load"] += t - at
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.observed_job import compare, injected, lived, start
-from harness.true_books import Account, End, truth
+from harness.true_books import LOG, STEPS, Account, End, truth
 
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
@@ -30,6 +30,10 @@ class Case:
     env: dict[str, str] = field(default_factory=dict)
     of_step: dict[int, str] = field(default_factory=dict)
     """As Account has it."""
+    damaged: int = 0
+    """The step of a checkpoint that was."""
+    slept: str | None = None
+    """Where a rank slept before the onlooker's stamp of what it slept at: only the injector saw that."""
 
 
 CASES = [
@@ -57,6 +61,7 @@ CASES = [
         "{what: corrupt, rank: 1, step: 8}, {what: sigkill, rank: 0, step: 11}",
         (0, 4),
         ("crash", None),
+        damaged=8,
     ),
     Case(
         "a clock set back",
@@ -72,11 +77,11 @@ CASES = [
         words=("recovery.non_finite_in_a_row=2",),
         of_step=dict.fromkeys((5, 6, 7, 8), "lost_work/nan"),  # step 8 was issued before 7 was looked at
     ),
-    Case("a slow save", "{what: slow, rank: 1, step: 4, place: save, seconds: 1.5}"),
+    Case("a slow save", "{what: slow, rank: 1, step: 4, place: save, seconds: 1.5}", slept="ckpt_save"),
     Case("a slow disk behind the steps", "{what: slow, rank: 1, step: 4, place: write, seconds: 3}"),
     Case("a save that fails", "{what: fail, rank: 1, step: 8}"),
     Case("a slow rank", "{what: slow, rank: 1, step: 7, seconds: 1.5}"),
-    Case("slow data", "{what: slow, rank: 0, step: 7, place: data, seconds: 1.5}"),
+    Case("slow data", "{what: slow, rank: 0, step: 7, place: data, seconds: 1.5}", slept=STEPS),
 ]
 QUICK = {"killed in a step", "preempted, and on at the next step", "hung"}
 """At 2 ranks in `make test`; all of them at 2 and 4 in `make soak`."""
@@ -99,6 +104,11 @@ def test_every_bucket_is_what_an_onlooker_saw(case: Case, ranks: int, tmp_path: 
     run = tmp_path / "run"
     restarts = len(case.causes) - 1
     lives = lived(start(run, ranks, *case.words, faults=case.faults, restarts=restarts, env=case.env))
-    ends = [End(cause, injected(run, case.still) if cause and case.still else None) for cause in case.causes]
-    account = Account(ranks, case.resumed_after, ends, case.of_step)
-    compare(fold(read_ledger(run)), truth(tmp_path / "stamps", lives, account), ranks)
+    still = injected(run, case.still) if case.still else None
+    ends = [End(cause, still if cause else None, case.damaged) for cause in case.causes]
+    true = truth(tmp_path / "stamps", lives, Account(ranks, case.resumed_after, ends, case.of_step))
+    if case.slept:
+        slept_s = (injected(run, "slow", "end") - injected(run, "slow")) / 1e9
+        true.buckets[LOG] -= slept_s
+        true.buckets[case.slept] += slept_s
+    compare(fold(read_ledger(run)), true, ranks)
