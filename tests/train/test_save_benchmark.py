@@ -14,7 +14,7 @@ def test_it_tells_what_a_save_costs(tmp_path: Path) -> None:
     saves = [*told["behind"], told["waiting"]]
     assert len(saves) == 4
     assert len({save["bytes"] for save in saves}) == 1  # the same state's
-    assert all(0 < save["total_s"] for save in saves)
+    assert all(save["total_s"] > 0 for save in saves)
     assert told["waiting"]["blocked_s"] >= told["waiting"]["total_s"]  # of rank 0; blocked_s is the slowest's
     assert told["tokens_per_sec"] > 0
     assert told["disk"]["gb_per_sec"] > 0
