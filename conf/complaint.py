@@ -25,7 +25,9 @@ def complaint(error: BaseException, words: Sequence[str], keys: Keys) -> str:
         return _about_key(cause, files, words, keys)
     where = f"{files[0]}.yaml: " if files else ""
     if cause is not None and "with ListConfig" in str(cause):
-        return f"{where}a group of keys stands where a list belongs ({', '.join(keys.items)})"
+        group = f"{files[0].partition('/')[0]}." if files else ""
+        lists = [key for key in keys.items if key.startswith(group)] or keys.items
+        return f"{where}a group of keys stands where a list belongs ({', '.join(lists)})"
     if cause is not None:
         return f"{where}a single value stands where a group of keys belongs"
     return where + re.sub(r"^In '.+?': ", "", str(error).partition("\n")[0])

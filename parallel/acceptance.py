@@ -8,12 +8,11 @@ Wrong words are refused by all ranks at once. But one node may lack the folder, 
 have, and these would wait for it until the process group's timeout.
 """
 
-import os
 import platform
 from contextlib import suppress
 from datetime import timedelta
 
-from torch.distributed import DistError, PrefixStore, Store
+from torch.distributed import DistError, Store
 
 from models.config import ConfigError
 from parallel.world import Launch
@@ -28,7 +27,6 @@ def wait_for_acceptance(store: Store, world_size: int) -> None:
     Raises:
         ConfigError: if another one refuses, with its host and its line.
     """
-    store = _of_this_attempt(store)
     if store.add("taken", 1) == world_size:
         store.set("verdict", "")
     if line := store.get("verdict").decode():
@@ -39,10 +37,5 @@ def tell_refusal(launch: Launch, error: ConfigError) -> None:
     """Say `error` to the ranks that take the job, if there are others. Nothing goes wrong here: the error is enough."""
     if launch.world_size > 1:
         with suppress(DistError, OSError, ValueError, RuntimeError):
-            store = _of_this_attempt(launch.open_store(TELL_TIMEOUT))
+            store = launch.open_store(TELL_TIMEOUT)
             store.set("verdict", f"on {platform.node()}: {error}")
-
-
-def _of_this_attempt(store: Store) -> Store:
-    # torchrun keeps its store over restarts.
-    return PrefixStore(f"acceptance/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from models.config import ConfigError
+from parallel.own_store import own_store
 
 TIMEOUT = timedelta(minutes=10)
 """How long ranks wait for each other, at the start and in a collective."""
@@ -39,7 +40,12 @@ class Launch:
         )
 
     def open_store(self, timeout: timedelta) -> dist.Store:
-        """Where the ranks find each other: torchrun's store, or one of this process's own."""
+        """Where the ranks of this start find each other, in torchrun's store; or a store of this process's own. Called
+        by all of them together.
+
+        Raises:
+            DistError: if one does not come within `timeout`.
+        """
         if not self.launched:
             return dist.HashStore()
         found: Iterator[tuple[dist.Store, int, int]] = dist.rendezvous(
@@ -47,7 +53,7 @@ class Launch:
         )
         store, _, _ = next(found)
         store.set_timeout(timeout)
-        return store
+        return own_store(store, self.rank, self.world_size, timeout)
 
 
 def choose_device(wanted: str, launch: Launch) -> torch.device:

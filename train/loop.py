@@ -1,10 +1,11 @@
 """The training loop: steps, and what happens between them."""
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
 
+from models.config import ConfigError
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
 from train.checkpoint.manifest import Progress
@@ -13,6 +14,7 @@ from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
+from train.failure import JobEnds
 from train.faults.guard import Guard
 from train.faults.injector import Injector
 from train.faults.non_finite import NonFiniteSteps
@@ -54,8 +56,17 @@ class Trainer:
         """Train from `progress` to the last step.
 
         Raises:
-            JobEnds: on every rank after the same step: a stop was asked for, or it has diverged.
+            JobEnds: on every rank after the same step: a stop was asked for, it has diverged, or replicas differ.
         """
+        try:
+            self._run_steps(progress)
+        except JobEnds as ended:
+            if not isinstance(ended, Stopped):  # that one has seen to it
+                with suppress(ConfigError):  # a save that failed is in the ledger; this is what ends the job
+                    self.finish()
+            raise
+
+    def _run_steps(self, progress: Progress) -> None:
         first, save_owed = progress.step + 1, False
         self.meter.begin(progress.step)
         while progress.step < self.train.steps:
@@ -77,6 +88,7 @@ class Trainer:
             last = step == self.train.steps
             stopping = None if last else self.guard.agreed(result.asked)
             if stopping and not stopping.saves:
+                self.guard.beat.at("shutdown")
                 raise Stopped(stopping, step, saved=False)
             evaluating = self.train.eval_sequences > 0 and (last or _due(step, self.train.eval_every)) and not stopping
             saves = self.checkpoint.at_end or self.checkpoint.every > 0
@@ -123,8 +135,10 @@ class Trainer:
 
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
-        self.non_finite.go_back(self.store.newest_step())
+        self.guard.beat.at("ckpt_load")
         progress = self.store.resume(self.step.engine).progress
+        self.non_finite.went_back(progress.step)
+        self.guard.beat.at("log", progress.step)
         self.loader.go_to(progress.step)
         self.meter.begin(progress.step, "ckpt_load")
         return progress

@@ -7,6 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from train.failure import JobEnds
+from train.ledger.live import LiveBooks, goodput_row
+from train.ledger.waterfall import waterfall
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
@@ -34,6 +37,8 @@ class Report:
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
+        self._books = LiveBooks(folder)
+        self._last_step = 0.0
         self._named: dict[float, float] = {}
         """Slow ranks, and the longest wait that was said of each, s."""
         millions = f"{attempt.parameters / 1e6:,.1f} M parameters, {attempt.parameters_active / 1e6:,.1f} M active"
@@ -42,8 +47,9 @@ class Report:
             self._line.note(f"resuming after step {attempt.resumed_after_step}")
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Record and show one row."""
-        self._recorder.log(row)
+        """Record and show one row, and in it now and then the books."""
+        self._last_step = row["train/step"]
+        self._recorder.log(dict(row) | self._books.row())
         self._line.update(row)
         self._name_slow_rank(row)
 
@@ -57,9 +63,21 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the terminal back, and end the wandb run with the code that the process is about to have."""
+        """Give the terminal back, and end the wandb run with the code that the process is about to have. An end in
+        order has the books in a last row."""
         self._line.__exit__(kind, error, trace)
+        fenced = isinstance(error, JobEnds) and error.cause == "fenced"
+        if self._last_step and (error is None or isinstance(error, JobEnds)) and not fenced:
+            self._close_books()
         self._recorder.__exit__(kind, error, trace)
+
+    def _close_books(self) -> None:
+        books = self._books.books()
+        if books is None:
+            return
+        self._recorder.log({"train/step": self._last_step} | goodput_row(books))
+        rungs = [[rung.name, rung.ns / books.total, rung.ns / 1e9] for rung in waterfall(books)]
+        self._recorder.chart("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
         """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In

@@ -5,9 +5,9 @@ from html import escape
 from typing import NamedTuple
 
 from launch.glyphs import HEIGHT, dots, text_width
-from launch.goodput.waterfall import Group, Rung, waterfall
 from launch.png import Canvas
 from train.ledger.books import Books
+from train.ledger.waterfall import Group, Rung, waterfall
 
 COLOURS = {
     Group.level: "#74c476",

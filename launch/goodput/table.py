@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.goodput.waterfall import Group, waterfall
 from train.ledger.books import AttemptBooks, Books
+from train.ledger.waterfall import Group, waterfall
 
 BAR = 48
 """Characters of all rank-seconds."""
@@ -66,7 +66,7 @@ def _attempts(books: Books) -> Table:
             f"{(one.down_ns + one.queue_ns) / 1e9:,.1f}",
             f"{one.span_ns / 1e9:,.1f}",
             Text(_ended(one)),
-            f"{one.durable / books.total:.1%}" if books.total else "–",
+            f"{sum(one.durable.values()) / books.total:.1%}" if books.total else "–",
         )
     return table
 
@@ -94,7 +94,7 @@ def _lines(books: Books) -> Iterator[str]:
     saves = books.saves.as_json()
     if books.saves.blocked_s is not None:
         taken = f", {saves['mean_seconds']:,.2f} s from begin to commit" if "mean_seconds" in saves else ""
-        speed = f", {saves['gb_per_s']:,.2f} GB/s" if "gb_per_s" in saves else ""
+        speed = f", {saves['gb_per_s']:,.3g} GB/s" if "gb_per_s" in saves else ""
         failed = f", {books.saves.unsaved:,} failed" if books.saves.unsaved else ""
         held = f"training held up {books.saves.blocked_s:,.2f} s by each"
         yield f"{books.saves.begun:,} saves ({books.saves.committed:,} committed{failed}): {held}{taken}{speed}"

@@ -61,7 +61,8 @@ def _dropped(
 
 
 def _control(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees, step: StepShape) -> Traffic:
-    """Targets, gradient norm, and what is logged: losses, and of each MoE layer models/routing_totals.py."""
+    """Targets, gradient norm, what ranks ask of all (to stop), and what is logged: losses, and of each MoE layer
+    models/routing_totals.py."""
     traffic, world = Traffic(), degrees.world
     if step.counts_targets:
         traffic.add(Channel(CommKind.control, "all_reduce", degrees.dp), world, world * DOUBLE_SIZE)
@@ -69,6 +70,6 @@ def _control(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees, ste
     sharded = strategy.reduction in (Reduction.shard, Reduction.shard_optimizer)
     if world > 1 and (sharded or degrees.pp * degrees.tp * degrees.ep > 1):
         traffic.add(all_reduce, world, world * DOUBLE_SIZE)
-    numbers = 2 + (model.n_layers - model.n_dense_layers) * (2 * model.moe.n_routed + 3)
+    numbers = 3 + (model.n_layers - model.n_dense_layers) * (2 * model.moe.n_routed + 3)
     traffic.add(all_reduce, world, world * numbers * DOUBLE_SIZE)
     return traffic

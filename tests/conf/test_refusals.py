@@ -256,6 +256,14 @@ COMBINATIONS = [
     ),
     ("data=synthetic data.cache_dir=x", 1, "data.cache_dir=x: data.source=synthetic reads no cache_dir"),
     ("data.name=a/b", 1, "data.name=a/b: it names a folder and is no path"),
+    # what is done about faults
+    ("recovery.non_finite_in_a_row=0", 1, "recovery.non_finite_in_a_row=0: set it to 1 or more"),
+    ("recovery.rollbacks=-1", 1, "recovery.rollbacks=-1: set it to 0 or more"),
+    (
+        "strategy=deepspeed_zero2 recovery.check_replicas_every=5",
+        2,
+        "recovery.check_replicas_every=5: DeepSpeed shows one copy of each weight and nothing to compare it with; set",
+    ),
     # what is measured
     (
         "measure=off measure.trace_every=5",
@@ -475,6 +483,46 @@ PARTS = {
     "[{path: x}]": "data.mixture[0].path=x: data.mixture[0].source=stdlib reads no path; leave it out, or choose "
     "data.mixture[0].source=text or data.mixture[0].source=tokens",
 }
+
+
+# What faults.inject is set to on 2 ranks, and what the refusal says.
+FAULTS = {
+    "[{what: sigkil}]": "faults.inject[0].what=sigkil: set it to crash, sigkill, sigterm, sigstop, slow, non_finite, ",
+    "[{what: nan}]": "faults.inject[0].what=nan: set it to crash, ",
+    "[{wat: crash}]": "unknown key 'faults.inject[0].wat'; did you mean faults.inject[0].what?",
+    "[{step: 1}, {colour: 1}]": "unknown key 'faults.inject[1].colour'; faults.inject[1] has what, rank, step, place, ",
+    "[{step: x}]": "faults.inject[0].step=x: set it to a whole number",
+    "[{step: 1, place: lunch}]": "faults.inject[0].place=lunch: set it to start, load, data, forward, ",
+    "crash": "faults.inject=crash: set it to a list, [{KEY: VALUE, …}, …], with the keys what, rank, step, ",
+    "null": "faults.inject=null: set it to a list",
+    "[{step: 1, rank: 2}]": "faults.inject[0].rank=2: there is no such rank among 2 ranks",
+    "[{step: 1, rank: -1}]": "faults.inject[0].rank=-1: there is no such rank",
+    "[{step: 1}, {}]": "faults.inject[1].step=0: set it in 1 to 300 (train.steps)",
+    "[{step: 301}]": "faults.inject[0].step=301: set it in 1 to 300 (train.steps)",
+    "[{place: start, step: 2}]": "faults.inject[0].step=2: nothing has a step at start; leave it out",
+    "[{place: load, step: 2}]": "faults.inject[0].step=2: nothing has a step at load; leave it out",
+    "[{step: 1, attempt: -1}]": "faults.inject[0].attempt=-1: set it to 1 or more, or 0 for every attempt",
+    "[{step: 1, what: slow}]": "faults.inject[0].seconds=0.0: faults.inject[0].what=slow sleeps so long; set it",
+    "[{step: 1, seconds: 1}]": "faults.inject[0].seconds=1.0: faults.inject[0].what=crash reads no seconds; leave it",
+    "[{step: 1, what: slow, seconds: inf}]": "faults.inject[0].seconds=inf: set it to a finite number",
+    "[{step: 1, what: non_finite, place: data}]": "faults.inject[0].place=data: faults.inject[0].what=non_finite takes "
+    "no place; leave it out",
+    "[{step: 1, what: corrupt, place: write}]": "what=corrupt takes no place; leave it out",
+    "[{step: 1, what: fail, place: data}]": "faults.inject[0].place=data: faults.inject[0].what=fail fails a save; set "
+    "it to write or rename",
+    "[{step: 1, rank: 1, place: rename}]": "faults.inject[0].rank=1: rank 0 renames; set it to 0, or "
+    "faults.inject[0].place to another",
+}
+
+
+@pytest.mark.parametrize(("value", "said"), FAULTS.items())
+def test_a_fault(value: str, said: str) -> None:
+    assert said in refusal(f"faults.inject={value}", ranks=2)
+
+
+@pytest.mark.parametrize("value", ["[]", "[{step: 300, rank: 1}]", "[{place: load}]", "[{what: fail, step: 3}]"])
+def test_a_fault_that_can_happen(value: str) -> None:
+    validate(compose([f"faults.inject={value}"]).config, 2)
 
 
 @pytest.mark.parametrize(("value", "said"), PARTS.items())

@@ -31,7 +31,17 @@ JOBS: dict[str, tuple[str, ...]] = {
     # Rows of steps 5 and 10 apart: it learns of step 7 in step 8, goes back to 4 and does 5 to 8 again.
     "rolled back": ("train.log_every=5", "recovery.non_finite_in_a_row=2", inject(*SLOW, *BAD)),
     "diverged": ("recovery.non_finite_in_a_row=1", "recovery.rollbacks=1", inject(BAD[0], BAD[0])),
-    "crashed": ("train.log_every=1", inject("{what: crash, rank: 1, step: 6, place: optimizer}")),
+    # In step 6 it learns of step 5, while the checkpoint of step 4 is still being written.
+    "failed": (
+        "recovery.non_finite=fail",
+        inject("{what: slow, rank: 1, step: 4, place: write, seconds: 2}", "{what: non_finite, step: 5}"),
+    ),
+    # The save after step 4 is owed until step 5.
+    "crashed": (
+        "train.log_every=1",
+        "overlap.checkpoint=false",
+        inject("{what: non_finite, step: 4}", "{what: crash, rank: 1, step: 6, place: optimizer}"),
+    ),
 }
 
 
@@ -62,7 +72,7 @@ def test_a_job_that_went_back_ends_as_one_that_never_had_to(job: Job) -> None:
     """Rows and the last checkpoint, to the bit."""
     done, record = job("rolled back")
     assert done.returncode == 0, done.stderr
-    assert "steps 6 to 7 were not finite: going back to the checkpoint after step 4\n" in done.stdout
+    assert "steps 6 to 7 were not finite: went back to the checkpoint after step 4\n" in done.stdout
     # Rows are as far apart as is asked, at saves, and where the job learns that it must go back.
     assert record.column("train/step") == [1, 4, 5, 8, 5, 8, 10, 12]
     assert record.column("train/skipped_steps") == [0, 0, 0, 2, 0, 0, 0, 0]
@@ -127,6 +137,19 @@ def test_a_job_that_diverges_again_and_again_ends_with_one_line(job: Job) -> Non
     assert record.saved_steps == [4]
 
 
+def test_a_job_that_is_to_fail_does_so_with_its_last_checkpoint_whole(job: Job) -> None:
+    done, record = job("failed")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("switchyard:")]
+    assert [line.partition(";")[0] for line in said] == [
+        "switchyard: step 5: the loss or the gradient norm is not finite"
+    ]
+    assert record.saved_steps == [4]
+    (committed,) = events(record, 0, "committed")
+    (skipped,) = events(record, 0, "skipped")
+    assert skipped["t"] < committed["t"], "the save was over before: this has shown nothing"
+
+
 def test_a_crash_names_its_rank_and_place(job: Job) -> None:
     done, record = job("crashed")
     assert done.returncode != 0
@@ -137,6 +160,12 @@ def test_a_crash_names_its_rank_and_place(job: Job) -> None:
     assert (exit_["cause"], exit_["code"]) == ("failed", 1)
     assert stamp["begin"] < exit_["t"]
     assert "end" not in stamp
+
+
+def test_a_step_that_was_left_out_is_no_place_to_come_back_to(job: Job) -> None:
+    _, record = job("crashed")
+    assert record.column("train/skipped_steps") == [0, 0, 0, 1, 0]
+    assert record.saved_steps == [5]
 
 
 def test_off_leaves_no_trace(job: Job) -> None:

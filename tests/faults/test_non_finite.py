@@ -61,11 +61,11 @@ def test_too_many_in_a_row(make: Made, said: list[str], tmp_path: Path) -> None:
     assert issue(steps, 7, [0]) == [True]
     steps.settle()
     assert steps.must_go_back  # step 7 was begun before that was known
-    steps.go_back(2)
+    steps.went_back(2)
     assert not steps.must_go_back
     assert said[-2:] == [
         "step 6: the loss or the gradient norm is not finite; its update was left out (3 in a row)",
-        "steps 4 to 6 were not finite: going back to the checkpoint after step 2",
+        "steps 4 to 6 were not finite: went back to the checkpoint after step 2",
     ]
     assert events(tmp_path)[-1] == ("rollback", 2)
 
@@ -75,11 +75,11 @@ def test_to_one_checkpoint_only_so_often(make: Made) -> None:
     for newest in (2, 2, 4, 4):  # that of step 4 was saved meanwhile: the job had come further
         issue(steps, newest + 1, [1])
         steps.settle()
-        steps.go_back(newest)
+        steps.went_back(newest)
     issue(steps, 5, [1])
     steps.settle()
     with pytest.raises(JobEnds, match=r"^step 5 was not finite, and recovery.rollbacks=2 to step 4 did not") as ended:
-        steps.go_back(4)
+        steps.went_back(4)
     assert (ended.value.cause, ended.value.code) == ("diverged", DIVERGED)
     assert "\n" not in str(ended.value)
 
@@ -89,7 +89,7 @@ def test_nothing_to_go_back_to(make: Made) -> None:
     issue(steps, 1, [1, 1])
     steps.settle()
     with pytest.raises(JobEnds, match=r"^steps 1 to 2 were not finite, and there is no checkpoint to go back to"):
-        steps.go_back(None)
+        steps.went_back(0)
 
 
 def test_fail_ends_the_job(make: Made, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from harness.worker_pool import WorkerPool
 
 from parallel.comm import Communicator
 from train.failure import FAILED, JobEnds
-from train.faults.replicas import CHUNK, bit_hash, check_replicas
+from train.faults.replicas import CHUNK, bit_hash, check_replicas, place_multipliers
 
+PLACES = place_multipliers(torch.device("cpu"))
 MOMENT = "optimizer.exp_avg_sq.embedding.weight"
 BIAS = "model.layers.1.attention.router.expert_bias_E"
 
@@ -59,33 +60,37 @@ def test_a_shard_of_one_rank_has_no_copy(pool: WorkerPool) -> None:
     assert len(names) > 1
 
 
+def hashed(tensor: torch.Tensor) -> int:
+    return int(bit_hash(tensor, PLACES))
+
+
 def test_every_bit_of_a_tensor_counts() -> None:
     """Any bit of any element, elements that change places, and parts beyond the first chunk."""
     generator = torch.Generator().manual_seed(0)
     for dtype, bits_dtype, bits in ((torch.bfloat16, torch.int16, 16), (torch.float32, torch.int32, 32)):
         tensor = torch.randn(3, 5, generator=generator).to(dtype)
-        expected = bit_hash(tensor).item()
-        assert bit_hash(tensor.clone()).item() == expected
-        assert bit_hash(tensor.T.contiguous()).item() != expected
+        expected = hashed(tensor)
+        assert hashed(tensor.clone()) == expected
+        assert hashed(tensor.T.contiguous()) != expected
         seen = {expected}
         for element in range(tensor.numel()):
             for bit in range(bits):
                 flipped = tensor.clone()
                 flipped.view(-1).view(bits_dtype)[element] ^= (1 << bit) - (1 << bits if bit == bits - 1 else 0)
-                seen.add(bit_hash(flipped).item())
+                seen.add(hashed(flipped))
         assert len(seen) == 1 + tensor.numel() * bits
     long = torch.zeros(2 * CHUNK + 5)
     places = [0, CHUNK - 1, CHUNK, 2 * CHUNK + 4]
     hashes = set()
     for place in places:
         long[place] = 1.0
-        hashes.add(bit_hash(long).item())
+        hashes.add(hashed(long))
         long[place] = 0.0
     assert len(hashes) == len(places)
 
 
 def test_numbers_that_are_equal_and_bits_that_are_not() -> None:
-    assert bit_hash(torch.tensor([0.0])) != bit_hash(torch.tensor([-0.0]))
+    assert hashed(torch.tensor([0.0])) != hashed(torch.tensor([-0.0]))
     nan = torch.tensor([float("nan")])
-    assert bit_hash(nan) == bit_hash(nan.clone())
-    assert bit_hash(torch.empty(0, 4)) == 0
+    assert hashed(nan) == hashed(nan.clone())
+    assert hashed(torch.empty(0, 4)) == 0

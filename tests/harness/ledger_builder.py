@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train.ledger.books import Books
+from train.ledger.ending import AGREED
 from train.ledger.events import attempt_folder
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
@@ -58,7 +59,9 @@ class Rank:
         return self.event("committed", at, step=step, bytes=2_000_000_000, seconds=4.0)
 
     def exit(self, cause: str, at: float | None = None) -> "Rank":
-        """Last words."""
+        """Last words; all ranks have agreed on what they can agree on."""
+        if cause in AGREED:
+            self.event("stop", at, cause=cause)
         return self.event("exit", at, cause=cause, code=0)
 
     def gone(self, at: float, phase: str = "compute_fwd", step: int = 0, beat: float = 0.0) -> "Rank":

@@ -64,5 +64,5 @@ def reproducible(row: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in row.items()
-        if not key.startswith(("perf/", "mem/", "time", "power/", "cost/", "ckpt/"))
+        if not key.startswith(("perf/", "mem/", "time", "power/", "cost/", "ckpt/", "goodput/"))
     }

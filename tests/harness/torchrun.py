@@ -59,6 +59,16 @@ class TorchrunLaunch:
         self.kill_all()
 
     @property
+    def agent_pid(self) -> int:
+        """torchrun's own."""
+        return self._agent.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether torchrun is."""
+        return self._agent.poll() is None
+
+    @property
     def stdout(self) -> str:
         """What has been written so far."""
         return self._path("stdout").read_text(errors="replace")
@@ -142,9 +152,11 @@ def start_torchrun(
     module: str = "train",
     cwd: Path | str | None = None,
     env: Mapping[str, str] | None = None,
+    agent_words: Sequence[str] = (),
 ) -> TorchrunLaunch:
-    """Start `nproc` workers of `python -m module args...` on this host; `env` is added to the environment."""
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    """Start `nproc` workers of `python -m module args...` on this host; `env` is added to the environment, and
+    `agent_words` to torchrun's own."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}", *agent_words]
     return TorchrunLaunch([*agent, "-m", module, *args], cwd, _environment(env))
 
 

@@ -3,7 +3,6 @@
 import threading
 from datetime import timedelta
 
-import pytest
 from torch.distributed import HashStore, Store
 
 from models.config import ConfigError
@@ -29,11 +28,17 @@ def verdicts(store: Store, n_ranks: int, taking: int) -> list[str]:
     return heard
 
 
-def test_all_wait_for_all_and_a_start_again_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun keeps its store when it starts a job's ranks again: an old refusal is none of theirs."""
+def test_all_wait_for_all() -> None:
+    assert verdicts(fresh(), 3, taking=3) == ["", "", ""]
+
+
+def test_one_that_refuses_is_heard_by_all() -> None:
+    store = fresh()
+    store.set("verdict", "on a node: train.steps=0")
+    assert verdicts(store, 3, taking=2) == ["on a node: train.steps=0"] * 2
+
+
+def fresh() -> Store:
     store = HashStore()
     store.set_timeout(timedelta(seconds=10))
-    store.set("acceptance/0/verdict", "on a node: train.steps=0")
-    assert verdicts(store, 3, taking=2) == ["on a node: train.steps=0"] * 2
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert verdicts(store, 3, taking=3) == ["", "", ""]
+    return store

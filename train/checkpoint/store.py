@@ -23,7 +23,7 @@ from models.config import ConfigError
 from parallel.comm import Communicator
 from parallel.engine import Engine
 from train.checkpoint.background import Background
-from train.checkpoint.folder import candidates, clear_unfinished, committed, named, set_aside, step_of
+from train.checkpoint.folder import candidates, clear_unfinished, named, set_aside, step_of
 from train.checkpoint.hooks import Hooks
 from train.checkpoint.manifest import DamagedCheckpoint, Manifest, Progress
 from train.checkpoint.save_plan import SavePlans
@@ -109,13 +109,6 @@ class CheckpointStore:
         """ckpt/* of the last save that was committed since it was last asked; nothing if there was none."""
         metrics, self._metrics = self._metrics, {}
         return metrics
-
-    def newest_step(self) -> int | None:
-        """After which step the newest checkpoint is; None if there is none. Waits for one that is under way. Called by
-        all ranks together."""
-        self._settle()
-        saved = committed(self._folder) if self._rank == 0 else []
-        return self._comm.broadcast_object(step_of(saved[-1]) if saved else None)
 
     def resume(self, engine: Engine) -> Resumed:
         """Load the newest checkpoint that is what was written, or do nothing: a new job. Of newer ones that are damaged

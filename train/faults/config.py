@@ -19,9 +19,9 @@ class Fault(Enum):
     slow = "slow"
     """Sleeps for `seconds` at `place`: at forward a slow rank, at data a slow loader, at save a slow disk."""
     non_finite = "non_finite"
-    """The step's loss, and so its gradients, are not finite on this rank."""
+    """What this rank adds to the step's loss (in a pipeline: its stages' part) is not finite, nor its gradients."""
     corrupt = "corrupt"
-    """One byte of this rank's part of the step's checkpoint is flipped once it is committed."""
+    """One bit of this rank's part of the step's checkpoint is flipped once it is committed."""
     fail = "fail"
     """Writing this rank's part of the step's checkpoint fails, as on a full disk."""
 

@@ -78,30 +78,30 @@ class NonFiniteSteps:
         count, self._since_row = self._since_row, 0
         return count
 
-    def go_back(self, newest: int | None) -> None:
-        """The job is about to go back to the checkpoint after step `newest`, if there is one.
+    def went_back(self, to_step: int) -> None:
+        """The job went back to the checkpoint after `to_step`; 0: there is none.
 
         Raises:
-            JobEnds: if there is none, or it went back there often enough.
+            JobEnds: if there is none, or it was there often enough.
         """
         first, last = self._in_a_row[0], self._in_a_row[-1]
         what = f"steps {first} to {last} were not finite" if last > first else f"step {first} was not finite"
-        if newest is None:
+        if to_step == 0:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
                 f"{what}, and there is no checkpoint to go back to: the job has diverged; {ADVICE}; with "
                 "checkpoint.every there would be one",
             )
-        self._rollbacks = self._rollbacks + 1 if newest == self._went_back_to else 1
+        self._rollbacks = self._rollbacks + 1 if to_step == self._went_back_to else 1
         if self._rollbacks > self._recovery.rollbacks:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
-                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} to step {newest} did not help: the job has "
-                f"diverged; {ADVICE}",
+                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} to step {to_step} did not help: the job "
+                f"has diverged; {ADVICE}",
             )
-        self._went_back_to, self._in_a_row = newest, []
-        self._ledger.write("rollback", step=newest, cause="non_finite")
+        self._went_back_to, self._in_a_row = to_step, []
+        self._ledger.write("rollback", step=to_step, cause="non_finite")
         if self._say:
-            self._say(f"{what}: going back to the checkpoint after step {newest}")
+            self._say(f"{what}: went back to the checkpoint after step {to_step}")

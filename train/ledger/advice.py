@@ -67,6 +67,8 @@ class Advice:
         if self.restart_s is None or self.expected_ettr is None or self.expected_ettr_best is None:
             return f"{failed}; {costs}: save every {best}; it was {now}"
         failed += f", a restart takes {_seconds(self.restart_s)}, {costs}"
+        if not self.expected_ettr_best and not self.expected_ettr:
+            return f"{failed}: a job that fails so often does not get on, however often it saves"
         if self.expected_ettr_best - self.expected_ettr < NOTICED:
             return f"{failed}: {now} is right (expected ETTR {self.expected_ettr:.1%})"
         gives = f"expected ETTR {self.expected_ettr_best:.1%}; {now}, as it was, gives {self.expected_ettr:.1%}"

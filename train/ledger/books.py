@@ -3,6 +3,7 @@
 Times are whole nanoseconds in here, so that sums are exact, and seconds in `as_json`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +41,8 @@ class AttemptBooks:
     """Rank-nanoseconds, `down` and `queue` before it included."""
     standing: int
     """Of those, in steps that stay."""
-    durable: int
-    """Of those, in steps that are saved."""
+    durable: dict[str, int]
+    """Of those by bucket, in steps that are saved."""
 
     @property
     def total(self) -> int:
@@ -85,9 +86,8 @@ class Books:
     attempts: tuple[AttemptBooks, ...]
     wall_ns: int
     """From the first submission to a queue, or start, to the end of the last attempt."""
-    durable: dict[str, int]
-    """Rank-nanoseconds of steps that are saved, by bucket."""
     durable_step: int
+    """Steps up to it are saved, or the job has ended as it should."""
     standing_steps: int
     """That stay: as many as made the model, if it goes on as it is."""
     durable_tokens: int
@@ -102,8 +102,13 @@ class Books:
     @property
     def buckets(self) -> dict[str, int]:
         """Rank-nanoseconds of all attempts."""
-        names = dict.fromkeys(name for attempt in self.attempts for name in attempt.buckets)
-        return in_order({name: sum(attempt.buckets.get(name, 0) for attempt in self.attempts) for name in names})
+        return in_order(_sum([attempt.buckets for attempt in self.attempts]))
+
+    @property
+    def durable(self) -> dict[str, int]:
+        """Rank-nanoseconds of steps that are saved, by bucket."""
+        saved = in_order(_sum([attempt.durable for attempt in self.attempts]))
+        return {name: ns for name, ns in saved.items() if ns}
 
     @property
     def total(self) -> int:
@@ -119,7 +124,7 @@ class Books:
     @property
     def ettr(self) -> float:
         """The part of all rank-seconds that saved steps took (effective training time ratio)."""
-        return self._of_total(sum(attempt.durable for attempt in self.attempts))
+        return self._of_total(self._saved)
 
     @property
     def ettr_optimistic(self) -> float:
@@ -130,7 +135,7 @@ class Books:
     def ettr_without_queue(self) -> float:
         """`ettr` of the rank-seconds outside the queue."""
         outside = self.total - sum(attempt.queue_ns * attempt.ranks for attempt in self.attempts)
-        return sum(attempt.durable for attempt in self.attempts) / outside if outside else 0.0
+        return self._saved / outside if outside else 0.0
 
     @property
     def compute_fraction(self) -> float | None:
@@ -145,8 +150,7 @@ class Books:
     @property
     def mfu_in_step(self) -> float | None:
         """The saved tokens' FLOPs ÷ what devices could do at peak in the saved steps' time."""
-        steps = sum(attempt.durable for attempt in self.attempts)
-        return None if self.ideal_ns is None or not steps else self.ideal_ns / steps
+        return None if self.ideal_ns is None or not self._saved else self.ideal_ns / self._saved
 
     @property
     def tokens_per_sec(self) -> float:
@@ -220,12 +224,21 @@ class Books:
             "first_step": attempt.first_step,
             "last_step": attempt.last_step,
             "lost_steps": attempt.lost_steps,
-            "ettr": self._of_total(attempt.durable),
+            "ettr": self._of_total(sum(attempt.durable.values())),
             "buckets": {name: s for name, s in _seconds(in_order(attempt.buckets)).items() if s},
         }
 
+    @property
+    def _saved(self) -> int:
+        return sum(self.durable.values())
+
     def _of_total(self, ns: float) -> float:
         return ns / self.total if self.total else 0.0
+
+
+def _sum(buckets: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    names = dict.fromkeys(name for one in buckets for name in one)
+    return {name: sum(one.get(name, 0) for one in buckets) for name in names}
 
 
 def _seconds(buckets: dict[str, int]) -> dict[str, float]:

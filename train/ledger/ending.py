@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from train.ledger.alignment import Aligned
 from train.ledger.buckets import LOST
-from train.ledger.records import Exit, Gone, Hang
+from train.ledger.records import Exit, Gone, Hang, Stop
 
 FINISHED, PREEMPTED = "finished", "preempted"
-CLEAN = (FINISHED, PREEMPTED, "stopped")
-"""Words of a rank that ended because all had agreed to."""
+AGREED = (PREEMPTED, "stopped")
+"""Last words of a rank that ended because all had agreed to; or preempted, because its time to end ran out."""
 CRASH, HANG, VANISHED = "crash", "hang", "vanished"
 """vanished: nothing saw the end, and another attempt followed; a host was lost, or everything on it killed at once."""
 FAILURES = (CRASH, HANG, VANISHED)
@@ -36,11 +36,8 @@ class Ending:
     """Whose end came first; None if nothing saw it."""
     progress: int
     """Until then the ranks got on."""
-
-    @property
-    def clean(self) -> bool:
-        """Whether all ranks agreed to end."""
-        return self.cause in CLEAN
+    clean: bool
+    """Whether all ranks were done, or agreed to end."""
 
     @property
     def lost_to(self) -> str:
@@ -58,11 +55,12 @@ def ending(attempt: Aligned, newest: bool) -> Ending | None:
     ends += [(event.t, rank, CRASH) for rank, event in attempt.every(Gone) if rank not in accounted]
     # That its peers went away is a rank's last word after something else, even where a far clock puts it first.
     if not (first := min((end for end in ends if end[2] != "lost_peers"), default=min(ends, default=None))):
-        return None if newest else Ending(VANISHED, None, last_sign(attempt))
+        return None if newest else Ending(VANISHED, None, last_sign(attempt), clean=False)
     t, rank, cause = first
     if cause == HANG:
         t = max((min(event.beat.t, t) for _, event in hangs if event.beat), default=t)
-    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t)
+    clean = cause == FINISHED or (cause in AGREED and bool(attempt.every(Stop)))
+    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t, clean)
 
 
 def last_sign(attempt: Aligned) -> int:

@@ -7,7 +7,7 @@ becomes `lost_work`.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from models.config import ConfigError
@@ -47,17 +47,12 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
     placed, odd = place(attempts, now_ns, goes_on=endings[-1] is None)
     lines = [_timelines(one, ended) for one, ended in zip(placed, endings, strict=True)]
     stepped = [
-        Stepped(one.attempt, ended, {rank: line.steps for rank, line in own.items()})
+        Stepped(one.attempt, ended, {rank: own[rank].steps for rank in one.attempt.starts})
         for one, ended, own in zip(placed, endings, lines, strict=True)
     ]
     take_off_warm_up(stepped)
     durable_step = settle(stepped)
     books = [_attempt_books(*one, durable_step) for one in zip(placed, stepped, lines, strict=True)]
-    durable = Counter[str]()
-    for own in lines:
-        for line in own.values():
-            for spent in line.steps:
-                durable.update(spent.standing_buckets(durable_step))
     durable_steps = [_count(one, durable_step) for one in stepped]
     standing_steps = [_count(one, None) for one in stepped]
     tokens = [one.attempt.first.tokens_per_step for one in stepped]
@@ -65,7 +60,6 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
     return Books(
         attempts=tuple(books),
         wall_ns=max(one.at + one.span for one in placed) - min(one.at for one in placed) + placed[0].queued,
-        durable=dict(durable),
         durable_step=durable_step,
         standing_steps=sum(standing_steps),
         durable_tokens=sum(n * each for n, each in zip(durable_steps, tokens, strict=True)),
@@ -90,15 +84,16 @@ def _timelines(place: Placed, ended: Ending | None) -> dict[int, Timeline]:
 def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], durable_step: int) -> AttemptBooks:
     attempt = place.attempt
     buckets = Counter[str]()
-    standing = durable = 0
+    durable = Counter[str]()
+    standing = 0
     for line in lines.values():
         buckets.update(line.fixed)
         for spent in line.steps:
             stays = spent.standing_buckets()
-            buckets.update(stays)
-            buckets.update(spent.moved())
             standing += sum(stays.values())
-            durable += sum(spent.standing_buckets(durable_step).values())
+            _add(stays, buckets)
+            _add(spent.moved(), buckets)
+            _add(stays if spent.last <= durable_step else spent.standing_buckets(durable_step), durable)
     buckets["down"] += place.down * attempt.size
     buckets["queue"] += place.queued * attempt.size
     steps = lines[min(attempt.starts)].steps
@@ -120,10 +115,15 @@ def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], 
         lost_steps=sum((fate or "").startswith(LOST) for spent in steps for fate in spent.fate),
         buckets=dict(buckets),
         standing=standing,
-        durable=durable,
+        durable=dict(durable),
     )
     assert sum(buckets.values()) == books.total, f"attempt {attempt.number}: {buckets} is not {books.total} ns"
     return books
+
+
+def _add(buckets: Mapping[str, int], to: Counter[str]) -> None:
+    for name, ns in buckets.items():
+        to[name] += ns
 
 
 def _count(stepped: Stepped, upto: int | None) -> int:

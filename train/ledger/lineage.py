@@ -10,6 +10,9 @@ from train.ledger.ending import FINISHED, Ending
 from train.ledger.records import Committed, Resumed, Rollback, Skipped
 from train.ledger.steps_spent import StepsSpent
 
+NON_FINITE = "non_finite"
+"""The cause of a rollback after steps whose updates were left out (train/faults/non_finite.py)."""
+
 
 @dataclass(frozen=True)
 class Stepped:
@@ -53,11 +56,11 @@ def settle(attempts: Sequence[Stepped]) -> int:
             for back in one.attempt.of_rank(rank, Rollback):
                 for spent in steps:
                     if spent.begin < back.t:
-                        spent.take_back(back.step, _always(LOST + back.cause))
+                        spent.take_back(back.step, _always(_lost_to(back)))
         backs = [back for _, back in one.attempt.every(Rollback)]
         for back in backs:
             for earlier in attempts[:index]:
-                _each(earlier, back.step, _always(LOST + back.cause))
+                _each(earlier, back.step, _always(_lost_to(back)))
         turns: list[Committed | Rollback] = [*backs, *(committed for _, committed in one.attempt.every(Committed))]
         for turn in sorted(turns, key=lambda turn: turn.t):
             durable = max(durable, turn.step) if isinstance(turn, Committed) else min(durable, turn.step)
@@ -88,6 +91,10 @@ def _skip(steps: Sequence[StepsSpent], event: Skipped) -> None:
 
 def _why(corrupt: int, lost_to: str, step: int) -> str:
     return LOST + "ckpt_corrupt" if step <= corrupt else lost_to
+
+
+def _lost_to(back: Rollback) -> str:
+    return LOST + ("nan" if back.cause == NON_FINITE else back.cause)
 
 
 def _always(bucket: str) -> Callable[[int], str]:

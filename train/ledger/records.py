@@ -2,9 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from types import GenericAlias, UnionType
-from typing import Any, Optional, Self, get_args
+from typing import Any, Optional, Self
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,11 @@ class Unsaved(Event):
 
 
 @dataclass(frozen=True)
+class Stop(Event):
+    """All ranks agreed to end."""
+
+
+@dataclass(frozen=True)
 class Exit(Event):
     """Last words."""
 
@@ -146,6 +151,57 @@ class Gone(Seen):
     """A rank's process is no more."""
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int:  # True is none
+        raise ValueError(f"{value!r} is not a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def _wholes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(entry) is not int for entry in value):
+        raise ValueError(f"{value!r} are not whole numbers")
+    return tuple(value)
+
+
+def _wholes_by_name(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict) or any(type(entry) is not int for entry in value.values()):
+        raise ValueError(f"{value!r} are not whole numbers by name")
+    return value
+
+
+def _beat(value: Any) -> Beat:
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a beat")
+    return Beat(_text(value.get("phase")), _whole(value.get("step")), _whole(value.get("t")))
+
+
+def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+READ: dict[Any, Callable[[Any], Any]] = {
+    int: _whole,
+    float: _number,
+    str: _text,
+    tuple[int, ...]: _wholes,
+    dict[str, int]: _wholes_by_name,
+    Optional[int]: _or_none(_whole),
+    Optional[float]: _or_none(_number),
+    Optional[Beat]: _or_none(_beat),
+}
+"""By a field's type, what makes it of what JSON has; raises ValueError."""
 KINDS: dict[str, type[Event]] = {
     "start": Start,
     "resumed": Resumed,
@@ -155,10 +211,15 @@ KINDS: dict[str, type[Event]] = {
     "saving": Saving,
     "committed": Committed,
     "unsaved": Unsaved,
+    "stop": Stop,
     "exit": Exit,
     "hang": Hang,
     "gone": Gone,
 }
+FIELDS = {
+    kind: [(field.name, READ[field.type]) for field in fields(kind)] for kind in (Event, StepsTile, *KINDS.values())
+}
+"""Of a kind of event, in order."""
 
 
 def parse(line: bytes) -> Event:
@@ -176,29 +237,9 @@ def parse(line: bytes) -> Event:
     kind = KINDS.get(str(written.get("ev")), Event)
     if kind is Tile and "first" in written:
         kind = StepsTile
-    event = _read(written, kind)
+    event = kind(*(read(written.get(name)) for name, read in FIELDS[kind]))
     if isinstance(event, StepsTile) and not 0 < event.first <= event.last < event.first + 1_000_000:
         raise ValueError(f"steps {event.first} to {event.last}")
     if isinstance(event, Start) and event.ranks < 1:
         raise ValueError(f"{event.ranks} ranks")
     return event
-
-
-def _read(value: Any, kind: Any) -> Any:
-    """`value`, as JSON gave it, as a `kind`. Raises ValueError."""
-    if isinstance(kind, type) and kind in (Beat, *KINDS.values(), StepsTile, Event) and isinstance(value, dict):
-        return kind(**{field.name: _read(value.get(field.name), field.type) for field in fields(kind)})
-    of = get_args(kind)
-    if isinstance(kind, UnionType) or type(None) in of:
-        return None if value is None else _read(value, of[0])
-    if isinstance(kind, GenericAlias) and isinstance(value, list):
-        return tuple(_read(entry, of[0]) for entry in value)
-    if isinstance(kind, GenericAlias) and isinstance(value, dict):
-        return {_read(name, of[0]): _read(entry, of[1]) for name, entry in value.items()}
-    if kind is float and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{value} is not finite")
-        return float(value)
-    if kind in (int, str) and type(value) is kind:
-        return value
-    raise ValueError(f"{value!r} is not of {kind}")

@@ -55,12 +55,16 @@ class StepsSpent:
 
     def standing_buckets(self, upto: int | None = None) -> dict[str, int]:
         """Nanoseconds of the steps that stay, up to `upto`, without warm-up."""
-        places = [step - self.first for step in self.standing(upto)]
-        return scale(self.buckets, sum(self.own_ns[i] - self.warm_up_ns[i] for i in places))
+        standing = self.standing(upto)
+        if len(standing) == len(self.own_ns) and not any(self.warm_up_ns):
+            return self.buckets
+        return scale(self.buckets, sum(self.own_ns[i - self.first] - self.warm_up_ns[i - self.first] for i in standing))
 
     def moved(self) -> dict[str, int]:
         """Nanoseconds of all else."""
-        moved = {"warmup_compile": sum(self.warm_up_ns)}
+        moved = {}
+        if warm_up := sum(self.warm_up_ns):
+            moved["warmup_compile"] = warm_up
         for fate, own, warm_up in zip(self.fate, self.own_ns, self.warm_up_ns, strict=True):
             if fate is not None:
                 moved[fate] = moved.get(fate, 0) + own - warm_up

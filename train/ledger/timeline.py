@@ -72,10 +72,10 @@ def _cut_short(line: Timeline, events: RankEvents, ended: Ending) -> None:
     """From the last that the rank wrote until nothing got on any more."""
     beats = [event.beat for event in events.watched if isinstance(event, Seen) and event.beat]
     beat = beats[-1] if beats else _unseen(events)
-    between = beat.phase in BETWEEN
-    if between or (line.steps and beat.phase in START_UP):  # a load after steps is that of a rollback
-        line.until(min(beat.t, ended.progress), ended.lost_to)
-    line.until(ended.progress, beat.phase if between or beat.phase in START_UP else ended.lost_to)
+    if beat.phase in BETWEEN or (line.steps and beat.phase in START_UP):  # a load after steps is that of a rollback
+        before = _unseen(events).phase
+        line.until(min(beat.t, ended.progress), before if before in START_UP else ended.lost_to)
+    line.until(ended.progress, beat.phase if beat.phase in (*BETWEEN, *START_UP) else ended.lost_to)
 
 
 def _unseen(events: RankEvents) -> Beat:

@@ -1,6 +1,6 @@
 """The one door by which metrics leave a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,10 @@ class Recorder:
         strict = strict_row(row)
         self._jsonl.append(strict)
         self._wandb.log(strict)
+
+    def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show wandb a table, and its last column as bars named by the first. Its numbers are in rows too."""
+        self._wandb.chart(name, columns, rows)
 
     def close(self, exit_code: int = 0) -> None:
         """Close both; waits for wandb's upload no longer than configured. A second call does nothing."""

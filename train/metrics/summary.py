@@ -109,6 +109,9 @@ class RunSummary:
     bound_by: str | None = None
     """What bounds a step, its share, and what to try first; None where steps were not divided into phases."""
 
+    ettr: float | None = None
+    """The part of all the job's rank-seconds, every attempt's and those between, that saved steps took."""
+
     def write(self, path: Path) -> None:
         """Write as strict JSON (NaN becomes "NaN"), replacing `path` in one step. Raises OSError."""
         fields = {name: strict_value(value) for name, value in asdict(self).items()}
@@ -155,6 +158,8 @@ class RunSummary:
         yield "peak", f"{self.peak_tflops:,.4g} TFLOP/s a device, {self.peak_source}"
         if self.peak_memory_gib is not None:
             yield "peak memory", f"{self.peak_memory_gib:.2f} GiB"
+        if self.ettr is not None:
+            yield "goodput", f"{self.ettr:.1%} of the job's rank-seconds were steps that are saved (switchyard goodput)"
         yield "parameters", f"{self.parameters:,} ({self.parameters_active:,} active)"
         yield "ranks", f"{self.world_size} × {self.device}"
         if self.wall_s is not None:
@@ -206,6 +211,7 @@ def summarise(
         parameters=attempt.parameters,
         parameters_active=attempt.parameters_active,
         wall_s=wall_s,
+        ettr=goodput[-1] if (goodput := _column(standing, "goodput/ettr")) else None,
         bound_by=verdict.sentence(settings) if (verdict := judge(mean_breakdown(steady))) else None,
     )
 

@@ -5,7 +5,7 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,18 @@ class WandbLog:
             self._run = None
             self._warn("is off from here on", error)
             self._stop_service(1)
+
+    def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add a table, and a bar chart of its last column by its first."""
+        if self._run is None:
+            return
+        try:
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            self._run.log({name: wandb.plot.bar(table, columns[0], columns[-1], title=name)})
+        except Exception as error:
+            self._warn(f"got no {name}", error)
 
     def finish(self, exit_code: int = 0) -> None:
         """End the run with its exit code; waits for the upload no longer than configured. Once only."""

@@ -1,0 +1,100 @@
+"""What ranks ask for, and what all of them make of it; names of folders; stamps of launchers."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from train.config import RunConfig
+from train.faults import fence, stop
+from train.faults.fence import Fence
+from train.faults.stop import Cause, StopAgreement
+from train.ledger.events import boot_id, now_ns, take_attempt
+from train.ledger.launcher import launched, stamp, submitted
+from train.run_folder import new_folder
+
+
+@pytest.fixture
+def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StopAgreement]:
+    """Of a job of three, that look as often as they can."""
+    monkeypatch.setattr(fence, "BETWEEN_LOOKS_S", 0.0)
+    monkeypatch.setattr(stop, "BETWEEN_LOOKS_S", 0.0)
+    attempt = take_attempt(tmp_path)
+    return [StopAgreement(tmp_path, rank, Fence(tmp_path, attempt)) for rank in range(3)]
+
+
+def step(ranks: list[StopAgreement]) -> set[Cause | None]:
+    total = torch.tensor(float(sum(rank.own() for rank in ranks)))
+    return {rank.agreed(total) for rank in ranks}
+
+
+def test_nothing_is_asked_for(ranks: list[StopAgreement]) -> None:
+    assert [step(ranks) for _ in range(3)] == [{None}] * 3
+
+
+@pytest.mark.parametrize("told", [[0], [2], [0, 1, 2]])
+def test_what_one_rank_is_told_all_know_a_step_later(told: list[int], ranks: list[StopAgreement]) -> None:
+    step(ranks)
+    for rank in told:
+        ranks[rank].preempted = True
+    assert step(ranks) == {None}
+    assert step(ranks) == {Cause.preempted}
+
+
+def test_the_file_goes_before_the_signal_and_the_fence_before_both(ranks: list[StopAgreement], tmp_path: Path) -> None:
+    for rank in ranks:
+        rank.preempted = True
+    (tmp_path / "STOP").touch()
+    step(ranks)
+    take_attempt(tmp_path)
+    assert step(ranks) == {Cause.stopped}
+    assert step(ranks) == {Cause.fenced}
+
+
+def test_the_sum_of_a_million_ranks_is_exact(ranks: list[StopAgreement]) -> None:
+    total = 999_999 * stop.UNIT[Cause.preempted] + stop.UNIT[Cause.fenced] + stop.UNIT[Cause.stopped]
+    for asked, cause in ((total, Cause.fenced), (999_999, Cause.preempted), (1 << 20, Cause.stopped)):
+        ranks[1].agreed(torch.tensor(float(asked), dtype=torch.float32))
+        assert ranks[1].agreed(torch.tensor(0.0)) is cause
+
+
+def test_each_cause_has_a_code_of_its_own() -> None:
+    codes = {cause.code for cause in Cause}
+    assert len(codes) == len(Cause)
+    assert not codes & {0, 1, 2, 130}
+
+
+def test_a_fence_looks_once_a_second_or_at_once(tmp_path: Path) -> None:
+    mine = Fence(tmp_path, take_attempt(tmp_path))
+    take_attempt(tmp_path)
+    assert mine.still_ours()
+    assert not mine.still_ours(at_once=True)
+    assert not mine.still_ours()
+
+
+def test_a_launcher_that_starts_again_has_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunConfig(root=str(tmp_path))
+    first = new_folder(run, "tiny", "ddp", launcher=os.getppid())
+    assert first.name.endswith(f"-tiny-ddp-{os.getppid()}")
+    assert first == new_folder(run, "tiny", "ddp", launcher=os.getppid())
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1)  # the clock was set
+    assert first != new_folder(run, "tiny", "ddp", launcher=os.getppid())
+    first.mkdir()
+    assert first == new_folder(run, "tiny", "ddp", launcher=os.getppid())
+    assert first != new_folder(run, "tiny", "ddp", launcher=os.getpid())
+
+
+def test_launchers_stamps_are_read() -> None:
+    before = now_ns()
+    assert before <= (launched(stamp()) or 0) <= now_ns()
+    assert launched({}) is None
+    assert launched({"SWITCHYARD_LAUNCHED": "another-boot 5"}) is None
+    assert launched({"SWITCHYARD_LAUNCHED": boot_id()}) is None
+    assert launched(stamp() | {"TORCHELASTIC_RESTART_COUNT": "1"}) is None  # that was the start before
+    assert launched(stamp() | {"TORCHELASTIC_RESTART_COUNT": "0"})
+    assert submitted({"SWITCHYARD_SUBMITTED": "7"}) == 7
+    assert submitted({"SWITCHYARD_SUBMITTED": "7", "TORCHELASTIC_RESTART_COUNT": "2"}) is None
+    assert submitted({}) is None
