@@ -20,7 +20,9 @@ READ = {
     (EngineName.deepspeed, Reduction.shard_gradients): ("grad_reduce", "bucket_mib"),
     (EngineName.deepspeed, Reduction.shard): ("grad_reduce", "bucket_mib"),
 }
-"""Fields of `overlap` that mean something to an engine; `data` is the loader's."""
+"""Fields of `overlap` that mean something to an engine."""
+OURS = ("name", "data", "checkpoint")
+"""Fields of `overlap` that are none of an engine's."""
 
 
 def check_engine(
@@ -56,10 +58,10 @@ def check_engine(
     if engine is EngineName.accelerate and degrees.world == 1:
         raise ConfigError(f"{what} takes 2 ranks or more, and 1 was started: it leaves one process as it is")
     one_piece = reduction is Reduction.shard_optimizer and precision.compute is Dtype.bfloat16
-    read = ("data",) if one_piece else (*READ[engine, reduction], "data")
+    read = OURS if one_piece else (*READ[engine, reduction], *OURS)
     for field in fields(OverlapConfig):
         value = getattr(overlap, field.name)
-        if field.name not in (*read, "name") and value != field.default:
+        if field.name not in read and value != field.default:
             raise ConfigError(
                 f"overlap.{field.name}={_typed(value)}: strategy={strategy.name} does not read it"
                 f"{' with precision.compute=bfloat16' * one_piece}; set it to {_typed(field.default)}"

@@ -246,8 +246,8 @@ def _run(
     injector.listen(comm.clock)
     injector.reach(Place.start)
     engine = _open_engine(config, degrees, world, comm)
+    store = _open_store(config, folder, attempt, guard, injector, comm, world)  # here ranks wait for the last of them
     attempt.tiles.end("init_model")
-    store = _open_store(config, folder, attempt, guard, injector, comm, world)
     guard.beat.at("ckpt_load")
     resumed = store.resume(engine)
     progress = resumed.progress
