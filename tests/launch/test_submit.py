@@ -1,5 +1,6 @@
 """`switchyard submit` and the script that it queues; with stand-ins for SLURM, see harness/slurm.py."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -155,4 +156,5 @@ def test_a_requeued_job_goes_on(slurm: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main(["submit", "nodes=1", "ranks_per_node=1", *job, "train.steps=4"]) == 0
     assert (run / "checkpoints" / "step-00000004").is_dir()
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 4  # first and last of each
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["train/step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]  # first and last of each

@@ -48,7 +48,7 @@ def test_two_nodes_train_as_one_process(trained: Callable[[str], RunRecord], tmp
         assert two.column(key) == pytest.approx(one.column(key), rel=0, abs=1e-12), key
     environment = two.config["environment"]
     assert (environment["world_size"], environment["ranks_per_node"]) == (4, 2)
-    assert {path.name for path in two.folder.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json"}
+    assert {path.name for path in two.folder.iterdir()} == {"config.yaml", "ledger", "metrics.jsonl", "summary.json"}
 
 
 def test_tensor_parallelism_across_nodes_is_refused(tmp_path: Path) -> None:
