@@ -23,9 +23,10 @@ from parallel.comm import Communicator
 from parallel.engine import Engine
 from parallel.mesh import Degrees
 from parallel.world import TIMEOUT, Launch, World
-from train.__main__ import _accept, _batch_maker, _open_engine, _open_loader
 from train.checkpoint.manifest import Progress
 from train.checkpoint.store import CheckpointStore
+from train.start.accepted import accept
+from train.start.assembly import batch_maker, open_job_engine, open_loader
 from train.step import OptimizerStep
 
 WARM_UP, STEPS = 5, 20
@@ -41,12 +42,12 @@ def main() -> None:
     """Run on this rank."""
     launch = Launch.from_environment()
     composed = compose(CommandLine.parse(sys.argv[1:], "async_save").overrides, None)
-    job = _accept(composed.config, {}, launch)
+    job = accept(composed.config, {}, launch)
     config, device = job.config, job.device
     world = World.join(launch, device, launch.open_store(TIMEOUT))
     comm = Communicator()
-    engine = _open_engine(config, Degrees.resolve(config.strategy, world.size), world, comm)
-    step = OptimizerStep(engine, comm, _batch_maker(job), config.train.global_batch_size, config.optim.clip_norm)
+    engine = open_job_engine(config, Degrees.resolve(config.strategy, world.size), world, comm)
+    step = OptimizerStep(engine, comm, batch_maker(job), config.train.global_batch_size, config.optim.clip_norm)
     tokens = config.train.global_batch_size * config.data.sequence_length
     folder = Path(config.run.root).expanduser() / "async_save"
     if world.rank == 0:
@@ -54,7 +55,7 @@ def main() -> None:
         folder.mkdir(parents=True)
     comm.barrier()
 
-    with _open_loader(job, engine, Degrees.resolve(config.strategy, world.size), world, 0) as loader:
+    with open_loader(job, engine, Degrees.resolve(config.strategy, world.size), world, 0) as loader:
 
         def steps(n: int) -> float:
             """Seconds that `n` steps take, the device drained at both ends."""

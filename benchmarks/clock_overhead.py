@@ -22,8 +22,9 @@ from parallel.clock.time_source import time_source
 from parallel.comm import Communicator
 from parallel.mesh import Degrees
 from parallel.world import TIMEOUT, Launch, World
-from train.__main__ import _accept, _batch_maker, _open_engine, _open_loader
 from train.metrics.step_time import StepTime, time_row
+from train.start.accepted import accept
+from train.start.assembly import batch_maker, open_job_engine, open_loader
 from train.step import OptimizerStep
 
 PAIRS, STEPS, WARM_UP = 8, 10, 10
@@ -34,13 +35,13 @@ def main() -> None:
     """Run on this rank."""
     launch = Launch.from_environment()
     composed = compose(CommandLine.parse(sys.argv[1:], "clock_overhead").overrides, None)
-    job = _accept(composed.config, {}, launch)
+    job = accept(composed.config, {}, launch)
     config, device = job.config, job.device
     world = World.join(launch, device, launch.open_store(TIMEOUT))
     degrees = Degrees.resolve(config.strategy, world.size)
     comm = Communicator()
-    engine = _open_engine(config, degrees, world, comm)
-    step = OptimizerStep(engine, comm, _batch_maker(job), config.train.global_batch_size, config.optim.clip_norm)
+    engine = open_job_engine(config, degrees, world, comm)
+    step = OptimizerStep(engine, comm, batch_maker(job), config.train.global_batch_size, config.optim.clip_norm)
     step_time = StepTime(comm, pipelined=degrees.pp > 1)
     clock = PhaseClock(time_source(device))
 
@@ -60,7 +61,7 @@ def main() -> None:
             time_row(comm.all_gather_numbers(step_time.own(measured)), measured.steps)
         return (time.perf_counter() - began) / STEPS
 
-    with _open_loader(job, engine, degrees, world, 0) as loader:
+    with open_loader(job, engine, degrees, world, 0) as loader:
         for _ in range(WARM_UP):
             step(next(loader), config.optim.lr)
         window(True)

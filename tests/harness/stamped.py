@@ -62,6 +62,7 @@ def install(descriptor: int) -> None:
     BatchLoader.__next__ = stamped_next  # type: ignore[method-assign]
     OptimizerStep.__call__ = stamped_step  # type: ignore[method-assign]
     CheckpointStore.save = around(CheckpointStore.save, "save")  # type: ignore[method-assign]
+    CheckpointStore.finish = around(CheckpointStore.finish, "save")  # type: ignore[method-assign]
     CheckpointStore.resume = around(CheckpointStore.resume, "load")  # type: ignore[method-assign]
     train.loop.evaluate = around(train.loop.evaluate, "eval")
 

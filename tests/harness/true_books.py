@@ -7,7 +7,7 @@ had watched: after which step each attempt went on, why it ended, and when nothi
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.observed import Life
@@ -25,9 +25,17 @@ class End:
     """What is known of one attempt."""
 
     cause: str | None
-    """Why its last steps were lost; None if it ended in order."""
+    """Why its last steps were lost, if they were."""
     still: int | None = None
     """When nothing moved any more, ns; None: at its first worker's end."""
+    damaged: int = 0
+    """The step of a checkpoint that would have kept its steps, and was damaged; 0: there was none."""
+    in_order: bool = False
+    """Whether it ended by itself: with a cause, because another had its folder."""
+
+    def lost(self, step: int) -> str:
+        """The bucket of a step that did not stay."""
+        return f"lost_work/{'ckpt_corrupt' if step <= self.damaged else self.cause}"
 
 
 @dataclass(frozen=True)
@@ -38,47 +46,62 @@ class Truth:
     buckets: dict[str, float]
 
 
-def truth(stamps: Path, lives: Sequence[Life], ranks: int, resumed_after: Sequence[int], ends: Sequence[End]) -> Truth:
-    """Of attempts of `ranks` ranks each; `resumed_after`: each one's first step less one."""
+@dataclass(frozen=True)
+class Account:
+    """Of attempts of as many ranks each."""
+
+    ranks: int
+    resumed_after: Sequence[int]
+    """Each attempt's first step less one."""
+    ends: Sequence[End]
+    of_step: Mapping[int, str] = field(default_factory=dict)
+    """The bucket of the n-th step that an attempt made, where that is not as for the others: left out, or taken
+    back."""
+
+
+def truth(stamps: Path, lives: Sequence[Life], account: Account) -> Truth:
+    """What `stamps` and `lives` come to."""
+    ranks = account.ranks
     by_pid: dict[int, list[tuple[str, int]]] = defaultdict(list)
     for line in stamps.read_text().splitlines():
         entry = json.loads(line)
         by_pid[entry["pid"]].append((entry["what"], entry["t"]))
     ordered = sorted(lives, key=lambda life: life.begin)
     attempts = [ordered[i : i + ranks] for i in range(0, len(ordered), ranks)]
-    assert len(attempts) == len(ends) == len(resumed_after), (len(lives), len(ends))
+    assert len(attempts) == len(account.ends) == len(account.resumed_after), (len(lives), len(account.ends))
     ns: dict[str, int] = defaultdict(int)
     total, before = 0, None
-    for index, (attempt, end) in enumerate(zip(attempts, ends, strict=True)):
+    for index, (attempt, end) in enumerate(zip(attempts, account.ends, strict=True)):
         gone = [life.gone for life in attempt if life.gone is not None]
         assert len(gone) == ranks, attempt
         begin, over = min(life.begin for life in attempt), max(gone)
-        if before is not None:
+        if before is not None and begin > before:
             ns["down"] += (begin - before) * ranks
             total += (begin - before) * ranks
         total += (over - begin) * ranks
-        before = over
+        before = max(over, before or 0)
         still = end.still if end.still is not None else min(gone)
-        kept = min(resumed_after[index + 1 :], default=None)
+        kept = min(account.resumed_after[index + 1 :], default=None)
         for life in attempt:
             ns[START] += life.begin - begin
-            _one_life(ns, life, by_pid[life.pid], end, still, over, resumed_after[index], kept)
+            _one_life(ns, by_pid[life.pid], life.begin, end, still, over, account, account.resumed_after[index], kept)
     ns[LOG] = total - sum(ns.values())
     return Truth(total / 1e9, {name: value / 1e9 for name, value in ns.items()})
 
 
 def _one_life(
     ns: dict[str, int],
-    life: Life,
     stamps: Sequence[tuple[str, int]],
+    begin: int,
     end: End,
     still: int,
     over: int,
+    account: Account,
     resumed_after: int,
     kept: int | None,
 ) -> None:
     """`kept`: the last step that later attempts did not take back; None: there are no later ones."""
-    at, open_since, in_step, started = life.begin, "start", False, False
+    at, open_since, in_step, started = begin, "start", False, False
     for what, t in stamps:
         name, edge = what.rsplit(" ", 1)
         kind = name.split()[0]
@@ -91,15 +114,16 @@ def _one_life(
             at, open_since, in_step = t, kind, True
             continue
         if kind == "step":
-            step = resumed_after + int(name.split()[1])
+            number = int(name.split()[1])
+            step = resumed_after + number
             lost = kept is not None and step > kept
-            ns[f"lost_work/{end.cause}" if lost else STEPS] += t - at
+            ns[account.of_step.get(number, end.lost(step) if lost else STEPS)] += t - at
         elif kind == "load":
             ns["ckpt_load"] += t - at
         else:
             ns[{"save": "ckpt_save", "eval": "eval"}[kind]] += t - at
         at, in_step = t, False
-    if end.cause is None:  # in order: what follows its last work is the end
+    if end.cause is None or end.in_order:  # what follows its last work is the end
         ns["shutdown"] += over - at
         return
     died_in = open_since if in_step or not started else ""
