@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from conf.compose import read_job
 from launch.cli import main
 from models.transformer import Transformer
+from parallel.comm import Communicator
 from parallel.logical_state import model_state
 from tests.launch.test_export import JOB
-from train.init_from import find_weights
+from train.checkpoint.tensors import load_tensors
+from train.init_from import find_checkpoint, find_weights
 
 WORDS = {
     "glm4_moe": ("model.attention.qk_norm=true", "model.attention.bias=true", "model.moe.bias_update_rate=0.02"),
@@ -46,7 +48,9 @@ class Exported:
         """The run's model, from its checkpoint."""
         config = read_job(self.run / "config.yaml").model
         model = Transformer(config, torch.float32).eval()
-        find_weights(str(self.run), config).load(model_state([model]))
+        checkpoint = find_checkpoint(self.run)
+        assert checkpoint
+        load_tensors(model_state([model]), checkpoint, alone=True)
         return model
 
     @property
@@ -103,6 +107,6 @@ def test_import_undoes_export(exported: Exported, tmp_path: Path) -> None:
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 3
     config = read_job(exported.run / "config.yaml").model
     there = Transformer(config, torch.float32)
-    find_weights(str(tmp_path / "hf"), config).load(model_state([there]))
+    find_weights(str(tmp_path / "hf"), config).load(model_state([there]), Communicator())
     for (name, ours), theirs in zip(exported.ours.state_dict().items(), there.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
