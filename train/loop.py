@@ -1,7 +1,7 @@
 """The training loop: steps, and what happens between them."""
 
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,6 +68,7 @@ class Trainer:
 
     def _run_steps(self, progress: Progress) -> None:
         first, save_owed = progress.step + 1, False
+        self.non_finite.skipped = progress.skipped
         self.meter.begin(progress.step)
         while progress.step < self.train.steps:
             step = self.injector.step = progress.step + 1
@@ -120,6 +121,7 @@ class Trainer:
             if self.check_replicas_every and (saving or _due(step, self.check_replicas_every)):
                 check_replicas(self.step.engine, self.comm, step)
             if saving:
+                progress = replace(progress, skipped=self.non_finite.skipped)  # settled above, with the row
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
             if stopping:
@@ -138,6 +140,7 @@ class Trainer:
         self.guard.beat.at("ckpt_load")
         progress = self.store.resume(self.step.engine).progress
         self.non_finite.went_back(progress.step)
+        self.non_finite.skipped = progress.skipped
         self.guard.beat.at("log", progress.step)
         self.loader.go_to(progress.step)
         self.meter.begin(progress.step, "ckpt_load")

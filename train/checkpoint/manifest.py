@@ -39,6 +39,13 @@ class Progress:
     """Optimizer steps done; the next one trains on samples [step·G, (step+1)·G)."""
     tokens: int
     """Tokens trained on."""
+    skipped: int = 0
+    """Of the steps, those whose updates were left out."""
+
+    @property
+    def updates(self) -> int:
+        """What the optimizer has counted."""
+        return self.step - self.skipped
 
 
 @dataclass(frozen=True)

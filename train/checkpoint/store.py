@@ -154,7 +154,7 @@ class CheckpointStore:
         self._hooks.reach(Place.load, 0)
         state = engine.weights() | engine.moments()
         load_tensors(state, checkpoint)
-        engine.take_state(state, read.progress.step)
+        engine.take_state(state, read.progress.updates)
         return read.progress
 
     def _put_aside(self, damaged: list[DamagedCheckpoint], used: Path) -> None:

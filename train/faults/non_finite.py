@@ -24,6 +24,8 @@ class NonFiniteSteps:
 
     def __init__(self, recovery: RecoveryConfig, ledger: Ledger, say: Callable[[str], None] | None) -> None:
         """`say`: where a line for the user goes; None on all ranks but one."""
+        self.skipped = 0
+        """Of the job's steps that were looked at; where a job goes on from a checkpoint, the loop sets it."""
         self._recovery, self._ledger, self._say = recovery, ledger, say
         self._late: tuple[int, LateNumber] | None = None
         self._in_a_row: list[int] = []
@@ -62,6 +64,7 @@ class NonFiniteSteps:
             return
         self._in_a_row.append(step)
         self._since_row += 1
+        self.skipped += 1
         self._ledger.write("skipped", step=step)
         if self._recovery.non_finite is NonFinite.fail:
             raise JobEnds(

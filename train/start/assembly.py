@@ -74,7 +74,7 @@ def run(
     if job.init_from and progress.step == 0:
         weights = engine.weights()
         job.init_from.load(weights, comm)
-        engine.take_state(weights, steps_done=0)
+        engine.take_state(weights, updates_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
     report = _open_report(job, folder, described, started) if world.rank == 0 else None
