@@ -96,10 +96,10 @@ def main() -> None:
             "ranks": world.size,
             "tokens_per_sec": tokens * STEPS / steps(STEPS),
         }
-        store = CheckpointStore(folder, comm, world.rank, behind=True)
+        store = CheckpointStore(folder, comm, behind=True)
         told["behind"] = [behind(store, number) for number in range(1, 1 + BEHIND)]
         told["tokens_per_sec_after"] = tokens * STEPS / steps(STEPS)
-        waiting = CheckpointStore(folder, comm, world.rank, behind=False)
+        waiting = CheckpointStore(folder, comm, behind=False)
         comm.barrier()
         begun = time.perf_counter()
         waiting.save(engine, Progress(BEHIND + 1, 0), keep=1)

@@ -52,7 +52,7 @@ def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -
         else:
             for moment, factor in (("exp_avg", 2.0), ("exp_avg_sq", 3.0)):
                 moments[name.replace("model.", f"optimizer.{moment}.", 1)].local.copy_(shard.local * factor)
-    store = CheckpointStore(folder, comm, torch.distributed.get_rank(), behind=True)
+    store = CheckpointStore(folder, comm, behind=True)
     store.save(engine, Progress(step, 100 * step), keep)
     store.finish()
     return arrays(engine)
@@ -60,7 +60,7 @@ def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -
 
 def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, Piece], set[float]]:
     engine, (optimizer,), comm = build(strategy, seed=99)
-    store = CheckpointStore(folder, comm, torch.distributed.get_rank(), behind=True)
+    store = CheckpointStore(folder, comm, behind=True)
     progress = store.resume(engine).progress
     return progress, arrays(engine), {state["step"].item() for state in optimizer.state.values()}
 

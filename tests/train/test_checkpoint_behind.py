@@ -43,7 +43,7 @@ def opened(
     folder: Path, hooks: Hooks | None = None, strategy: StrategyConfig = FSDP, behind: bool = True
 ) -> tuple[Engine, CheckpointStore, Communicator]:
     engine, _, comm = build(strategy, seed=3)
-    return engine, CheckpointStore(folder, comm, rank(), behind=behind, hooks=hooks), comm
+    return engine, CheckpointStore(folder, comm, behind=behind, hooks=hooks), comm
 
 
 def train_on(engine: Engine) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from harness.layout_run import DDP, FSDP, SINGLE
 from harness.worker_pool import WorkerPool
 
@@ -25,9 +24,7 @@ def resume(strategy: StrategyConfig, folder: Path) -> tuple[Resumed | str, dict[
     engine, _, comm = build(strategy, seed=99)
     with redirect_stderr(io.StringIO()) as said:
         try:
-            outcome: Resumed | str = CheckpointStore(folder, comm, torch.distributed.get_rank(), behind=True).resume(
-                engine
-            )
+            outcome: Resumed | str = CheckpointStore(folder, comm, behind=True).resume(engine)
         except ConfigError as error:
             outcome = str(error)
     return outcome, arrays(engine), said.getvalue()
@@ -136,7 +133,7 @@ def test_what_is_not_damaged_but_not_ours_is_refused(what: str, pool: WorkerPool
 def save_part(strategy: StrategyConfig, folder: Path, step: int) -> None:
     """Save a model without a tensor of ours."""
     engine, _, comm = build(strategy, seed=step)
-    store = CheckpointStore(folder, comm, 0, behind=False)
+    store = CheckpointStore(folder, comm, behind=False)
     weights = engine.weights()
     del weights["model.embedding.weight"]
     engine.weights = lambda: weights  # type: ignore[method-assign]

@@ -50,15 +50,13 @@ class Resumed:
 class CheckpointStore:
     """The checkpoints of one run folder. All ranks call `save`, `resume` and `finish` together."""
 
-    def __init__(
-        self, folder: Path, comm: Communicator, rank: int, *, behind: bool, hooks: Hooks | None = None
-    ) -> None:
+    def __init__(self, folder: Path, comm: Communicator, *, behind: bool, hooks: Hooks | None = None) -> None:
         """Called by all ranks together. `behind`: write while training goes on, or hold it up until committed."""
-        self._folder, self._comm, self._rank, self._behind = folder, comm, rank, behind
+        self._folder, self._comm, self._behind = folder, comm, behind
         self._hooks = hooks or Hooks()
         group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self._writer = Writer(Communicator(everyone=group), rank, self._hooks)
-        self._plans, self._staging = SavePlans(comm, rank), Staging()
+        self._writer = Writer(Communicator(everyone=group), self._hooks)
+        self._plans, self._staging = SavePlans(comm), Staging()
         self._running: Background[Outcome] | None = None
         self._last: Outcome | None = None
         self._blocked_s = 0.0
@@ -118,10 +116,10 @@ class CheckpointStore:
             ConfigError: on every rank, if all are damaged, or one is of another model or a newer format.
         """
         self._settle()
-        if self._rank == 0:
+        if self._comm.rank == 0:
             clear_unfinished(self._folder)
         # Rank 0 looks and tells: on a network file system ranks may not see the same folder at the same moment.
-        found = self._comm.broadcast_object(candidates(self._folder) if self._rank == 0 else [])
+        found = self._comm.broadcast_object(candidates(self._folder) if self._comm.rank == 0 else [])
         damaged: list[DamagedCheckpoint] = []
         for checkpoint in reversed(found):
             try:
@@ -141,7 +139,7 @@ class CheckpointStore:
 
     def _load(self, engine: Engine, checkpoint: Path) -> Progress:
         read: Manifest | ConfigError | None = None
-        if self._rank == 0:
+        if self._comm.rank == 0:
             try:
                 read = Manifest.read(checkpoint)
             except ConfigError as error:
@@ -158,7 +156,7 @@ class CheckpointStore:
         return read.progress
 
     def _put_aside(self, damaged: list[DamagedCheckpoint], used: Path) -> None:
-        if self._rank == 0:
+        if self._comm.rank == 0:
             for error in damaged:
                 aside = set_aside(error.checkpoint)
                 print(
@@ -173,7 +171,7 @@ class CheckpointStore:
             return
         running, self._running = self._running, None
         outcome = self._last = running.wait()
-        if outcome.failure and self._rank == 0 and not quiet:
+        if outcome.failure and self._comm.rank == 0 and not quiet:
             print(f"switchyard: {outcome.failure}; training goes on, and the next save tries again", file=sys.stderr)
         if not outcome.failure:
             self._metrics = {

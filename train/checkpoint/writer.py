@@ -61,7 +61,6 @@ class Writer:
 
     comm: Communicator
     """On a group that nobody else uses meanwhile."""
-    rank: int
     hooks: Hooks
 
     def write(
@@ -70,15 +69,15 @@ class Writer:
         """Write `staged` as `final`, then drop all but the newest `keep` committed ones (0 keeps all). `begun`: by
         time.monotonic()."""
         written = temporary(final)
-        trouble = self._trying(lambda: _make_anew(written)) if self.rank == 0 else ""
+        trouble = self._trying(lambda: _make_anew(written)) if self.comm.rank == 0 else ""
         n_bytes = 0
         if not (trouble := self.comm.broadcast_object(trouble)):
             parts = self.comm.gather_object(self._write_part(written, plan, staged, progress.step))
-            if self.rank == 0 and not (trouble := next((part.trouble for part in parts if part.trouble), "")):
+            if self.comm.rank == 0 and not (trouble := next((part.trouble for part in parts if part.trouble), "")):
                 files: dict[str, FileRecord] = {}
                 trouble = self._trying(lambda: files.update(self._commit(final, plan, parts, progress)))
                 n_bytes = sum(record.bytes for record in files.values())
-            if self.rank == 0 and trouble:
+            if self.comm.rank == 0 and trouble:
                 shutil.rmtree(written, ignore_errors=True)
             trouble, n_bytes = self.comm.broadcast_object((trouble, n_bytes))
         seconds = time.monotonic() - begun
@@ -87,7 +86,7 @@ class Writer:
         else:
             outcome = Outcome(progress.step, seconds, n_bytes)
             self.hooks.committed(final, progress.step)
-        if self.rank == 0:
+        if self.comm.rank == 0:
             self._conclude(outcome, final.parent, keep)
         return outcome
 
@@ -95,7 +94,7 @@ class Writer:
         parts: list[_Part] = []
 
         def write() -> None:
-            parts.append(_Part(*write_shards(written, self.rank, plan.items, ShardSavePlanner(staged))))
+            parts.append(_Part(*write_shards(written, self.comm.rank, plan.items, ShardSavePlanner(staged))))
             self.hooks.reach(Place.write, step)
 
         trouble = self._trying(write)
@@ -130,7 +129,7 @@ class Writer:
             return "was given up: a newer start of this run has taken it over"
         except OSError as error:
             remedy = REMEDIES.get(error.errno or 0, "look after that file system")
-            return f"cannot be written (rank {self.rank}: {error.strerror or error}): {remedy}"
+            return f"cannot be written (rank {self.comm.rank}: {error.strerror or error}): {remedy}"
         return ""
 
 

@@ -63,7 +63,7 @@ def run(
     injector.listen(comm.clock)
     injector.reach(Place.start)
     engine = open_job_engine(config, degrees, world, comm)
-    store = _open_store(config, folder, attempt, guard, injector, comm, world)  # here ranks wait for the last of them
+    store = _open_store(config, folder, attempt, guard, injector, comm)  # here ranks wait for the last of them
     attempt.tiles.end("init_model")
     guard.beat.at("ckpt_load")
     resumed = store.resume(engine)
@@ -122,7 +122,6 @@ def _open_store(
     guard: Guard,
     injector: Injector,
     comm: Communicator,
-    world: World,
 ) -> CheckpointStore:
     hooks = Hooks(
         ledger=attempt.ledger,
@@ -130,7 +129,7 @@ def _open_store(
         reach=injector.reach,
         committed=injector.committed,
     )
-    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
+    return CheckpointStore(folder / "checkpoints", comm, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(
