@@ -125,6 +125,7 @@ def _open_store(
 ) -> CheckpointStore:
     hooks = Hooks(
         ledger=attempt.ledger,
+        attempt=attempt.number,
         still_ours=partial(guard.fence.still_ours, at_once=True),
         reach=injector.reach,
         committed=injector.committed,
