@@ -1,7 +1,8 @@
 """The training loop: steps, and what happens between them."""
 
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 
@@ -19,7 +20,7 @@ from train.faults.guard import Guard
 from train.faults.injector import Injector
 from train.faults.non_finite import NonFiniteSteps
 from train.faults.replicas import check_replicas
-from train.faults.stop import Stopped
+from train.faults.stop import Cause, Stopped
 from train.meter import Meter
 from train.optimizer import learning_rate
 from train.report import Report
@@ -62,8 +63,7 @@ class Trainer:
             self._run_steps(progress)
         except JobEnds as ended:
             if not isinstance(ended, Stopped):  # that one has seen to it
-                with suppress(ConfigError):  # a save that failed is in the ledger; this is what ends the job
-                    self.finish()
+                self.finish()
             raise
 
     def _run_steps(self, progress: Progress) -> None:
@@ -112,6 +112,8 @@ class Trainer:
                         row["eval/loss"] = self.evaluate()
                 if self.report and self.guard.fence.still_ours():
                     self.report.log(row)
+            if self.non_finite.must_go_back and stopping:  # the next start goes back: here time may not do
+                self.stop(stopping, step, saved=False, why_not="its last steps were not finite")
             if self.non_finite.must_go_back:
                 progress = self.go_back()
                 continue
@@ -125,15 +127,24 @@ class Trainer:
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
             if stopping:
-                self.finish()
-                raise Stopped(stopping, step, saving)
-        self.finish()
+                self.stop(stopping, step, saving)
+        self.finish(asked=progress.step)
 
-    def finish(self) -> None:
-        """Wait for the last save."""
-        with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
-            self.store.finish()
-        self.guard.beat.at("shutdown")
+    def finish(self, asked: int | None = None) -> None:
+        """Wait for the last save; raises as CheckpointStore.finish."""
+        try:
+            with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
+                self.store.finish(asked)
+        finally:
+            self.guard.beat.at("shutdown")
+
+    def stop(self, cause: Cause, step: int, saved: bool, **why_not: str) -> NoReturn:
+        """End after `step`, which was saved if the disk took it. A save that failed makes it no less of a stop."""
+        try:
+            self.finish(asked=step)
+        except ConfigError as error:
+            raise Stopped(cause, step, saved=False, why_not=str(error)) from error
+        raise Stopped(cause, step, saved, **why_not)
 
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
