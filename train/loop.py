@@ -149,8 +149,9 @@ class Trainer:
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
         self.guard.beat.at("ckpt_load")
-        progress = self.store.resume(self.step.engine).progress
-        self.non_finite.went_back(progress.step)
+        resumed = self.store.resume(self.step.engine)
+        progress = resumed.progress
+        self.non_finite.went_back(progress.step, resumed.passed_over)
         self.non_finite.skipped = progress.skipped
         self.guard.beat.at("log", progress.step)
         self.loader.go_to(progress.step)

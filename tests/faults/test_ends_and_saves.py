@@ -52,3 +52,12 @@ def test_a_save_that_failed_long_ago_refuses_no_job_that_is_done(tmp_path: Path)
     (line,) = lines
     assert f"step-00000004 {FULL}" in line
     assert [event["cause"] for event in events(record, "exit")] == ["finished"]
+
+
+def test_a_rollback_says_what_it_passed_over(tmp_path: Path) -> None:
+    words = ("checkpoint.every=2", "checkpoint.keep=0", "recovery.non_finite_in_a_row=1", "overlap.checkpoint=false")
+    faults = ("{what: corrupt, step: 4}", "{what: non_finite, step: 5}")
+    code, (line,), record = job(tmp_path / "run", *faults, words=words)
+    assert code == 0
+    assert "step-00000004 is damaged" in line
+    assert [(event["step"], event["passed_over"]) for event in events(record, "rollback")] == [(2, [4])]

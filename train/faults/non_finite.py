@@ -7,7 +7,7 @@ So nobody waits for the device: while the host learns of one step, the next one 
 the same flags at the same places, and so agree without a word; on CPU they look as late.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -81,8 +81,9 @@ class NonFiniteSteps:
         count, self._since_row = self._since_row, 0
         return count
 
-    def went_back(self, to_step: int) -> None:
-        """The job went back to the checkpoint after `to_step`; 0: there is none.
+    def went_back(self, to_step: int, passed_over: Sequence[int] = ()) -> None:
+        """The job went back to the checkpoint after `to_step`; 0: there is none. `passed_over`: steps of newer ones,
+        which are damaged.
 
         Raises:
             JobEnds: if there is none, or it was there often enough.
@@ -105,6 +106,6 @@ class NonFiniteSteps:
                 f"has diverged; {ADVICE}",
             )
         self._went_back_to, self._in_a_row = to_step, []
-        self._ledger.write("rollback", step=to_step, cause="non_finite")
+        self._ledger.write("rollback", step=to_step, cause="non_finite", passed_over=passed_over)
         if self._say:
             self._say(f"{what}: went back to the checkpoint after step {to_step}")

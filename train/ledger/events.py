@@ -26,7 +26,7 @@ A rank's attempt is tiled: every moment of it is in one part, which ends where t
     tile        begin, buckets {name: ns}       [begin, t]; what its buckets leave of it is `other`
       of steps  and first, last, step_ns [ns…]  the device was drained at both ends. step_ns: each step's own phases
     skipped     step                            its update was left out: it was not finite
-    rollback    step, cause                     went back to the checkpoint after `step`
+    rollback    step, cause, passed_over [step…]  went back to the checkpoint after `step`, as a resume does
     saving      step                            a save begins, on every rank; its tile says what it held up
     committed   step, bytes, seconds            rank 0: it is whole and has its name; seconds from its begin
     unsaved     step, why                       it failed
