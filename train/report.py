@@ -75,9 +75,9 @@ class Report:
         books = self._books.books()
         if books is None:
             return
-        self._recorder.log({"train/step": self._last_step} | goodput_row(books))
         rungs = [[rung.name, rung.ns / books.total, rung.ns / 1e9] for rung in waterfall(books)]
         self._recorder.chart("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
+        self._recorder.log({"train/step": self._last_step} | goodput_row(books))
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
         """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In

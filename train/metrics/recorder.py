@@ -28,7 +28,7 @@ class Recorder:
         self._wandb.log(strict)
 
     def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show wandb a table, and its last column as bars named by the first. Its numbers are in rows too."""
+        """Give wandb a table beside the next row, its last column as bars named by the first."""
         self._wandb.chart(name, columns, rows)
 
     def close(self, exit_code: int = 0) -> None:
