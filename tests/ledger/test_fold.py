@@ -188,6 +188,16 @@ def test_the_launchers_stamp_counts_once(tmp_path: Path) -> None:
     assert [one.begin_ns // S for one in books.attempts] == [0, 11, 20]
 
 
+def test_the_launchers_stamp_counts_once_though_rank_0_moved(tmp_path: Path) -> None:
+    """Both hosts' launchers began at -3; after the restart rank 0 is where rank 1 was, whose clock shows 500 s more."""
+    begun(tmp_path, 1, ranks=2, launched=-3).exit("preempted", 6)
+    begun(tmp_path, 1, 500, rank=1, ranks=2, boot="boot-b", launched=497).exit("preempted", 506)
+    begun(tmp_path, 2, 508, boot="boot-b", launched=497, ranks=1).exit("finished")
+    books = books_of(tmp_path)
+    check(books, times(3, shutdown=2, down=2) | {"init_process": 3 + 6})
+    assert not books.notes
+
+
 def test_gaps_across_boots_are_by_the_wall_clock(tmp_path: Path) -> None:
     begun(tmp_path, 1).exit("preempted", 6)
     begun(tmp_path, 2, 0, boot="boot-b", wall=100).exit("preempted", 6)  # its clock began 100 s later

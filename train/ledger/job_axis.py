@@ -80,10 +80,14 @@ def _begin(attempt: Aligned, stamps: set[tuple[str, int]]) -> int:
     """The launcher's stamp, once: whatever it starts again inherits that. Otherwise the first process's begin."""
     process = min(start.process for start in attempt.starts.values())
     first = attempt.first
-    if first.launched is None or (first.boot, first.launched) in stamps:
-        return process
-    stamps.add((first.boot, first.launched))
-    return min(process, first.launched)
+    inherited = (first.boot, first.launched) in stamps
+    # Those of all hosts: rank 0 may be on another one next time.
+    stamps |= {
+        (start.boot, start.launched - attempt.clock_of_boot[start.boot])
+        for start in attempt.starts.values()
+        if start.launched is not None
+    }
+    return process if first.launched is None or inherited else min(process, first.launched)
 
 
 def _gap(before: Placed, attempt: Aligned, begin: int) -> tuple[int, bool]:
