@@ -168,6 +168,24 @@ def test_that_peers_went_away_is_no_cause(tmp_path: Path) -> None:
     assert books_of(tmp_path).attempts[0].ended_by == 1
 
 
+def test_a_lost_host_is_waited_for_and_no_work_is_lost_meanwhile(tmp_path: Path) -> None:
+    """Rank 1's host goes away at 8; rank 0's collective gives up at 609, and torchrun kills rank 2, also there, at 640."""
+    begun(tmp_path, 1, ranks=3).steps(1, 1).exit("lost_peers", 609).gone(610, "compute_bwd", 2, 8)
+    begun(tmp_path, 1, rank=1, ranks=3).steps(1, 1)
+    begun(tmp_path, 1, rank=2, ranks=3).steps(1, 1).gone(640, "compute_bwd", 2, 7.5)
+    books = books_of(tmp_path)
+    check(books, times(3, **{"lost_work/crash": 3 * (1 + 2), "detect": 3 * 632}))
+    assert books.attempts[0].cause == "crash"
+
+
+def test_a_hang_that_a_collective_gave_up_on_stays_a_hang(tmp_path: Path) -> None:
+    begun(tmp_path, 1, ranks=2).steps(1, 1).exit("lost_peers", 609).gone(610, "compute_bwd", 2, 8)
+    begun(tmp_path, 1, rank=1, ranks=2).steps(1, 1).hang(640, "compute_fwd", 2, 7).gone(641, "compute_fwd", 2, 7)
+    books = books_of(tmp_path)
+    check(books, times(2, **{"lost_work/hang": 2 * (1 + 1), "detect": 2 * 634}))
+    assert books.attempts[0].cause == "hang"
+
+
 def test_an_end_that_nothing_saw(tmp_path: Path) -> None:
     """Its host went away: its time ends with its last line, and what follows is down. The newest may go on."""
     begun(tmp_path, 1).steps(1, 1, 1)
@@ -374,6 +392,16 @@ def test_a_file_of_a_rank_that_there_is_not(tmp_path: Path) -> None:
     begun(tmp_path, 1).exit("finished")
     begun(tmp_path, 1, rank=3, ranks=4).steps(1, 1).exit("finished")
     check(books_of(tmp_path), times(1))
+
+
+def test_a_host_that_comes_back_is_placed_by_its_own_clock(tmp_path: Path) -> None:
+    """On host a, on b whose wall clock is 3 s fast, and on a again, whose wall clock was set 100 s forward since."""
+    begun(tmp_path, 1).exit("preempted", 6)
+    begun(tmp_path, 2, 10, boot="boot-b", wall=3).exit("preempted", 16)
+    begun(tmp_path, 3, 30, wall=100).exit("finished")
+    books = books_of(tmp_path)
+    assert [one.begin_ns // S for one in books.attempts] == [0, 13, 30]
+    check(books, times(3, shutdown=2, down=7 + 11))
 
 
 def test_queued_again_before_it_had_ended(tmp_path: Path) -> None:
