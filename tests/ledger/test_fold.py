@@ -169,7 +169,7 @@ def test_that_peers_went_away_is_no_cause(tmp_path: Path) -> None:
 
 
 def test_a_lost_host_is_waited_for_and_no_work_is_lost_meanwhile(tmp_path: Path) -> None:
-    """Rank 1's host goes away at 8; rank 0's collective gives up at 609, and torchrun kills rank 2, also there, at 640."""
+    """Rank 1's host goes away at 8; rank 0's collective gives up at 609, and torchrun kills rank 2 at 640."""
     begun(tmp_path, 1, ranks=3).steps(1, 1).exit("lost_peers", 609).gone(610, "compute_bwd", 2, 8)
     begun(tmp_path, 1, rank=1, ranks=3).steps(1, 1)
     begun(tmp_path, 1, rank=2, ranks=3).steps(1, 1).gone(640, "compute_bwd", 2, 7.5)
