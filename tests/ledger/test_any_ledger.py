@@ -73,7 +73,8 @@ def check(books: Books) -> None:
     assert all(isinstance(ns, int) for ns in buckets.values())
     assert all(ns >= 0 for name, ns in buckets.items() if name != "other"), buckets
     assert 0 <= books.ettr <= books.ettr_optimistic <= 1.01
-    assert sum(books.durable.values()) == sum(sum(attempt.durable.values()) for attempt in books.attempts)
+    assert sum(books.counted.values()) == sum(sum(attempt.counted.values()) for attempt in books.attempts)
+    assert 0 <= books.ettr_durable <= books.ettr
     if books.mfu_in_step is not None:
         assert books.speed_of_light == pytest.approx(books.ettr * books.mfu_in_step)
     assert books.as_json()["rank_seconds"] == pytest.approx(sum(books.as_json()["buckets"].values()))

@@ -6,6 +6,8 @@ import pytest
 from harness.ledger_builder import WALL, Rank, S, books_of, rank_seconds
 
 from train.ledger.books import Books
+from train.ledger.fold import fold
+from train.ledger.read import read_ledger
 
 
 def begun(run: Path, attempt: int, at: float = 0, rank: int = 0, after: int = 0, **fields: object) -> Rank:
@@ -73,7 +75,7 @@ def test_a_crash_takes_back_what_was_not_saved(tmp_path: Path) -> None:
     assert (first.cause, first.ended_by, first.lost_steps, first.first_step, first.last_step) == ("crash", 1, 2, 1, 5)
     assert (second.resumed_after, second.down_ns, second.begin_ns) == (3, 6 * S, 26 * S)
     assert books.causes == {"crash": 11 * S}
-    assert books.durable_tokens == books.standing_tokens == 600
+    assert books.counted_tokens == books.standing_tokens == 600
     assert books.wall_ns == 35 * S
 
 
@@ -288,6 +290,28 @@ def test_a_rollback_takes_back_its_own_steps_and_what_it_passes_of_earlier_ones(
     assert [attempt.lost_steps for attempt in books.attempts] == [2, 4]
 
 
+def test_steps_that_a_finished_job_took_back_are_none_of_its_last(tmp_path: Path) -> None:
+    """Rolled back from 8 to 2, and finished at 6 with its newest save at 4."""
+    one = saved(begun(tmp_path, 1).steps(1, 1, 1), 2).steps(3, 1, 1, 1, 1, 1, 1)
+    one.event("rollback", step=2, cause="nan").steps(3, 1, 1)
+    saved(one, 4).steps(5, 1, 1).exit("finished")
+    books = books_of(tmp_path)
+    assert (books.counted_step, books.durable_step, books.counted_tokens) == (6, 4, 600)
+    assert (books.ettr, books.ettr_durable) == (pytest.approx(6 / 19), pytest.approx(4 / 19))
+
+
+@pytest.mark.parametrize("last_word", ["finished", "stopped", "diverged"])
+def test_books_about_to_end_are_those_of_the_end(last_word: str, tmp_path: Path) -> None:
+    one = begun(tmp_path, 1).steps(1, 1, 1).committed(2).steps(3, 1, 1)
+    if last_word == "stopped":
+        one.event("stop", cause="stopped")
+    before = fold(read_ledger(tmp_path), round(10 * S), last_word)
+    one.event("exit", 10, cause=last_word, code=0)
+    assert before.ettr == pytest.approx((4 if last_word == "finished" else 2) / 10)
+    after = books_of(tmp_path)
+    assert (before.buckets, before.ettr, before.counted_step) == (after.buckets, after.ettr, after.counted_step)
+
+
 def test_a_rollback_that_rank_0_alone_wrote_counts_on_every_rank(tmp_path: Path) -> None:
     for rank in range(2):
         one = begun(tmp_path, 1, rank=rank, ranks=2).steps(1, 1, 1)
@@ -308,7 +332,7 @@ def test_skipped_updates_are_no_tokens(tmp_path: Path) -> None:
     one.event("skipped", step=3).exit("finished")
     books = books_of(tmp_path)
     check(books, times(1, **{"lost_work/nan": 3, "skipped_update": 1, "compute_fwd": 2}))
-    assert books.durable_tokens == 200
+    assert books.counted_tokens == 200
 
 
 def test_warm_up_is_the_excess_over_the_median_while_it_lasts(tmp_path: Path) -> None:

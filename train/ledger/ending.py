@@ -7,7 +7,7 @@ from train.ledger.alignment import Aligned
 from train.ledger.buckets import LOST
 from train.ledger.records import Exit, Gone, Hang, Seen, Stop
 
-FINISHED, PREEMPTED = "finished", "preempted"
+FINISHED, PREEMPTED, FENCED = "finished", "preempted", "fenced"
 AGREED = (PREEMPTED, "stopped")
 """Last words of a rank that ended because all had agreed to; or preempted, because its time to end ran out."""
 CRASH, HANG, VANISHED = "crash", "hang", "vanished"
@@ -23,7 +23,7 @@ LOST_TO = {
     FINISHED: "unsaved",
     PREEMPTED: "preempt",
     "stopped": "preempt",
-    "fenced": "fenced",
+    FENCED: "fenced",
     "diverged": "nan",
     "interrupted": "interrupt",
 }
@@ -65,8 +65,12 @@ def ending(attempt: Aligned, newest: bool) -> Ending | None:
         t = _last_beat(hangs, t)
     elif cause == LOST_PEERS:  # perhaps minutes after anything got on: a host went away, and a collective waited for it
         t = _last_beat([*hangs, *attempt.every(Gone)], t)
-    clean = cause == FINISHED or (cause in AGREED and bool(attempt.every(Stop)))
-    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t, clean)
+    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t, is_clean(cause, attempt))
+
+
+def is_clean(cause: str, attempt: Aligned) -> bool:
+    """Whether ranks that end with that last word were done, or agreed to end."""
+    return cause == FINISHED or (cause in AGREED and bool(attempt.every(Stop)))
 
 
 def _first(ends: Sequence[tuple[int, int, str]]) -> tuple[int, int, str]:

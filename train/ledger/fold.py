@@ -15,7 +15,7 @@ from train.ledger.advice import Advice, advise
 from train.ledger.alignment import align
 from train.ledger.books import AttemptBooks, Books, Saves
 from train.ledger.buckets import LOST, START_UP
-from train.ledger.ending import FAILURES, PREEMPTED, Ending, ending
+from train.ledger.ending import FAILURES, PREEMPTED, Ending, ending, is_clean
 from train.ledger.job_axis import Placed, place
 from train.ledger.lineage import Stepped, settle
 from train.ledger.read import RankEvents, RunEvents
@@ -24,13 +24,15 @@ from train.ledger.timeline import Timeline, timeline
 from train.ledger.warm_up import take_off_warm_up
 
 
-def fold(events: RunEvents, now_ns: int | None = None) -> Books:
+def fold(events: RunEvents, now_ns: int | None = None, last_word: str | None = None) -> Books:
     """The books of what `events` tell.
 
     Args:
         events: of a run that goes on, ended or died.
         now_ns: for books of a live run: now, by the clock of its lowest rank (events.now_ns, there). What ranks did
             since they last wrote is `in_progress`. None: the books end where the ledger does.
+        last_word: that all ranks of a live run are about to write, as the cause of their exit: the books are those of
+            a job that ended so now.
 
     Raises:
         ConfigError: if no attempt wrote its start.
@@ -45,15 +47,17 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
     ]
     endings = [ending(attempt, newest=attempt is attempts[-1]) for attempt in attempts]
     placed, odd = place(attempts, now_ns, goes_on=endings[-1] is None)
+    if last_word and endings[-1] is None:
+        endings[-1] = Ending(last_word, None, placed[-1].end, clean=is_clean(last_word, attempts[-1]))
     lines = [_timelines(one, ended) for one, ended in zip(placed, endings, strict=True)]
     stepped = [
         Stepped(one.attempt, ended, {rank: own[rank].steps for rank in one.attempt.starts})
         for one, ended, own in zip(placed, endings, lines, strict=True)
     ]
     take_off_warm_up(stepped)
-    durable_step = settle(stepped)
-    books = [_attempt_books(*one, durable_step) for one in zip(placed, stepped, lines, strict=True)]
-    durable_steps = [_count(one, durable_step) for one in stepped]
+    counted_step, durable_step = settle(stepped)
+    books = [_attempt_books(*one, counted_step, durable_step) for one in zip(placed, stepped, lines, strict=True)]
+    counted_steps = [_count(one, counted_step) for one in stepped]
     standing_steps = [_count(one, None) for one in stepped]
     tokens = [one.attempt.first.tokens_per_step for one in stepped]
     saves = _saves(stepped, books)
@@ -61,10 +65,11 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
         attempts=tuple(books),
         wall_ns=max(one.at + one.span for one in placed) - min(one.at for one in placed) + placed[0].queued,
         durable_step=durable_step,
+        counted_step=counted_step,
         standing_steps=sum(standing_steps),
-        durable_tokens=sum(n * each for n, each in zip(durable_steps, tokens, strict=True)),
+        counted_tokens=sum(n * each for n, each in zip(counted_steps, tokens, strict=True)),
         standing_tokens=sum(n * each for n, each in zip(standing_steps, tokens, strict=True)),
-        ideal_ns=_ideal_ns(stepped, durable_steps),
+        ideal_ns=_ideal_ns(stepped, counted_steps),
         saves=saves,
         advice=_advice(stepped, books, lines, saves),
         dropped_lines=events.dropped_lines,
@@ -81,11 +86,13 @@ def _timelines(place: Placed, ended: Ending | None) -> dict[int, Timeline]:
     }
 
 
-def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], durable_step: int) -> AttemptBooks:
+def _attempt_books(
+    place: Placed, stepped: Stepped, lines: dict[int, Timeline], counted_step: int, durable_step: int
+) -> AttemptBooks:
     attempt = place.attempt
     buckets = Counter[str]()
-    durable = Counter[str]()
-    standing = 0
+    counted = Counter[str]()
+    standing = durable = 0
     for line in lines.values():
         buckets.update(line.fixed)
         for spent in line.steps:
@@ -93,7 +100,8 @@ def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], 
             standing += sum(stays.values())
             _add(stays, buckets)
             _add(spent.moved(), buckets)
-            _add(stays if spent.last <= durable_step else spent.standing_buckets(durable_step), durable)
+            _add(spent.standing_buckets(counted_step), counted)
+            durable += sum(spent.standing_buckets(durable_step).values())
     buckets["down"] += place.down * attempt.size
     buckets["queue"] += place.queued * attempt.size
     steps = lines[min(attempt.starts)].steps
@@ -115,7 +123,8 @@ def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], 
         lost_steps=sum((fate or "").startswith(LOST) for spent in steps for fate in spent.fate),
         buckets=dict(buckets),
         standing=standing,
-        durable=dict(durable),
+        counted=dict(counted),
+        durable=durable,
     )
     assert sum(buckets.values()) == books.total, f"attempt {attempt.number}: {buckets} is not {books.total} ns"
     return books
