@@ -118,7 +118,8 @@ def test_lines_that_are_none_of_ours_are_counted(tmp_path: Path) -> None:
     path = next(tmp_path.rglob("rank-*.jsonl"))
     foreign = [b'{"ev":"tile","t":5}', b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"ev":"exit","t":true,"cause":"failed"}']
     foreign += [b'{"ev":"tile","t":5,"begin":4,"buckets":{"eval":1},"first":3,"last":2,"step_ns":[]}', b'{"ev":"start"']
-    foreign += [b'{"ev":"committed","t":5,"step":1,"bytes":1,"seconds":NaN}']
+    foreign += [b'{"ev":"committed","t":5,"step":1,"bytes":1,"seconds":NaN}', b'{"ev":"exit","t":5,"cause":"failed"}']
+    foreign += [b'{"ev":"committed","t":5,"step":1,"bytes":1,"seconds":1' + b"0" * 400 + b"}"]
     path.write_bytes(path.read_bytes() + b"\n".join(foreign) + b"\n\n")
     one.event("of another version", anything=[1])
     (path.parent / "notes.txt").write_text("mine")

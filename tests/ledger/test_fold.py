@@ -158,6 +158,24 @@ def test_a_preempted_job_whose_time_to_end_ran_out(tmp_path: Path) -> None:
     assert (books.advice.failures, books.advice.preemptions) == (0, 1)
 
 
+def test_a_stop_whose_save_did_not_end_in_time(tmp_path: Path) -> None:
+    """All had agreed; the last words came when the time ran out."""
+    one = begun(tmp_path, 1).steps(1, 1, 1)
+    one.committed(2).steps(3, 1).event("stop", cause="preempted").event("saving", step=3)
+    one.event("exit", 30, cause="preempted", code=143).gone(30.5, "ckpt_save", 3, 8)
+    books = books_of(tmp_path)
+    check(books, times(1, **{"lost_work/preempt": 1, "ckpt_save": 22, "detect": 0.5, "compute_fwd": 2}))
+    assert books.attempts[0].ended_by == 0
+
+
+def test_a_rank_without_a_file_is_noted(tmp_path: Path) -> None:
+    begun(tmp_path, 1, ranks=4).exit("finished")
+    begun(tmp_path, 1, rank=2, ranks=4).exit("finished")
+    books = books_of(tmp_path)
+    assert books.notes == ("attempt 1 has no start of rank 1, 3: all of its time there counts as init_process",)
+    assert rank_seconds(books)["init_process"] == 2 + 2 * 5
+
+
 def test_a_failure_at_the_start_whose_end_was_orderly(tmp_path: Path) -> None:
     """The last beat is its shutdown; it was building before, and that is no lost step."""
     Rank(tmp_path, 1).start(0, 1, 2).exit("failed", 6).gone(7, "shutdown", 0, 5)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from train.ledger.alignment import Aligned
 from train.ledger.buckets import LOST
+from train.ledger.events import KILLED
 from train.ledger.records import Exit, Gone, Hang, Seen, Stop
 
 FINISHED, PREEMPTED, FENCED = "finished", "preempted", "fenced"
@@ -54,6 +55,7 @@ def ending(attempt: Aligned, newest: bool) -> Ending | None:
     """How `attempt` ended; None if it goes on, as far as its ledger knows."""
     hangs = attempt.every(Hang)
     exits = {rank: event for rank, event in reversed(attempt.every(Exit))}
+    in_time = all(event.code != KILLED for event in exits.values())
     ends = [(event.t, rank, event.cause) for rank, event in exits.items()]
     ends += [(event.t, rank, HANG) for rank, event in hangs]
     accounted = exits.keys() | {rank for rank, _ in hangs}
@@ -65,7 +67,7 @@ def ending(attempt: Aligned, newest: bool) -> Ending | None:
         t = _last_beat(hangs, t)
     elif cause == LOST_PEERS:  # perhaps minutes after anything got on: a host went away, and a collective waited for it
         t = _last_beat([*hangs, *attempt.every(Gone)], t)
-    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t, is_clean(cause, attempt))
+    return Ending(_CAUSE_OF_WORDS.get(cause, cause), rank, t, in_time and is_clean(cause, attempt))
 
 
 def is_clean(cause: str, attempt: Aligned) -> bool:

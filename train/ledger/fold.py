@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from models.config import ConfigError
 from train.ledger.advice import Advice, advise
-from train.ledger.alignment import align
+from train.ledger.alignment import Aligned, align
 from train.ledger.books import AttemptBooks, Books, Saves
 from train.ledger.buckets import LOST, START_UP
 from train.ledger.ending import FAILURES, PREEMPTED, Ending, ending, is_clean
@@ -22,6 +22,9 @@ from train.ledger.read import RankEvents, RunEvents
 from train.ledger.records import Committed, Saving, Tile, Unsaved
 from train.ledger.timeline import Timeline, timeline
 from train.ledger.warm_up import take_off_warm_up
+
+NAMED = 8
+"""Ranks in a note, at most."""
 
 
 def fold(events: RunEvents, now_ns: int | None = None, last_word: str | None = None) -> Books:
@@ -45,6 +48,7 @@ def fold(events: RunEvents, now_ns: int | None = None, last_word: str | None = N
         for attempt in events.attempts
         if attempt.number not in {aligned.number for aligned in attempts}
     ]
+    notes += [note for attempt in attempts if (note := _absent(attempt))]
     endings = [ending(attempt, newest=attempt is attempts[-1]) for attempt in attempts]
     placed, odd = place(attempts, now_ns, goes_on=endings[-1] is None)
     if last_word and endings[-1] is None:
@@ -75,6 +79,14 @@ def fold(events: RunEvents, now_ns: int | None = None, last_word: str | None = N
         dropped_lines=events.dropped_lines,
         notes=tuple([*notes, *odd]),
     )
+
+
+def _absent(attempt: Aligned) -> str | None:
+    absent = [str(rank) for rank in range(attempt.size) if rank not in attempt.starts]
+    if not absent:
+        return None
+    named = ", ".join(absent[:NAMED]) + (f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else "")
+    return f"attempt {attempt.number} has no start of rank {named}: all of its time there counts as init_process"
 
 
 def _timelines(place: Placed, ended: Ending | None) -> dict[int, Timeline]:
