@@ -364,6 +364,28 @@ def test_warm_up_is_the_excess_over_the_median_while_it_lasts(tmp_path: Path) ->
     check(books, times(2, warmup_compile=29 + 4 + 2 + 0.5) | usual)
 
 
+def test_warm_up_is_compilation_and_not_a_wait_for_data(tmp_path: Path) -> None:
+    """Step 2 waited 4 s for its batch; step 1, in the same tile, took 3 s of compute more than the usual."""
+    one = begun(tmp_path, 1).steps(1, 4, 5, compute_fwd=5, data_wait=4)
+    one.steps(3, *[1.0] * 6).exit("finished")
+    check(books_of(tmp_path), times(1, warmup_compile=3, compute_fwd=8, data_wait=4))
+
+
+def test_a_loader_that_begins_slowly_is_no_warm_up(tmp_path: Path) -> None:
+    one = begun(tmp_path, 1)
+    for step in range(1, 11):
+        one.steps(step, 9, compute_fwd=1, data_wait=8)
+    one.steps(11, *[1.0] * 15).exit("finished")
+    check(books_of(tmp_path), times(1, compute_fwd=25, data_wait=80))
+
+
+def test_a_late_batch_among_first_steps_of_one_row_is_no_warm_up(tmp_path: Path) -> None:
+    """Step 2 waited 1.5 s; which of the nine steps did is not in the tile, but that none of them computed longer is."""
+    one = begun(tmp_path, 1).steps(1, 1).steps(2, 2.5, *[1.0] * 8, compute_fwd=9, data_wait=1.5)
+    one.steps(11, *[1.0] * 20).exit("finished")
+    check(books_of(tmp_path), times(1, compute_fwd=30, data_wait=1.5))
+
+
 def test_warm_up_is_of_one_layout(tmp_path: Path) -> None:
     one = begun(tmp_path, 1).steps(1, 1, 1, 1).exit("finished")
     one = begun(tmp_path, 2, one.now, after=3, layout="tp").steps(4, 7, 6, 6).exit("finished")
@@ -500,13 +522,6 @@ def test_steps_whose_own_times_are_not_known_took_equally_long(step_ns: list[int
     tile = {"begin": 5 * S, "buckets": {"compute_fwd": 8 * S}, "first": 1, "last": 4, "step_ns": step_ns}
     one.event("tile", 13, **tile).event("skipped", step=2).exit("finished")
     check(books_of(tmp_path), times(1, compute_fwd=6, skipped_update=2))
-
-
-def test_saves_that_were_not_announced_are_counted_by_their_tiles(tmp_path: Path) -> None:
-    for rank in range(2):
-        begun(tmp_path, 1, rank=rank, ranks=2).tile(ckpt_save=1 + rank).tile(eval=1).tile(ckpt_save=1 + rank)
-    saves = books_of(tmp_path).saves
-    assert (saves.begun, saves.blocked_s, saves.committed) == (2, 1.5, 0)
 
 
 def test_an_attempt_without_steps_needs_no_peak(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from train.ledger.ending import FAILURES, PREEMPTED, Ending, ending, is_clean
 from train.ledger.job_axis import Placed, place
 from train.ledger.lineage import Stepped, settle
 from train.ledger.read import RankEvents, RunEvents
-from train.ledger.records import Committed, Saving, Tile, Unsaved
+from train.ledger.records import Committed, Saving, Unsaved
 from train.ledger.timeline import Timeline, timeline
 from train.ledger.warm_up import take_off_warm_up
 
@@ -169,8 +169,7 @@ def _saves(stepped: Sequence[Stepped], books: Sequence[AttemptBooks]) -> Saves:
     seconds = 0.0
     for one in stepped:
         own = one.attempt.ranks[min(one.attempt.starts)].own
-        tiles = sum(isinstance(event, Tile) and event.buckets.get("ckpt_save", 0) > 0 for event in own)
-        begun += sum(isinstance(event, Saving) for event in own) or tiles
+        begun += sum(isinstance(event, Saving) for event in own)
         whole = [event for _, event in one.attempt.every(Committed)]
         committed += len(whole)
         n_bytes += sum(event.bytes for event in whole)
