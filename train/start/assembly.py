@@ -77,7 +77,7 @@ def run(
         engine.take_state(weights, steps_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
-    report = _open_report(job, folder, described, started) if world.rank == 0 else None
+    report = _open_report(job, folder, described, started, attempt.number) if world.rank == 0 else None
     loader = open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
     trainer = Trainer(
@@ -203,11 +203,11 @@ def _work(config: JobConfig, attempt: Attempt) -> ModelWork:
     return ModelWork(causal, square, attempt.peak.tflops, attempt.world_size)
 
 
-def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float) -> Report:
+def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float, number: int) -> Report:
     environment = describe_environment(attempt, job.corpus.fingerprint)
     write_config(folder, job.plain, environment)
     described = job.plain | {"environment": environment}
-    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started)
+    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started, number)
 
 
 def open_loader(job: Accepted, engine: Engine, degrees: Degrees, world: World, start_step: int) -> BatchLoader:
