@@ -27,6 +27,7 @@ from train.data.source import check_same_corpus
 from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
 from train.faults.guard import guarded
 from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+from train.faults.restarts import agent, stay_ended
 from train.faults.stop import all_together
 from train.ledger.attempt import open_attempt
 from train.ledger.events import now_ns
@@ -101,6 +102,8 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
             if world.rank == 0:
                 finished.print()
             return
+        with all_together(comm):
+            stay_ended(folder, comm, world.rank)
         comm.barrier()
         joined_ns = now_ns()
         peak = peak_flops(world.device, config.precision.compute.torch)
@@ -124,6 +127,7 @@ def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
     """What the books know of an attempt from its configuration."""
     sequence_length = config.data.sequence_length
     return {
+        "agent": agent(),
         "launched": launched(),
         "submitted": submitted(),
         "layout": config.strategy.name,
