@@ -1,6 +1,7 @@
 """What ranks ask for, and what all of them make of it; names of folders; stamps of launchers."""
 
 import os
+import resource
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from train.config import RunConfig
 from train.faults import fence, stop
+from train.faults.beat import Beat, read_beat
 from train.faults.fence import Fence
 from train.faults.stop import Cause, StopAgreement
 from train.ledger.events import boot_id, now_ns, take_attempt
@@ -72,6 +74,34 @@ def test_a_fence_looks_once_a_second_or_at_once(tmp_path: Path) -> None:
     assert mine.still_ours()
     assert not mine.still_ours(at_once=True)
     assert not mine.still_ours()
+
+
+def test_a_folder_that_cannot_be_read_now_ends_no_job(ranks: list[StopAgreement], tmp_path: Path) -> None:
+    step(ranks)
+    ledger, aside = tmp_path / "ledger", tmp_path / "aside"
+    ledger.rename(aside)
+    ledger.symlink_to("LEDGER" * 100)  # whoever looks there is told that it cannot be
+    (tmp_path / "STOP").symlink_to("STOP" * 100)
+    assert step(ranks) == {None}
+    ledger.unlink()
+    aside.rename(ledger)
+    take_attempt(tmp_path)
+    step(ranks)
+    assert step(ranks) == {Cause.fenced}
+
+
+def test_a_beat_that_cannot_be_written_ends_no_job(tmp_path: Path) -> None:
+    beat = Beat(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        beat.at("compute_fwd", 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    beat.at("compute_bwd")
+    last = read_beat(tmp_path, 0)
+    assert last is not None
+    assert (last.phase, last.step) == ("compute_bwd", 5)
 
 
 def test_a_launcher_that_starts_again_has_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ step 8    is issued; then the sum of step 7 is read, which no device is held up 
           all stop after step 8: they save, write `stop` and their last words, and exit with the cause's code
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -110,5 +111,5 @@ class StopAgreement:
     def _file_is_there(self) -> bool:
         if not self._file_seen and time.monotonic() - self._looked > BETWEEN_LOOKS_S:
             self._looked = time.monotonic()
-            self._file_seen = (self.run_folder / STOP_FILE).exists()
+            self._file_seen = os.path.exists(self.run_folder / STOP_FILE)  # Path's raises where it cannot look
         return self._file_seen
