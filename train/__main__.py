@@ -29,6 +29,7 @@ from train.faults.guard import guarded
 from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
 from train.faults.restarts import agent, stay_ended
 from train.faults.stop import all_together
+from train.full_disk import said_in_one_line
 from train.ledger.attempt import open_attempt
 from train.ledger.events import now_ns
 from train.ledger.launcher import launched, submitted
@@ -110,6 +111,7 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
         facts = _attempt_facts(config, peak)
         with (
             all_together(comm),
+            said_in_one_line(folder),
             open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt,
             guarded(folder, attempt, launch, clock, config.recovery) as guard,
             fsdp_timed(clock, world.device),

@@ -56,8 +56,8 @@ class JsonlLog:
     def append(self, row: Row) -> None:
         """Add one row. Raises ValueError for a bare NaN or infinity (see `strict_row`)."""
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        if (written := os.write(self._fd, line)) != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes of a row were written")
+        while line:  # of a disk with too little room: the second write says so
+            line = line[os.write(self._fd, line) :]
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
