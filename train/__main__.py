@@ -27,7 +27,9 @@ from train.data.source import check_same_corpus
 from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
 from train.faults.guard import guarded
 from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+from train.faults.restarts import agent, stay_ended
 from train.faults.stop import all_together
+from train.full_disk import said_in_one_line
 from train.ledger.attempt import open_attempt
 from train.ledger.events import now_ns
 from train.ledger.launcher import launched, submitted
@@ -100,12 +102,15 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
             if world.rank == 0:
                 finished.print()
             return
+        with all_together(comm):
+            stay_ended(folder, comm, world.rank)
         comm.barrier()
         joined_ns = now_ns()
         peak = peak_flops(world.device, config.precision.compute.torch)
         facts = _attempt_facts(config, peak)
         with (
             all_together(comm),
+            said_in_one_line(folder),
             open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt,
             guarded(folder, attempt, launch, clock, config.recovery) as guard,
             fsdp_timed(clock, world.device),
@@ -123,6 +128,7 @@ def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
     """What the books know of an attempt from its configuration."""
     sequence_length = config.data.sequence_length
     return {
+        "agent": agent(),
         "launched": launched(),
         "submitted": submitted(),
         "layout": config.strategy.name,

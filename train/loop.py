@@ -115,7 +115,7 @@ class Trainer:
             if self.non_finite.must_go_back and stopping:  # the next start goes back: here time may not do
                 self.stop(stopping, step, saved=False, why_not="its last steps were not finite")
             if self.non_finite.must_go_back:
-                progress = self.go_back()
+                progress, save_owed = self.go_back(), False
                 continue
             # A step that was left out is no place to come back to: the next one is.
             save_owed = saving and self.non_finite.in_a_row > 0 and not (last or stopping)

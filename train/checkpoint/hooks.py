@@ -1,7 +1,6 @@
 """What others want to know of a save, or to have a say in: the ledger, the fence, the fault injector."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ class Hooks:
     """Told of each checkpoint that has its name, on every rank."""
 
     def note(self, event: str, *, sync: bool = False, **fields: Any) -> None:
-        """Write to the ledger. A full disk, of which the save has said enough, is no reason to end."""
+        """Write to the ledger, if there is one."""
         if self.ledger:
-            with suppress(OSError):
-                self.ledger.write(event, sync=sync, **fields)
+            self.ledger.write(event, sync=sync, **fields)

@@ -30,9 +30,8 @@ class NonFiniteSteps:
         self._late: tuple[int, LateNumber] | None = None
         self._in_a_row: list[int] = []
         self._since_row = 0
-        self._went_back_to: int | None = None
-        self._rollbacks = 0
-        """To that step, one after another."""
+        self._rollbacks, self._furthest = 0, 0
+        """How often the job went back, since a step after the last one that it went back for was finite; that one."""
 
     @property
     def in_a_row(self) -> int:
@@ -61,6 +60,8 @@ class NonFiniteSteps:
         if not flag.read():
             if not self.must_go_back:  # else this step was begun before that was known
                 self._in_a_row = []
+                if step > self._furthest:
+                    self._rollbacks = 0
             return
         self._in_a_row.append(step)
         self._since_row += 1
@@ -86,7 +87,7 @@ class NonFiniteSteps:
         which are damaged.
 
         Raises:
-            JobEnds: if there is none, or it was there often enough.
+            JobEnds: if there is none, or it went back often enough for the same steps.
         """
         first, last = self._in_a_row[0], self._in_a_row[-1]
         what = f"steps {first} to {last} were not finite" if last > first else f"step {first} was not finite"
@@ -97,15 +98,15 @@ class NonFiniteSteps:
                 f"{what}, and there is no checkpoint to go back to: the job has diverged; {ADVICE}; with "
                 "checkpoint.every there would be one",
             )
-        self._rollbacks = self._rollbacks + 1 if to_step == self._went_back_to else 1
+        self._rollbacks += 1
         if self._rollbacks > self._recovery.rollbacks:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
-                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} to step {to_step} did not help: the job "
-                f"has diverged; {ADVICE}",
+                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} did not help: the job has diverged; "
+                f"{ADVICE}",
             )
-        self._went_back_to, self._in_a_row = to_step, []
+        self._furthest, self._in_a_row = max(last, self._furthest), []
         self._ledger.write("rollback", step=to_step, cause="non_finite", passed_over=passed_over)
         if self._say:
             self._say(f"{what}: went back to the checkpoint after step {to_step}")

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from train.faults.watch.stamps import a_rank_is_lost
+from train.ledger.events import KILLED
 
-KILLED = 128 + signal.SIGTERM
-"""The exit code of a rank that ended without order: the shell's for SIGTERM."""
 FIRST_S, LATER_S = 0.1, 1.0
 """Between looks for a rank that is lost: in the first second, when its watcher may yet have to stamp it, and later."""
 
@@ -54,9 +53,10 @@ class Sigterm:
         while numbers := os.read(read, 64):
             if signal.SIGTERM in numbers:
                 break
-        os.close(read)
         if not numbers:
+            os.close(read)
             return
+        # Of one that was told it stays open: what a second signal writes would raise, in the middle of the first's end.
         self._tell()
         began = time.monotonic()
         while (waited_s := time.monotonic() - began) < self._grace_s:

@@ -37,8 +37,9 @@ class Stepped:
         return self.ended.lost_to if self.ended else LOST + "crash"
 
 
-def settle(attempts: Sequence[Stepped]) -> int:
-    """Give each step its fate. Returns the last step that is durable.
+def settle(attempts: Sequence[Stepped]) -> tuple[int, int]:
+    """Give each step its fate. Returns the last step that counts, and the last that is durable: saved. They differ
+    where a job finished, of which nothing is at risk any more.
 
     What an attempt had not saved when it ended is lost, whether or not another has resumed yet; of one that goes on it
     stays, at risk.
@@ -66,9 +67,10 @@ def settle(attempts: Sequence[Stepped]) -> int:
             durable = max(durable, turn.step) if isinstance(turn, Committed) else min(durable, turn.step)
     newest = attempts[-1].ended
     if newest and newest.cause == FINISHED:
-        return max((spent.last for one in attempts for own in one.steps.values() for spent in own), default=durable)
+        stand = (spent.standing() for one in attempts for own in one.steps.values() for spent in own)
+        return max((step for steps in stand for step in steps[-1:]), default=durable), durable
     _take_back([one for one in attempts if one.ended], durable, 0)
-    return durable
+    return durable, durable
 
 
 def _take_back(attempts: Sequence[Stepped], after: int, corrupt: int) -> None:

@@ -130,6 +130,7 @@ class Exit(Event):
     """Last words."""
 
     cause: str
+    code: int
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,15 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float):
         raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("a number that is too large") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a number")
+    return number
 
 
 def _text(value: Any) -> str:

@@ -77,9 +77,10 @@ def run(
         engine.take_state(weights, updates_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
-    report = _open_report(job, folder, described, started) if world.rank == 0 else None
+    report = _open_report(job, folder, described, started, attempt.number) if world.rank == 0 else None
     loader = open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
+    non_finite = NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None)
     trainer = Trainer(
         train=config.train,
         optim=config.optim,
@@ -90,7 +91,7 @@ def run(
             batch_maker(job),
             config.train.global_batch_size,
             config.optim.clip_norm,
-            asks=guard.stop.own,
+            asks=lambda: guard.stop.own(left_out=non_finite.in_a_row > 0),
             injector=injector,
         ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
@@ -101,7 +102,7 @@ def run(
         traces=_open_traces(job, plan, world, comm, folder),
         guard=guard,
         injector=injector,
-        non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
+        non_finite=non_finite,
         check_replicas_every=config.recovery.check_replicas_every,
         report=report,
         comm=comm,
@@ -203,11 +204,11 @@ def _work(config: JobConfig, attempt: Attempt) -> ModelWork:
     return ModelWork(causal, square, attempt.peak.tflops, attempt.world_size)
 
 
-def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float) -> Report:
+def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float, number: int) -> Report:
     environment = describe_environment(attempt, job.corpus.fingerprint)
     write_config(folder, job.plain, environment)
     described = job.plain | {"environment": environment}
-    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started)
+    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started, number)
 
 
 def open_loader(job: Accepted, engine: Engine, degrees: Degrees, world: World, start_step: int) -> BatchLoader:
