@@ -219,9 +219,9 @@ class DeepSpeedEngine(WholeModelEngine):
 
 @contextmanager
 def _standing_still(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside it `optimizer` moves nothing. What DeepSpeed does around its step it still does: it drops the gradients."""
+    """Inside it `optimizer` moves nothing; what DeepSpeed does around its step it does, and drops the gradients."""
     step = optimizer.step
-    optimizer.step = lambda *_: None  # type: ignore[method-assign]
+    optimizer.step = lambda *_: None  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

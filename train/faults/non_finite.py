@@ -99,7 +99,8 @@ class NonFiniteSteps:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
-                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} did not help: the job has diverged; {ADVICE}",
+                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} did not help: the job has diverged; "
+                f"{ADVICE}",
             )
         self._furthest, self._in_a_row = max(last, self._furthest), []
         self._ledger.write("rollback", step=to_step, cause="non_finite")

@@ -17,11 +17,15 @@ class Ledger:
 
     def write(self, event: str, *, sync: bool = False, t: int | None = None, **fields: Any) -> None:
         """Append `event` with its `fields`, as of `t` (None: now). `sync`: return when the disk has it."""
+        if self._descriptor < 0:
+            return
         line = json.dumps({"ev": event, "t": now_ns() if t is None else t} | fields, separators=(",", ":")) + "\n"
         os.write(self._descriptor, line.encode())
         if sync:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file. What a thread would still write is nowhere then; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
