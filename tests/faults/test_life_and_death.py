@@ -121,6 +121,7 @@ def test_ranks_die_with_their_launcher(record: RunRecord) -> None:
         assert gone["beat"]["step"] >= record.last_step
 
 
+@pytest.mark.soak  # a watcher's kill is in test_watcher.py, and a job that hangs in tests/ledger/test_books_are_true.py
 def test_a_rank_that_stands_still_is_named_and_ends_the_job(record: RunRecord) -> None:
     with running(record, "recovery.step_limit_s=2") as launch:
         psutil.Process(launch.worker_pids()[1]).suspend()
