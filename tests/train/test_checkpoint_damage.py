@@ -15,7 +15,7 @@ from launch.verify.pieces import Piece, merge
 from models.config import ConfigError
 from parallel.config import StrategyConfig
 from tests.train.test_checkpoint import arrays, build, save
-from train.checkpoint.manifest import Progress, _digest
+from train.checkpoint.manifest import Progress, digest
 from train.checkpoint.store import CheckpointStore, Resumed
 
 
@@ -118,7 +118,7 @@ def test_what_is_not_damaged_but_not_ours_is_refused(what: str, pool: WorkerPool
     if what == "newer":
         record = json.loads(manifest.read_text()) | {"format": 3}
         del record["sha256"]
-        manifest.write_text(json.dumps({"sha256": _digest(record)} | record))
+        manifest.write_text(json.dumps({"sha256": digest(record)} | record))
     elif what == "older":
         manifest.rename(manifest.with_name("progress.json"))
     lines = {

@@ -29,6 +29,7 @@ from parallel.native_engine import NativeEngine
 from parallel.world import World
 from tests.models.test_hf_oracle import GLM, V2, V3, attention, published_tensors
 from tests.train.test_checkpoint import FSDP_EP_DEALT, arrays, build, save
+from train.checkpoint.manifest import digest
 from train.config import OptimConfig
 from train.init_from import find_weights, wanted_tensors
 from train.optimizer import build_optimizer
@@ -96,7 +97,8 @@ def test_a_run_that_does_not_fit_is_refused(pool: WorkerPool, tmp_path: Path) ->
         find_weights(str(tmp_path), MODEL)
     metadata.rename(manifest.with_name(".metadata"))
     record = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(record | {"format": 99}))
+    newer = {key: value for key, value in record.items() if key != "sha256"} | {"format": 99}
+    manifest.write_text(json.dumps(newer | {"sha256": digest(newer)}))
     with pytest.raises(ConfigError, match="newer format"):
         find_weights(str(tmp_path), MODEL)
     other = record | {"progress": {"step": 7, "tokens": 701}}

@@ -84,7 +84,7 @@ class Manifest:
         files = {name: asdict(record) for name, record in self.files.items()}
         record = {"format": FORMAT, "progress": asdict(self.progress), "files": files}
         with (checkpoint / MANIFEST_FILE).open("w") as file:
-            file.write(json.dumps({"sha256": _digest(record)} | record, indent=1) + "\n")
+            file.write(json.dumps({"sha256": digest(record)} | record, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -105,7 +105,7 @@ class Manifest:
                     "go on with the program that wrote it"
                 )
             record: dict[str, Any] = json.loads(path.read_text())
-            if record.pop("sha256") != _digest(record):  # before anything that it says is believed
+            if record.pop("sha256") != digest(record):  # before anything that it says is believed
                 raise ValueError("its own hash differs")
             if record["format"] > FORMAT:
                 raise ConfigError(
@@ -123,5 +123,6 @@ class Manifest:
             raise DamagedCheckpoint(checkpoint, f"{MANIFEST_FILE}: {error}") from error
 
 
-def _digest(record: Mapping[str, Any]) -> str:
+def digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says beside it."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
