@@ -17,8 +17,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from io import StringIO
 from typing import Any
@@ -97,13 +97,16 @@ class DeepSpeedEngine(WholeModelEngine):
         return "waits for DeepSpeed's collectives are in compute_fwd, compute_bwd and compute_opt"
 
     def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
-        """See Engine; but DeepSpeed leaves out steps by their norm alone, whatever the `losses`."""
+        """See Engine. DeepSpeed itself leaves out steps by their norm alone."""
         self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
-        self._engine.step()
+        finite = bool(losses.isfinite().all())
+        with nullcontext() if finite else _standing_still(self._engine.basic_optimizer):
+            self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._world.device).double()
-        return Update(norm, torch.tensor(bool(self._engine.optimizer.overflow), device=self._world.device))
+        left_out = not finite or bool(self._engine.optimizer.overflow)
+        return Update(norm, torch.tensor(left_out, device=self._world.device))
 
     def weights(self) -> dict[str, Shard]:
         """See Engine; copies of what this rank keeps, and buffers' own storage."""
@@ -126,17 +129,18 @@ class DeepSpeedEngine(WholeModelEngine):
             state |= self._kept(f"optimizer.{moment}", partial(self._state.moment, moment))
         return state
 
-    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
+    def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine."""
+        with_moments = any(name.startswith("optimizer.") for name in filled)  # of all, though others may keep them
         for name, parameter in self._parameters.items():
             self._state.set_master(parameter, self._from_keeper(name, "model", filled))
-            if steps_done:
+            if with_moments:
                 for moment in MOMENTS:
                     value = self._from_keeper(name, f"optimizer.{moment}", filled)
                     self._state.set_moment(moment, parameter, value)
         self._state.publish()
         for count in self._state.step_counts:
-            count.fill_(steps_done)
+            count.fill_(updates_done)
 
     def _start(self, seed: int) -> None:
         """The same start as everywhere, written into the masters: those that DeepSpeed made are of rounded weights."""
@@ -212,6 +216,17 @@ class DeepSpeedEngine(WholeModelEngine):
     def _is_partitioned(self, parameter: nn.Parameter) -> bool:
         part: Tensor | None = getattr(parameter, "ds_tensor", None)
         return part is not None and part.numel() == math.ceil(whole_shape(parameter).numel() / self._world.size)
+
+
+@contextmanager
+def _standing_still(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside it `optimizer` moves nothing. What DeepSpeed does around a step it still does: it drops gradients."""
+    step = optimizer.step
+    optimizer.step = lambda *_: None  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        optimizer.step = step  # type: ignore[method-assign]
 
 
 def _import_deepspeed(world: World) -> Any:

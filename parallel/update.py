@@ -1,6 +1,8 @@
 """An update of the weights that is left out where a number is not finite: decided on the device, with nobody waiting.
 
 Every rank decides alone, and all alike: the gradient norm is of all ranks' gradients, the losses are all ranks' sums.
+Where each rank holds all gradients, its norm is its own sum over them: if memory or arithmetic spoils that of one rank,
+it leaves the step out alone, which the ranks find out a step or two later (train/faults/stop.py).
 """
 
 from typing import NamedTuple

@@ -4,6 +4,12 @@ What can be refused is refused before a process group exists, so that no rank is
 """
 
 import os
+
+from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+
+if LAUNCHED_BY_TORCHRUN in os.environ:
+    die_with_parent()  # before the imports, which take seconds, and in which the parent may go
+
 import sys
 import time
 from pathlib import Path
@@ -16,7 +22,7 @@ from conf.compose import compose
 from conf.schema import JobConfig
 from models.config import ConfigError
 from models.flops import flops_per_token
-from parallel.acceptance import tell_refusal, wait_for_acceptance
+from parallel.acceptance import tell_refusal
 from parallel.clock.fsdp import fsdp_timed
 from parallel.clock.phase_clock import Clock, PhaseClock
 from parallel.clock.time_source import time_source
@@ -26,8 +32,9 @@ from train.checkpoint.folder import committed, step_of
 from train.data.source import check_same_corpus
 from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
 from train.faults.guard import guarded
-from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+from train.faults.restarts import agent, stay_ended
 from train.faults.stop import all_together
+from train.full_disk import said_in_one_line
 from train.ledger.attempt import open_attempt
 from train.ledger.events import now_ns
 from train.ledger.launcher import launched, submitted
@@ -45,14 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     as train/faults/stop.py says when stopped."""
     started, main_ns = time.monotonic(), now_ns()
     launch = Launch.from_environment()
-    if LAUNCHED_BY_TORCHRUN in os.environ:
-        die_with_parent()
     try:
         job = _read(sys.argv[1:] if arguments is None else arguments, launch)
         if job is None:
             return
         store = launch.open_store(TIMEOUT)
-        wait_for_acceptance(store, launch.world_size)
         world = World.join(launch, job.device, store)
         _train(job, launch, world, started, main_ns)
         world.leave()
@@ -101,12 +105,15 @@ def _train(job: Accepted, launch: Launch, world: World, started: float, main_ns:
             if world.rank == 0:
                 finished.print()
             return
+        with all_together(comm):
+            stay_ended(folder, comm, world.rank)
         comm.barrier()
         joined_ns = now_ns()
         peak = peak_flops(world.device, config.precision.compute.torch)
         facts = _attempt_facts(config, peak)
         with (
             all_together(comm),
+            said_in_one_line(folder),
             open_attempt(folder, comm, world, main_ns, joined_ns, facts) as attempt,
             guarded(folder, attempt, launch, clock, config.recovery) as guard,
             fsdp_timed(clock, world.device),
@@ -124,6 +131,7 @@ def _attempt_facts(config: JobConfig, peak: Peak) -> dict[str, Any]:
     """What the books know of an attempt from its configuration."""
     sequence_length = config.data.sequence_length
     return {
+        "agent": agent(),
         "launched": launched(),
         "submitted": submitted(),
         "layout": config.strategy.name,

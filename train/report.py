@@ -78,9 +78,9 @@ class Report:
 
     def _close_books(self, last_word: str) -> None:
         if books := self._books.last(last_word):
-            self._recorder.log({"train/step": self._last_step} | goodput_row(books))
             rungs = [[rung.name, rung.ns / books.total, rung.ns / 1e9] for rung in waterfall(books)]
-            self._recorder.chart("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
+            self._recorder.table("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
+            self._recorder.log({"train/step": self._last_step} | goodput_row(books))
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
         """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In

@@ -1,6 +1,6 @@
 """The folder of a run: where it is, whose it is, and the config.yaml that says so."""
 
-import datetime
+import glob
 import importlib.metadata
 import os
 import platform
@@ -15,7 +15,7 @@ import yaml
 
 from models.config import ConfigError
 from train.config import RunConfig
-from train.ledger.events import now_ns, process_started_ns
+from train.ledger.events import process_started_ns
 from train.metrics.summary import Attempt
 
 # What makes two runs the same job. The rest (strategy, overlap, steps, logging, cadence) may change at a resume.
@@ -55,14 +55,13 @@ def new_folder(run: RunConfig, model_name: str, strategy_name: str, launcher: in
 
     `launcher`: the process that may start this one again, and to which the same folder shall belong then.
     """
-    pid, began_s = os.getpid(), time.time()
-    if launcher:
-        pid, began_s = launcher, began_s - (now_ns() - process_started_ns(launcher)) / 1e9
     root = Path(run.root).expanduser().resolve()
-    # Between two starts the wall clock may be moved a little, and with it that time.
-    stamps = [datetime.datetime.fromtimestamp(began_s + s).strftime("%Y%m%d-%H%M%S") for s in (0, -1, 1)]
-    folders = [root / f"{stamp}-{model_name}-{strategy_name}-{pid}" for stamp in stamps]
-    return next((folder for folder in folders if folder.exists()), folders[0])
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time()))
+    if not launcher:
+        return root / f"{stamp}-{model_name}-{strategy_name}-{os.getpid()}"
+    # When it began by the clock that nobody sets: the wall clock may be another one when it starts its ranks again.
+    ending = f"{model_name}-{strategy_name}-{process_started_ns(launcher) // 10_000_000}-{launcher}"
+    return next(root.glob(f"????????-??????-{glob.escape(ending)}"), root / f"{stamp}-{ending}")
 
 
 def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str) -> None:

@@ -28,6 +28,7 @@ from launch.verify.pieces import Piece, merge, pieces
 from parallel.comm import Communicator
 from parallel.config import EngineName
 from parallel.engine import Engine
+from parallel.pipeline.executor import LossScale
 from parallel.pipeline.schedules import ScheduleName
 from train.faults.config import Fault, FaultConfig
 from train.faults.injector import Injector
@@ -192,15 +193,38 @@ def update_with_a_bad_loss(layout: Layout) -> tuple[bool, bool]:
     world, comm = this_world(), Communicator()
     engine = open_layout(layout, world, comm)
     step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, clip_norm=1.0)
-    step(next(batches_of(layout, engine.data)), layout.rate)  # its gradients are still there
+    batches = batches_of(layout, engine.data)
+    step(next(batches), layout.rate)
     before = state_of(engine)
-    _, left_out = engine.update(layout.rate, 1.0, torch.tensor([float("inf"), 0.0], dtype=torch.float64))
+    tokens_MBS = next(batches)
+    n_tokens = layout.global_batch_size * (tokens_MBS.shape[-1] - 1)
+    engine.forward_backward([layout.batching(tokens_BS) for tokens_BS in tokens_MBS], LossScale(n_tokens, n_tokens))
+    engine.take_routing()
+    norm, left_out = engine.update(layout.rate, 1.0, torch.tensor([float("inf"), 0.0], dtype=torch.float64))
+    assert 0 < norm < float("inf")
     after = state_of(engine)
-    return bool(left_out), all(np.array_equal(after[name].array, before[name].array) for name in before)
+    same = all(np.array_equal(after[name].array, before[name].array) for name in before)
+    assert not step(next(batches), layout.rate).left_out
+    assert any(not np.array_equal(piece.array, before[name].array) for name, piece in state_of(engine).items())
+    forget_group(layout.strategy)
+    return bool(left_out), same
 
 
 def test_a_loss_alone_is_enough(pool: WorkerPool) -> None:
     assert pool.run(2, update_with_a_bad_loss, Layout(DDP)) == [(True, True)] * 2
+
+
+@pytest.mark.parametrize("name", sampled({"deepspeed_zero2"}, [name for name in ENGINES if "deepspeed" in name]))
+@pytest.mark.parametrize("precision", [FP32, pytest.param(BF16, marks=pytest.mark.soak)], ids=lambda p: p.name)
+def test_a_loss_alone_is_enough_for_deepspeed(name: str, precision) -> None:
+    with another_pool() as pool:
+        told = pool.run(2, run_as_torchrun_says, replace(LAYOUT, strategy=ENGINES[name], precision=precision))
+    assert told == [(True, True)] * 2
+
+
+def run_as_torchrun_says(layout: Layout) -> tuple[bool, bool]:
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ["WORLD_SIZE"]
+    return update_with_a_bad_loss(layout)
 
 
 def test_the_bad_step_would_have_moved_everything(pool: WorkerPool) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from harness.run_record import RunRecord
 from harness.torchrun import REPOSITORY, TorchrunLaunch, alone, start_torchrun, torchrun
 
+from train.ledger.events import attempts
+
 JOB = ("model=tiny", "train.device=cpu", "train.log_every=1", "train.eval_sequences=0", "logging=off")
 LONG = (*JOB, "strategy=ddp", "train.steps=5000")
+RESTARTS = ("--max-restarts=1",)
 HARNESS = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
 
 
@@ -22,9 +26,9 @@ def record(tmp_path: Path) -> RunRecord:
     return RunRecord(tmp_path / "run")
 
 
-def running(record: RunRecord, *words: str, steps: int = 4) -> TorchrunLaunch:
+def running(record: RunRecord, *words: str, steps: int = 4, agent_words: Sequence[str] = ()) -> TorchrunLaunch:
     """A job of two ranks that has done some steps."""
-    launch = start_torchrun(2, *LONG, f"run.dir={record.folder}", *words)
+    launch = start_torchrun(2, *LONG, f"run.dir={record.folder}", *words, agent_words=agent_words)
     launch.wait_for(lambda _: record.last_step >= steps)
     return launch
 
@@ -70,12 +74,14 @@ def test_a_job_that_is_told_to_end_saves_one_step_on_all_ranks(to_all: bool, rec
 
 
 def test_a_file_stops_a_job_and_keeps_it_from_going_on(record: RunRecord) -> None:
-    with running(record, "checkpoint=off") as launch:
+    with running(record, "checkpoint=off", agent_words=RESTARTS) as launch:
         (record.folder / "STOP").touch()
         done = launch.wait(60)
     assert "exitcode  : 76" in done.stderr
     assert record.saved_steps == []  # nor would it have at the end
-    (line,) = our_lines(done.stderr)
+    line, again_line = our_lines(done.stderr)
+    assert again_line == "switchyard: attempt 1 was stopped, and a restart by torchrun does not undo that"
+    assert attempts(record.folder) == [1]
     assert f"ended after step {record.last_step}, not saved (checkpoint.every and checkpoint.at_end are off)" in line
     assert (last_words(record), stops(record)) == ([("stopped", 76)] * 2, [["stopped"]] * 2)
 
@@ -86,11 +92,14 @@ def test_a_file_stops_a_job_and_keeps_it_from_going_on(record: RunRecord) -> Non
 
 
 def test_a_newer_attempt_ends_an_older_one_which_writes_no_more(record: RunRecord) -> None:
-    with running(record, "checkpoint.every=1000") as launch:
+    with running(record, "checkpoint.every=1000", agent_words=RESTARTS) as launch:
         (record.folder / "ledger" / "attempt-0002").mkdir()
         done = launch.wait(60)
-    (line,) = our_lines(done.stderr)
+    line, again_line = our_lines(done.stderr)
     assert line.endswith("not saved: a newer start of this job has its folder")
+    assert again_line == "switchyard: attempt 1 was fenced: a newer start of this job has its folder"
+    assert "exitcode  : 77" in done.stderr
+    assert attempts(record.folder) == [1, 2], "it fenced the newer one"
     assert last_words(record) == [("fenced", 77)] * 2
     assert record.saved_steps == []
     assert not (record.folder / "summary.json").exists()
@@ -112,6 +121,7 @@ def test_ranks_die_with_their_launcher(record: RunRecord) -> None:
         assert gone["beat"]["step"] >= record.last_step
 
 
+@pytest.mark.soak  # a watcher's kill is in test_watcher.py, and a job that hangs in tests/ledger/test_books_are_true.py
 def test_a_rank_that_stands_still_is_named_and_ends_the_job(record: RunRecord) -> None:
     with running(record, "recovery.step_limit_s=2") as launch:
         psutil.Process(launch.worker_pids()[1]).suspend()
@@ -129,7 +139,7 @@ def test_torchrun_starts_a_run_again_in_its_folder(tmp_path: Path) -> None:
     """Which nobody named: both starts name it by torchrun."""
     words = (*JOB, "strategy=ddp", "train.steps=6", "checkpoint.every=2")
     launch = start_torchrun(
-        2, "5", *words, module="harness.crashing_rank", cwd=tmp_path, env=HARNESS, agent_words=("--max-restarts=1",)
+        2, "5", *words, module="harness.crashing_rank", cwd=tmp_path, env=HARNESS, agent_words=RESTARTS
     )
     with launch:
         done = launch.wait(120)

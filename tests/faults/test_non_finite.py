@@ -70,16 +70,25 @@ def test_too_many_in_a_row(make: Made, said: list[str], tmp_path: Path) -> None:
     assert events(tmp_path)[-1] == ("rollback", 2)
 
 
-def test_to_one_checkpoint_only_so_often(make: Made) -> None:
-    steps = make(non_finite_in_a_row=1, rollbacks=2)
-    for newest in (2, 2, 4, 4):  # that of step 4 was saved meanwhile: the job had come further
-        issue(steps, newest + 1, [1])
-        steps.settle()
-        steps.went_back(newest)
-    issue(steps, 5, [1])
+def go_back(steps: NonFiniteSteps, to_step: int, flags: list[int]) -> None:
+    """From what came of the steps after `to_step`."""
+    issue(steps, to_step + 1, flags)
     steps.settle()
-    with pytest.raises(JobEnds, match=r"^step 5 was not finite, and recovery.rollbacks=2 to step 4 did not") as ended:
-        steps.went_back(4)
+    assert steps.must_go_back
+    steps.went_back(to_step)
+
+
+def test_so_often_for_the_same_steps(make: Made) -> None:
+    """Whatever was saved in between; until one after them is finite."""
+    steps = make(non_finite_in_a_row=2, rollbacks=2)
+    go_back(steps, 2, [0, 1, 1])
+    go_back(steps, 3, [1, 0, 1, 1])  # 4 and 5, then 6 and 7: beyond 5 nothing was finite
+    go_back(steps, 7, [0, 1, 1])  # of step 8 it was
+    go_back(steps, 8, [0, 1, 1])
+    issue(steps, 9, [1, 1])
+    steps.settle()
+    with pytest.raises(JobEnds, match=r"^steps 9 to 10 were not finite, and recovery.rollbacks=2 did not") as ended:
+        steps.went_back(8)
     assert (ended.value.cause, ended.value.code) == ("diverged", DIVERGED)
     assert "\n" not in str(ended.value)
 

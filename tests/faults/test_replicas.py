@@ -60,6 +60,19 @@ def test_a_shard_of_one_rank_has_no_copy(pool: WorkerPool) -> None:
     assert len(names) > 1
 
 
+def operations(layout: Layout) -> set[str]:
+    """What ranks tell each other in a comparison that finds nothing."""
+    comm = Communicator()
+    engine = open_layout(layout, this_world(), comm)
+    before = comm.issued.copy()
+    check_replicas(engine, comm, 6)
+    return {issued.operation for issued in comm.issued - before}
+
+
+def test_rank_0_alone_has_the_hashes_of_all(pool: WorkerPool) -> None:
+    assert pool.run(2, operations, Layout(DDP)) == [{"gather_object", "broadcast_object"}] * 2
+
+
 def hashed(tensor: torch.Tensor) -> int:
     return int(bit_hash(tensor, PLACES))
 

@@ -39,7 +39,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
     def start(grace_s: float, seconds: float) -> subprocess.Popen:
         command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(grace_s), str(seconds)]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(child)
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
@@ -57,7 +57,8 @@ def stamp(folder: Path, rank: int, event: str, phase: str) -> None:
 
 
 def said(child: subprocess.Popen) -> tuple[int, list[str]]:
-    out, _ = child.communicate(timeout=30)
+    out, err = child.communicate(timeout=30)
+    assert err == ""
     return child.returncode, out.splitlines()
 
 
@@ -81,6 +82,14 @@ def test_ranks_that_ended_in_order_are_no_loss_and_grace_ends(process: Process, 
     child = process(1.0, 1000.0)
     stamp(tmp_path, 1, "gone", "shutdown")
     child.send_signal(signal.SIGTERM)
+    assert said(child) == (143, ["told", "preempted 143"])
+
+
+def test_a_second_signal_changes_nothing(process: Process) -> None:
+    child = process(1.5, 1000.0)
+    for _ in range(3):
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
     assert said(child) == (143, ["told", "preempted 143"])
 
 

@@ -17,7 +17,7 @@ from harness.torchrun import REPOSITORY
 from train.faults.watch.watched import Watched
 
 RANK = """
-import ctypes, os, sys, time
+import ctypes, os, resource, signal, sys, time
 from pathlib import Path
 from train.faults.beat import Beat
 from train.faults.recovery_config import RecoveryConfig
@@ -27,6 +27,9 @@ from train.faults.watch.start import start_watcher
 folder, rank, limit_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 beat = Beat(folder, rank)
 beat.at("compute_bwd", step=12)
+if "full disk" in sys.argv:  # a file of the watcher's may have no byte
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 start_watcher(folder, rank, range(2), RecoveryConfig(first_step_limit_s=limit_s))
 print("watched", flush=True)
 
@@ -115,6 +118,14 @@ def test_a_rank_that_hangs_leaves_its_stacks_and_is_killed(rank: Rank, tmp_path:
     assert hang["beat"] == gone["beat"]
     assert gone["ev"] == "gone"
     assert hang["t"] - hang["beat"]["t"] > 2e9
+
+
+def test_a_full_disk_keeps_no_rank_alive(rank: Rank, tmp_path: Path) -> None:
+    """Nothing of a hang can be written but the line."""
+    process = rank(1, 2.0, "full disk")
+    assert "rank 1 has been in compute_bwd" in ended(process)
+    assert process.returncode == -signal.SIGKILL
+    assert events(tmp_path, 1) == []
 
 
 def test_one_that_goes_on_is_left_alone(rank: Rank, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ PROGRAMS = {
             shift
         done
         cp "$1" "$here/slurm_script"
+        echo $$ > "$here/script"
         shift
         export SLURM_JOB_ID=7 SLURM_JOB_NODELIST="node[0-9]" SLURM_JOB_NUM_NODES=$nodes SLURM_CPUS_ON_NODE=4
         exec bash "$here/slurm_script" "$@"
@@ -20,6 +21,8 @@ PROGRAMS = {
         case "$1 $2" in
             "show hostnames") echo localhost; echo another ;;
             "show job")
+                # SLURM's signal may come at any time: here, at first, before there is a step.
+                if [[ ${TOLD_EARLY-} && ! -e $(dirname "$0")/tasks ]]; then kill "$(< "$(dirname "$0")/script")"; fi
                 echo "   JobState=${JOB_STATE:-RUNNING} Reason=None"
                 echo "   SubmitTime=2026-11-26T10:00:00 E=1"
                 ;;
@@ -29,6 +32,7 @@ PROGRAMS = {
     # To the tasks and not to the script, as the real one without --batch.
     "scancel": """
         echo "$*" >> "$(dirname "$0")/flags"
+        if [[ ${BUSY_ONCE-} && ! -e $(dirname "$0")/busy ]]; then touch "$(dirname "$0")/busy"; exit 1; fi
         kill "${1/#--signal=/-}" $(cat "$(dirname "$0")/tasks")
     """,
     "srun": """

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,11 @@ class Queued:
         with self._log.open("w") as log:
             environment = self._environment | code_environment() | variables
             script = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
-        while "submitted" not in self._log.read_text():
+        while "submitted" not in self._log.read_text() and "TOLD_EARLY" not in variables:
             time.sleep(0.05)
             assert script.poll() is None, self._log.read_text()
-        script.send_signal(signal.SIGTERM)
+        if "TOLD_EARLY" not in variables:
+            script.send_signal(signal.SIGTERM)
         return script.wait(60), self._log.read_text()
 
     @property
@@ -72,6 +74,19 @@ def test_a_job_whose_time_is_over_tells_its_ranks_and_queues_again(queued: Queue
     assert 0 < time.clock_gettime_ns(time.CLOCK_BOOTTIME) - launched < 60e9
 
 
+def test_a_scancel_that_fails_is_called_again(queued: Queued) -> None:
+    _, said = queued.cut_short(BUSY_ONCE="yes")
+    assert "told" in said.splitlines()
+    assert [line for line in queued.asked if "TERM" in line] == ["--signal=TERM 7"] * 2
+    assert said.endswith("job 7: cut short, queued again\n")
+
+
+def test_one_that_is_told_before_it_began_queues_again_at_once(queued: Queued) -> None:
+    code, said = queued.cut_short(TOLD_EARLY="yes")
+    assert code != 0
+    assert said.endswith("job 7: cut short, queued again\n")
+
+
 @pytest.mark.parametrize("variables", [{"CODE": "0"}, {"JOB_STATE": "CANCELLED"}])
 def test_one_that_finished_or_was_cancelled_does_not(variables: dict[str, str], queued: Queued) -> None:
     code, said = queued.cut_short(**variables)
@@ -89,11 +104,35 @@ def test_one_that_was_stopped_does_not(queued: Queued) -> None:
     assert "requeue 7" not in queued.asked
 
 
-def attempt(run: Path, number: int, *events: str) -> None:
+def attempt(run: Path, number: int, *events: str, ends: Sequence[str] = ()) -> None:
+    """Of as many ranks as have an end, "" is none; the events are the first one's."""
     folder = run / "ledger" / f"attempt-{number:04d}"
     folder.mkdir(parents=True)
-    lines = [json.dumps({"ev": event, "t": number}) for event in ("start", *events)]
-    (folder / "rank-00000.jsonl").write_text("\n".join(lines) + '\n{"ev": "torn')
+    for rank, end in enumerate(ends or [""]):
+        written = [{"ev": event, "t": number} for event in ("start", *(events if rank == 0 else ()))]
+        written += [{"ev": "exit", "t": number, "cause": end, "code": 1}] if end else []
+        lines = [json.dumps(event) for event in written]
+        (folder / f"rank-{rank:05d}.jsonl").write_text("\n".join(lines) + '\n{"ev": "torn')
+
+
+@pytest.mark.parametrize("ends", [["preempted", "preempted"], ["preempted", ""], ["", ""], ["lost_peers", ""]])
+def test_one_that_was_cut_short_queues_again(ends: list[str], tmp_path: Path) -> None:
+    attempt(tmp_path, 1, ends=["failed", "failed"])
+    attempt(tmp_path, 2, ends=ends)
+    assert why_not(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "why"),
+    [
+        (["lost_peers", "failed"], "rank 1 ended by itself (failed)"),
+        (["diverged", "diverged"], "rank 0 ended by itself (diverged)"),
+        (["preempted", "refused"], "rank 1 ended by itself (refused)"),
+    ],
+)
+def test_one_that_ended_by_itself_after_the_warning_does_not(ends: list[str], why: str, tmp_path: Path) -> None:
+    attempt(tmp_path, 1, ends=ends)
+    assert why_not(tmp_path) == f"{why}, and would do so again"
 
 
 def test_three_attempts_in_a_row_that_saved_nothing_are_enough(

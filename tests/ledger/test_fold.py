@@ -308,6 +308,14 @@ def test_a_rollback_takes_back_its_own_steps_and_what_it_passes_of_earlier_ones(
     assert [attempt.lost_steps for attempt in books.attempts] == [2, 4]
 
 
+def test_a_rollback_that_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    one = begun(tmp_path, 1).steps(1, 1, 1)
+    saved(one, 2).steps(3, 1, 1)
+    saved(one, 4).steps(5, 1, 1).event("rollback", step=2, cause="non_finite", passed_over=[4]).steps(3, 1, 1)
+    books = books_of(tmp_path)
+    check(books, times(1, **{"lost_work/ckpt_corrupt": 2, "lost_work/nan": 2}) | times_of_steps(4, 2))
+
+
 def test_steps_that_a_finished_job_took_back_are_none_of_its_last(tmp_path: Path) -> None:
     """Rolled back from 8 to 2, and finished at 6 with its newest save at 4."""
     one = saved(begun(tmp_path, 1).steps(1, 1, 1), 2).steps(3, 1, 1, 1, 1, 1, 1)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from harness.run_record import RunRecord
-from harness.torchrun import REPOSITORY, TorchrunLaunch, torchrun
+from harness.torchrun import REPOSITORY, CompletedRun, TorchrunLaunch, torchrun
+
+from train.metrics.jsonl import METRICS_FILE, read_jsonl
 
 WORDS = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "logging=off")
 
@@ -59,20 +61,38 @@ def test_a_checkpoint_that_was_named_is_refused(trained: Callable[[str], RunReco
     assert "train/checkpoint" not in done.stderr  # torchrun prints a stack of its own, none of ours
 
 
+def on_a_small_disk(kib: int, nproc: int, cwd: Path, *words: str) -> CompletedRun:
+    """A job where no file may be larger than that."""
+    words = (*WORDS, f"strategy={'single' if nproc == 1 else 'fsdp'}", *words)
+    start = f"-m torch.distributed.run --standalone --nproc-per-node {nproc} -m train {' '.join(words)}"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    limited = ["bash", "-c", f"ulimit -f {kib}; exec {sys.executable} {start}"]
+    with TorchrunLaunch(limited, cwd, environment) as launch:
+        return launch.wait()
+
+
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_checkpoint_that_cannot_be_written_is_one_line_too(nproc: int, tmp_path: Path) -> None:
     """A limit of 200 KiB a file stands for a full disk; the first checkpoint's files are larger."""
     folder = tmp_path / "run"
-    strategy = "single" if nproc == 1 else "fsdp"
-    words = " ".join((*WORDS, f"strategy={strategy}", "train.steps=2", f"run.dir={folder}"))
-    start = f"-m torch.distributed.run --standalone --nproc-per-node {nproc} -m train {words}"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    with TorchrunLaunch(
-        ["bash", "-c", f"ulimit -f 200; exec {sys.executable} {start}"], tmp_path, environment
-    ) as launch:
-        done = launch.wait()
+    done = on_a_small_disk(200, nproc, tmp_path, "train.steps=2", f"run.dir={folder}")
     assert done.returncode != 0
     (line,) = lines_of(done.stderr)
     assert line.startswith(f"switchyard: {folder}/checkpoints/step-00000002 cannot be written (rank ")
     assert line.endswith(": File too large): make room there")
     assert list((folder / "checkpoints").iterdir()) == []  # nothing half-written counts as done, or is left
+
+
+def test_metrics_and_books_that_find_no_room_end_no_job(tmp_path: Path) -> None:
+    """What stands for a full disk has room for the first rows; the others are lost, and that is said."""
+    folder = tmp_path / "run"
+    words = ("checkpoint=off", "train.steps=200", "train.log_every=1", f"run.dir={folder}")
+    done = on_a_small_disk(8, 2, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(done.stderr)
+    for path in (folder / METRICS_FILE, *(folder / "ledger" / "attempt-0001").glob("rank-*")):
+        waits, lost = (line for line in lines if line.startswith(f"switchyard: {path}"))
+        assert waits.endswith("its lines wait in memory until it can")
+        assert lost.endswith("are lost")
+    assert "Traceback" not in done.stderr
+    assert len(read_jsonl(folder / METRICS_FILE)) > 2

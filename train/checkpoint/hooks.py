@@ -15,8 +15,11 @@ class Hooks:
 
     ledger: Ledger | None = None
     """Of this rank's attempt."""
+    attempt: int = 1
+    """Its number."""
     still_ours: Callable[[], bool] = lambda: True
-    """Asked on rank 0 just before a checkpoint gets its name: whether no newer attempt has taken the run."""
+    """Asked on rank 0 just before a checkpoint gets its name, and before others are dropped: whether no newer attempt
+    has taken the run."""
     reach: Callable[[Place, int], None] = lambda place, step: None
     """Told at load (step 0), write and rename; an OSError from it is one of the disk's."""
     committed: Callable[[Path, int], None] = lambda checkpoint, step: None

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -53,7 +54,8 @@ class Beat:
         if step is not None:
             self._step = step
         record = RECORD.pack(now_ns(), self._step, self._steps_begun, PHASES.index(phase), self._pid)
-        os.pwrite(self._descriptor, record, 0)
+        with suppress(OSError):  # what watches a job does not end it
+            os.pwrite(self._descriptor, record, 0)
 
     def entered(self, phase: Enum) -> None:
         """A clock's phase begins (Clock.listeners): the first of a step is data_wait."""

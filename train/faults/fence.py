@@ -1,6 +1,7 @@
 """The newest start of a job fences older ones, which a node thought dead, or another `sbatch`, may still run."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from train.ledger.events import attempts
@@ -20,5 +21,6 @@ class Fence:
         now = time.monotonic()
         if self._ours and (at_once or now - self._looked > BETWEEN_LOOKS_S):
             self._looked = now
-            self._ours = max(attempts(self._run_folder), default=0) <= self._attempt
+            with suppress(OSError):  # a file system that does not answer now has no newer start to tell of
+                self._ours = max(attempts(self._run_folder), default=0) <= self._attempt
         return self._ours

@@ -49,7 +49,7 @@ def guarded(
     ranks_here = range(first_here, first_here + launch.local_world_size)
     watcher = start_watcher(attempt.folder, launch.rank, ranks_here, recovery)
     fence = Fence(run_folder, attempt.number)
-    stop = StopAgreement(run_folder, launch.rank, fence)
+    stop = StopAgreement(run_folder, launch.rank, launch.world_size, fence)
 
     def told() -> None:
         stop.preempted = True

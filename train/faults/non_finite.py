@@ -7,7 +7,7 @@ So nobody waits for the device: while the host learns of one step, the next one 
 the same flags at the same places, and so agree without a word; on CPU they look as late.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -24,13 +24,14 @@ class NonFiniteSteps:
 
     def __init__(self, recovery: RecoveryConfig, ledger: Ledger, say: Callable[[str], None] | None) -> None:
         """`say`: where a line for the user goes; None on all ranks but one."""
+        self.skipped = 0
+        """Of the job's steps that were looked at; where a job goes on from a checkpoint, the loop sets it."""
         self._recovery, self._ledger, self._say = recovery, ledger, say
         self._late: tuple[int, LateNumber] | None = None
         self._in_a_row: list[int] = []
         self._since_row = 0
-        self._went_back_to: int | None = None
-        self._rollbacks = 0
-        """To that step, one after another."""
+        self._rollbacks, self._furthest = 0, 0
+        """How often the job went back, since a step after the last one that it went back for was finite; that one."""
 
     @property
     def in_a_row(self) -> int:
@@ -59,9 +60,12 @@ class NonFiniteSteps:
         if not flag.read():
             if not self.must_go_back:  # else this step was begun before that was known
                 self._in_a_row = []
+                if step > self._furthest:
+                    self._rollbacks = 0
             return
         self._in_a_row.append(step)
         self._since_row += 1
+        self.skipped += 1
         self._ledger.write("skipped", step=step)
         if self._recovery.non_finite is NonFinite.fail:
             raise JobEnds(
@@ -78,11 +82,12 @@ class NonFiniteSteps:
         count, self._since_row = self._since_row, 0
         return count
 
-    def went_back(self, to_step: int) -> None:
-        """The job went back to the checkpoint after `to_step`; 0: there is none.
+    def went_back(self, to_step: int, passed_over: Sequence[int] = ()) -> None:
+        """The job went back to the checkpoint after `to_step`; 0: there is none. `passed_over`: steps of newer ones,
+        which are damaged.
 
         Raises:
-            JobEnds: if there is none, or it was there often enough.
+            JobEnds: if there is none, or it went back often enough for the same steps.
         """
         first, last = self._in_a_row[0], self._in_a_row[-1]
         what = f"steps {first} to {last} were not finite" if last > first else f"step {first} was not finite"
@@ -93,15 +98,15 @@ class NonFiniteSteps:
                 f"{what}, and there is no checkpoint to go back to: the job has diverged; {ADVICE}; with "
                 "checkpoint.every there would be one",
             )
-        self._rollbacks = self._rollbacks + 1 if to_step == self._went_back_to else 1
+        self._rollbacks += 1
         if self._rollbacks > self._recovery.rollbacks:
             raise JobEnds(
                 "diverged",
                 DIVERGED,
-                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} to step {to_step} did not help: the job "
-                f"has diverged; {ADVICE}",
+                f"{what}, and recovery.rollbacks={self._recovery.rollbacks} did not help: the job has diverged; "
+                f"{ADVICE}",
             )
-        self._went_back_to, self._in_a_row = to_step, []
-        self._ledger.write("rollback", step=to_step, cause="non_finite")
+        self._furthest, self._in_a_row = max(last, self._furthest), []
+        self._ledger.write("rollback", step=to_step, cause="non_finite", passed_over=passed_over)
         if self._say:
             self._say(f"{what}: went back to the checkpoint after step {to_step}")

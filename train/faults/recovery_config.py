@@ -43,7 +43,7 @@ class RecoveryConfig:
     non_finite_in_a_row: int = 3
     """non_finite=skip: after so many such steps in a row, go back to the newest checkpoint."""
     rollbacks: int = 2
-    """How often to go back to one and the same checkpoint; then the job ends as diverged."""
+    """How often to go back for the same steps, until one after them is finite; then the job ends as diverged."""
     check_replicas_every: int = 0
     """Steps between comparisons of what several ranks hold, bit by bit; also before every checkpoint. 0: never."""
 

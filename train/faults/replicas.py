@@ -1,13 +1,13 @@
 """Are the copies still equal? Silent corruption of memory or arithmetic shows where ranks hold the same tensor.
 
 Each rank hashes the bits of all that it holds, on its device; what several ranks hold (a part of a tensor) must have
-one hash. A single gather over the host compares all of it. Hashes add up modulo 2⁶⁴, each element's bits times an odd
+one hash. Rank 0 gathers and compares them, over the host. Hashes add up modulo 2⁶⁴, each element's bits times an odd
 number that its place gives: in any order the same sum, and one flipped bit is always seen.
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,15 +36,10 @@ def check_replicas(engine: Engine, comm: Communicator, step: int) -> None:
     device = next(iter(held.values())).local.device
     places = place_multipliers(device)
     hashes = torch.stack([bit_hash(shard.local, places) for shard in held.values()]).cpu().numpy()
-    gathered = comm.all_gather_object(np.stack((keys, hashes)))
-    by_key: dict[int, dict[int, int]] = defaultdict(dict)
-    for rank, (rank_keys, rank_hashes) in enumerate(gathered):
-        for key, value in zip(rank_keys.tolist(), rank_hashes.tolist(), strict=True):
-            by_key[key][rank] = value
-    differing = {key: by_rank for key, by_rank in by_key.items() if len(set(by_rank.values())) > 1}
-    if differing:
-        names = _names(differing, dict(zip(keys.tolist(), held, strict=True)), comm)
-        raise JobEnds("failed", FAILED, _verdict(differing, names, step))
+    differing = _differing(comm.gather_object(np.stack((keys, hashes))))
+    if told := comm.broadcast_object(list(differing)):
+        names = _names(told, dict(zip(keys.tolist(), held, strict=True)), comm)
+        raise JobEnds("failed", FAILED, comm.broadcast_object(_verdict(differing, names, step) if differing else ""))
 
 
 def box_key(name: str, shard: Shard) -> int:
@@ -68,10 +63,19 @@ def bit_hash(tensor: Tensor, places: Tensor) -> Tensor:
     return total
 
 
-def _names(differing: Mapping[int, object], own: Mapping[int, str], comm: Communicator) -> dict[int, str]:
-    """Of what differs; the ranks that hold it know."""
+def _differing(gathered: Sequence[np.ndarray]) -> dict[int, dict[int, int]]:
+    """By key, the hashes by rank of what has more than one. `gathered`: keys and hashes of all ranks, or nothing."""
+    by_key: dict[int, dict[int, int]] = defaultdict(dict)
+    for rank, (rank_keys, rank_hashes) in enumerate(gathered):
+        for key, value in zip(rank_keys.tolist(), rank_hashes.tolist(), strict=True):
+            by_key[key][rank] = value
+    return {key: by_rank for key, by_rank in by_key.items() if len(set(by_rank.values())) > 1}
+
+
+def _names(differing: Sequence[int], own: Mapping[int, str], comm: Communicator) -> dict[int, str]:
+    """Of what differs, on rank 0; the ranks that hold it know."""
     names: dict[int, str] = {}
-    for told in comm.all_gather_object({key: own[key] for key in differing if key in own}):
+    for told in comm.gather_object({key: own[key] for key in differing if key in own}):
         names |= told
     return names
 

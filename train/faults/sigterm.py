@@ -53,9 +53,10 @@ class Sigterm:
         while numbers := os.read(read, 64):
             if signal.SIGTERM in numbers:
                 break
-        os.close(read)
         if not numbers:
+            os.close(read)
             return
+        # Of one that was told it stays open: what a second signal writes would raise, in the middle of the first's end.
         self._tell()
         began = time.monotonic()
         while (waited_s := time.monotonic() - began) < self._grace_s:

@@ -21,14 +21,15 @@ A rank's attempt is tiled: every moment of it is in one part, which ends where t
     ├init_process───────────┼─init_dist─┼─tile init_model─┼─tile ckpt_load─┼─tile steps─┼─tile ckpt_save─┼─…─┤
     (launcher's stamp, if there is one)
 
-    start       rank, ranks, host, boot, wall, process, main, joined, launched|null, submitted|null, layout,
+    start       rank, ranks, host, boot, wall, process, main, joined, agent|null, launched|null, submitted|null, layout,
                 tokens_per_step, flops_per_token, peak_flops
-                    the first line. `peak_flops`: of one rank's device. `submitted`: wall clock, when it was queued
+                    the first line. `peak_flops`: of one rank's device. `submitted`: wall clock, when it was queued.
+                    `agent`: the torchrun that started the rank
     resumed     step, passed_over [step…]       loaded (step 0: nothing was there); newer checkpoints that are damaged
     tile        begin, buckets {name: ns}       [begin, t]; what its buckets leave of it is `other`
       of steps  and first, last, step_ns [ns…]  the device was drained at both ends. step_ns: each step's own phases
     skipped     step                            its update was left out: it was not finite
-    rollback    step, cause                     went back to the checkpoint after `step`
+    rollback    step, cause, passed_over [step…]  went back to the checkpoint after `step`, as a resume does
     saving      step                            a save begins, on every rank; its tile says what it held up
     committed   step, bytes, seconds            rank 0: it is whole and has its name; seconds from its begin
     unsaved     step, why                       it failed

@@ -57,11 +57,11 @@ def settle(attempts: Sequence[Stepped]) -> tuple[int, int]:
             for back in one.attempt.of_rank(rank, Rollback):
                 for spent in steps:
                     if spent.begin < back.t:
-                        spent.take_back(back.step, _always(_lost_to(back)))
+                        spent.take_back(back.step, _lost_to(back))
         backs = [back for _, back in one.attempt.every(Rollback)]
         for back in backs:
             for earlier in attempts[:index]:
-                _each(earlier, back.step, _always(_lost_to(back)))
+                _each(earlier, back.step, _lost_to(back))
         turns: list[Committed | Rollback] = [*backs, *(committed for _, committed in one.attempt.every(Committed))]
         for turn in sorted(turns, key=lambda turn: turn.t):
             durable = max(durable, turn.step) if isinstance(turn, Committed) else min(durable, turn.step)
@@ -95,9 +95,6 @@ def _why(corrupt: int, lost_to: str, step: int) -> str:
     return LOST + "ckpt_corrupt" if step <= corrupt else lost_to
 
 
-def _lost_to(back: Rollback) -> str:
-    return LOST + ("nan" if back.cause == NON_FINITE else back.cause)
-
-
-def _always(bucket: str) -> Callable[[int], str]:
-    return lambda step: bucket
+def _lost_to(back: Rollback) -> Callable[[int], str]:
+    corrupt = max(back.passed_over or (), default=0)
+    return partial(_why, corrupt, LOST + ("nan" if back.cause == NON_FINITE else back.cause))

@@ -93,6 +93,8 @@ class Rollback(Event):
 
     step: int
     cause: str
+    passed_over: Optional[tuple[int, ...]]
+    """None where the ledger does not say."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ READ: dict[Any, Callable[[Any], Any]] = {
     str: _text,
     tuple[int, ...]: _wholes,
     dict[str, int]: _wholes_by_name,
+    Optional[tuple[int, ...]]: _or_none(_wholes),
     Optional[int]: _or_none(_whole),
     Optional[float]: _or_none(_number),
     Optional[Beat]: _or_none(_beat),

@@ -27,9 +27,9 @@ class Recorder:
         self._jsonl.append(strict)
         self._wandb.log(strict)
 
-    def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show wandb a table, and its last column as bars named by the first. Its numbers are in rows too."""
-        self._wandb.chart(name, columns, rows)
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Give wandb a table beside the next row."""
+        self._wandb.table(name, columns, rows)
 
     def close(self, exit_code: int = 0) -> None:
         """Close both; waits for wandb's upload no longer than configured. A second call does nothing."""

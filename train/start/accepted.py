@@ -18,6 +18,7 @@ from parallel.world import Launch, choose_device
 from train.checkpoint.folder import check_steps_left, newest_checkpoint
 from train.data.corpus import open_corpus
 from train.data.source import Corpus
+from train.faults.restarts import restarted
 from train.faults.stop import STOP_FILE
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.run_folder import (
@@ -60,7 +61,7 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
     if folder:
         check_same_job(folder, plain, corpus.fingerprint)
         check_steps_left(folder / "checkpoints", config.train.steps)
-        if (folder / STOP_FILE).exists():
+        if (folder / STOP_FILE).exists() and not restarted():  # one that had begun stops in order
             raise ConfigError(f"{folder / STOP_FILE} asks this run to stop: remove it to go on")
     starting = not folder or newest_checkpoint(folder / "checkpoints") is None
     init_from = find_weights(config.model.init_from, config.model) if config.model.init_from and starting else None

@@ -1,5 +1,6 @@
 """A job put together: what the configuration names is built, each part once, and runs."""
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def run(
     injector.listen(comm.clock)
     injector.reach(Place.start)
     engine = open_job_engine(config, degrees, world, comm)
-    store = _open_store(config, folder, attempt, guard, injector, comm, world)  # here ranks wait for the last of them
+    store = _open_store(config, folder, attempt, guard, injector, comm)  # here ranks wait for the last of them
     attempt.tiles.end("init_model")
     guard.beat.at("ckpt_load")
     resumed = store.resume(engine)
@@ -74,12 +75,13 @@ def run(
     if job.init_from and progress.step == 0:
         weights = engine.weights()
         job.init_from.load(weights, comm)
-        engine.take_state(weights, steps_done=0)
+        engine.take_state(weights, updates_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
     report = _open_report(job, folder, described, started, attempt.number) if world.rank == 0 else None
     loader = open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
+    non_finite = NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None)
     trainer = Trainer(
         train=config.train,
         optim=config.optim,
@@ -90,7 +92,7 @@ def run(
             batch_maker(job),
             config.train.global_batch_size,
             config.optim.clip_norm,
-            asks=guard.stop.own,
+            asks=lambda: guard.stop.own(left_out=non_finite.in_a_row > 0),
             injector=injector,
         ),
         eval_micro_batch_size=config.train.eval_micro_batch(degrees.dp, degrees.pp),
@@ -101,7 +103,7 @@ def run(
         traces=_open_traces(job, plan, world, comm, folder),
         guard=guard,
         injector=injector,
-        non_finite=NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None),
+        non_finite=non_finite,
         check_replicas_every=config.recovery.check_replicas_every,
         report=report,
         comm=comm,
@@ -111,6 +113,8 @@ def run(
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
     with loader, report or nullcontext():
         trainer.run(progress)
+    if injector.left:
+        print(f"switchyard: faults.inject: on rank {world.rank} these did not happen: {injector.left}", file=sys.stderr)
     if report and guard.fence.still_ours(at_once=True):
         report.summarise()
 
@@ -122,15 +126,15 @@ def _open_store(
     guard: Guard,
     injector: Injector,
     comm: Communicator,
-    world: World,
 ) -> CheckpointStore:
     hooks = Hooks(
         ledger=attempt.ledger,
+        attempt=attempt.number,
         still_ours=partial(guard.fence.still_ours, at_once=True),
         reach=injector.reach,
         committed=injector.committed,
     )
-    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
+    return CheckpointStore(folder / "checkpoints", comm, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(

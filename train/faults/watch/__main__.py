@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from train.faults.beat import LastBeat, read_beat
-from train.faults.watch.judge import Patience, Verdict, judge
+from train.faults.watch.judge import Patience, Verdict, judge, overdue
 from train.faults.watch.limits import Limits
 from train.faults.watch.stacks import leave_stacks, stacks_path
-from train.faults.watch.stamps import hang_stamped, watch_path
+from train.faults.watch.stamps import hanging, watch_path
 from train.faults.watch.watched import Watched, state
 from train.ledger.events import now_ns
 from train.ledger.ledger import Ledger
@@ -39,7 +39,7 @@ class Watcher:
             if beat is None:
                 continue
             limit_s = self._limits.of(beat)
-            beats, stopped = self._others()
+            beats, stopped = self._others() if overdue(seen_s, limit_s) else ({}, frozenset())
             verdict = judge(self._rank, {**beats, self._rank: beat}, stopped, seen_s, limit_s)
             if verdict is not Verdict.fine or self._hangs_elsewhere():
                 self._leave_stacks()
@@ -50,30 +50,32 @@ class Watcher:
         last = read_beat(self._folder, self._rank)
         self._stamp("gone", beat=last and last.event())
         path = stacks_path(self._folder, self._rank)
-        if path.stat().st_size == 0:
-            path.unlink()
+        with suppress(OSError):
+            if path.stat().st_size == 0:
+                path.unlink()
 
     def _others(self) -> tuple[dict[int, LastBeat], frozenset[int]]:
         beats = {rank: beat for rank in self._ranks_here if (beat := read_beat(self._folder, rank))}
         return beats, frozenset(rank for rank, beat in beats.items() if state(beat.pid) == "T")
 
     def _hangs_elsewhere(self) -> bool:
-        return any(hang_stamped(self._folder, rank) for rank in self._ranks_here if rank != self._rank)
+        return any(rank in self._ranks_here and rank != self._rank for rank in hanging(self._folder))
 
     def _leave_stacks(self) -> None:
         if not self._stacks_left:
             self._stacks_left = True
-            leave_stacks(stacks_path(self._folder, self._rank), self._watched, self._pid)
+            with suppress(OSError):  # a full disk keeps no rank from its end
+                leave_stacks(stacks_path(self._folder, self._rank), self._watched, self._pid)
 
     def _end(self, beat: LastBeat, seen_s: float, limit_s: float, stopped: frozenset[int]) -> None:
         self._stamp("hang", phase=beat.phase, limit_s=limit_s, beat=beat.event())
         stands = ", stopped by a signal" if self._rank in stopped else ""
-        # One write, and no line of another rank's in it.
-        os.write(
-            sys.stderr.fileno(),
+        line = (
             f"switchyard: rank {self._rank} has been in {beat.phase} of step {beat.step} for {seen_s:.0f} s "
-            f"(limit {limit_s:g} s){stands}: stacks in {stacks_path(self._folder, self._rank)}; killing it\n".encode(),
+            f"(limit {limit_s:g} s){stands}: stacks in {stacks_path(self._folder, self._rank)}; killing it\n"
         )
+        with suppress(OSError):  # a file on a full disk, perhaps
+            os.write(sys.stderr.fileno(), line.encode())  # one write, and no line of another rank's in it
         if not self._watched.ended(OTHERS_STACKS_S):
             self._watched.signal(signal.SIGKILL)  # takes one that is stopped, too
 

@@ -39,17 +39,22 @@ class Verdict(Enum):
     hangs = "hangs"
 
 
+def overdue(seen_s: float, limit_s: float) -> bool:
+    """Whether a rank is in its phase for longer than it may be; a limit of 0 is none."""
+    return limit_s != 0 and seen_s > limit_s
+
+
 def judge(rank: int, beats: Mapping[int, LastBeat], stopped: frozenset[int], seen_s: float, limit_s: float) -> Verdict:
     """The verdict on `rank`.
 
     Args:
         rank: one of `beats`.
-        beats: of this host's ranks, which one clock stamps.
+        beats: of this host's ranks, which one clock stamps; of no other than `rank` unless it is overdue.
         stopped: ranks that stand still by a signal, whatever their beat says.
         seen_s: how long it is in its phase.
         limit_s: how long it may be; 0 for ever.
     """
-    if limit_s == 0 or seen_s <= limit_s:
+    if not overdue(seen_s, limit_s):
         return Verdict.fine
     to_blame = min(beats, key=lambda other: (other not in stopped, beats[other].t))
     return Verdict.hangs if to_blame == rank or seen_s > limit_s + YIELD_S else Verdict.waits

@@ -3,7 +3,9 @@ the folder tells that all is well."""
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,33 @@ def watch_path(attempt_folder: Path, rank: int) -> Path:
     return attempt_folder / f"watch-{rank:05d}.jsonl"
 
 
-def hang_stamped(attempt_folder: Path, rank: int) -> bool:
-    """Whether the rank was found to hang."""
-    return any(event["ev"] == "hang" for event in read_events(watch_path(attempt_folder, rank)))
+def hanging(attempt_folder: Path) -> Iterator[int]:
+    """Ranks that were found to hang."""
+    return (rank for rank, event in _stamped(attempt_folder) if event["ev"] == "hang")
 
 
 def a_rank_is_lost(attempt_folder: Path) -> bool:
     """Whether a rank of the attempt, on whatever host, hangs or went away before the job's end."""
     return any(
         event["ev"] == "hang" or (event["ev"] == "gone" and (event["beat"] or {}).get("phase") != "shutdown")
-        for name in os.listdir(attempt_folder)
-        if name.startswith("watch-")
-        for event in read_events(attempt_folder / name)
+        for _, event in _stamped(attempt_folder)
     )
+
+
+def _stamped(attempt_folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All events, by rank; none where the folder cannot be read now."""
+    with suppress(OSError):
+        for name in os.listdir(attempt_folder):
+            if match := re.fullmatch(r"watch-(\d+)\.jsonl", name):
+                for event in read_events(attempt_folder / name):
+                    yield int(match[1]), event
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Its events; what does not parse is not written to its end yet."""
     try:
         lines = path.read_text().splitlines()
-    except FileNotFoundError:
+    except OSError:
         return
     for line in lines:
         try:
