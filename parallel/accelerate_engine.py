@@ -128,10 +128,10 @@ class AccelerateEngine(WholeModelEngine):
             state |= named_state([self._model], f"optimizer.{moment}", local)
         return state
 
-    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
+    def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine. The storage is ours already."""
         for moments in self._optimizer.state.values():
-            moments["step"].fill_(steps_done)
+            moments["step"].fill_(updates_done)
 
     def _local(self, name: str, tensor: Tensor | None = None) -> Shard:
         """This rank's part of a parameter, or of a tensor that is cut as it is."""

@@ -53,8 +53,8 @@ class Communicator:
     """Issues and awaits collectives; counts what it issued, and what was waited for by kind."""
 
     def __init__(self, clock: Clock | None = None, everyone: ProcessGroup | None = None) -> None:
-        """`clock` times the waits; None: nothing does. `everyone`: another gloo group of all ranks, for a thread of its
-        own to exchange objects in; None: the world."""
+        """`clock` times the waits; None: nothing does. `everyone`: another gloo group of all ranks, for all that
+        is exchanged on the host: for a thread of its own, or with another patience; None: the world."""
         self.clock, self._everyone = clock or Clock(), everyone
         self.issued: Counter[Issued] = Counter()
         self.waits: Counter[CommKind] = Counter()
@@ -171,7 +171,7 @@ class Communicator:
         own = torch.tensor(list(numbers.values()), dtype=torch.float64)
         self._count(CommKind.control, "all_gather_numbers", None, own)
         rows = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(rows, own)
+        dist.all_gather(rows, own, group=self._everyone)
         return dict(zip(numbers, torch.stack(rows).T.tolist(), strict=True))
 
     def all_reduce_on_host(self, tensors: Mapping[ProcessGroup | None, Tensor], op: dist.ReduceOp.RedOpType) -> None:
@@ -180,7 +180,7 @@ class Communicator:
         works = []
         for group, tensor in tensors.items():
             self._count(CommKind.control, "all_reduce_on_host", group, tensor)
-            works.append(dist.all_reduce(tensor, op=op, group=group, async_op=True))
+            works.append(dist.all_reduce(tensor, op=op, group=group or self._everyone, async_op=True))
         for work in works:
             assert work is not None
             work.wait()
@@ -188,7 +188,7 @@ class Communicator:
     def barrier(self) -> None:
         """Wait for every rank, on the host: no GPU is drained for it."""
         self.issued[Issued(CommKind.control, "barrier", dist.get_world_size(), 0)] += 1
-        dist.all_reduce(torch.zeros(1))
+        dist.all_reduce(torch.zeros(1), group=self._everyone)
 
     @contextmanager
     def _issuing(

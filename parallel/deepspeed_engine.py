@@ -129,17 +129,18 @@ class DeepSpeedEngine(WholeModelEngine):
             state |= self._kept(f"optimizer.{moment}", partial(self._state.moment, moment))
         return state
 
-    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
+    def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine."""
+        with_moments = any(name.startswith("optimizer.") for name in filled)  # of all, though others may keep them
         for name, parameter in self._parameters.items():
             self._state.set_master(parameter, self._from_keeper(name, "model", filled))
-            if steps_done:
+            if with_moments:
                 for moment in MOMENTS:
                     value = self._from_keeper(name, f"optimizer.{moment}", filled)
                     self._state.set_moment(moment, parameter, value)
         self._state.publish()
         for count in self._state.step_counts:
-            count.fill_(steps_done)
+            count.fill_(updates_done)
 
     def _start(self, seed: int) -> None:
         """The same start as everywhere, written into the masters: those that DeepSpeed made are of rounded weights."""
@@ -219,9 +220,9 @@ class DeepSpeedEngine(WholeModelEngine):
 
 @contextmanager
 def _standing_still(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside it `optimizer` moves nothing; what DeepSpeed does around its step it does, and drops the gradients."""
+    """Inside it `optimizer` moves nothing. What DeepSpeed does around a step it still does: it drops gradients."""
     step = optimizer.step
-    optimizer.step = lambda *_: None  # type: ignore[method-assign, assignment]
+    optimizer.step = lambda *_: None  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -71,6 +71,6 @@ class Engine(Protocol):
     def moments(self) -> dict[str, Shard]:
         """AdamW's moments as `optimizer.exp_avg.*` and `optimizer.exp_avg_sq.*`."""
 
-    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
-        """Go on from tensors that `weights` (and, if some steps were done, `moments`) gave and that were filled since,
-        as after `steps_done` optimizer steps."""
+    def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
+        """Go on from tensors that `weights` (and `moments`, unless the job is new) gave and that were filled since, as
+        after `updates_done` updates; a step that was left out is none."""

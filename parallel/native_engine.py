@@ -133,8 +133,8 @@ class NativeEngine:
             state |= named_state(self._parallel.stages.values(), f"optimizer.{moment}", local)
         return state
 
-    def take_state(self, filled: Mapping[str, Shard], steps_done: int) -> None:
+    def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine. The storage is ours already."""
         self._parallel.gradients.publish()
         for moments in self._optimizer.state.values():
-            moments["step"].fill_(steps_done)
+            moments["step"].fill_(updates_done)

@@ -39,11 +39,12 @@ class Launch:
             launched="RANK" in environment,
         )
 
-    def open_store(self, timeout: timedelta) -> dist.Store:
+    def open_store(self, timeout: timedelta, refusal: str = "") -> dist.Store:
         """Where the ranks of this start find each other, in torchrun's store; or a store of this process's own. Called
-        by all of them together.
+        by all of them together; with its line by one that refuses the job.
 
         Raises:
+            ConfigError: on every rank, if one refuses.
             DistError: if one does not come within `timeout`.
         """
         if not self.launched:
@@ -53,7 +54,7 @@ class Launch:
         )
         store, _, _ = next(found)
         store.set_timeout(timeout)
-        return own_store(store, self.rank, self.world_size, timeout)
+        return own_store(store, self.rank, self.world_size, timeout, refusal)
 
 
 def choose_device(wanted: str, launch: Launch) -> torch.device:

@@ -22,7 +22,7 @@ from conf.compose import compose
 from conf.schema import JobConfig
 from models.config import ConfigError
 from models.flops import flops_per_token
-from parallel.acceptance import tell_refusal, wait_for_acceptance
+from parallel.acceptance import tell_refusal
 from parallel.clock.fsdp import fsdp_timed
 from parallel.clock.phase_clock import Clock, PhaseClock
 from parallel.clock.time_source import time_source
@@ -57,7 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
         if job is None:
             return
         store = launch.open_store(TIMEOUT)
-        wait_for_acceptance(store, launch.world_size)
         world = World.join(launch, job.device, store)
         _train(job, launch, world, started, main_ns)
         world.leave()

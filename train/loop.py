@@ -1,7 +1,8 @@
 """The training loop: steps, and what happens between them."""
 
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import torch
 
@@ -19,7 +20,7 @@ from train.faults.guard import Guard
 from train.faults.injector import Injector
 from train.faults.non_finite import NonFiniteSteps
 from train.faults.replicas import check_replicas
-from train.faults.stop import Stopped
+from train.faults.stop import Cause, Stopped
 from train.meter import Meter
 from train.optimizer import learning_rate
 from train.report import Report
@@ -62,12 +63,12 @@ class Trainer:
             self._run_steps(progress)
         except JobEnds as ended:
             if not isinstance(ended, Stopped):  # that one has seen to it
-                with suppress(ConfigError):  # a save that failed is in the ledger; this is what ends the job
-                    self.finish()
+                self.finish()
             raise
 
     def _run_steps(self, progress: Progress) -> None:
         first, save_owed = progress.step + 1, False
+        self.non_finite.skipped = progress.skipped
         self.meter.begin(progress.step)
         while progress.step < self.train.steps:
             step = self.injector.step = progress.step + 1
@@ -111,6 +112,8 @@ class Trainer:
                         row["eval/loss"] = self.evaluate()
                 if self.report and self.guard.fence.still_ours():
                     self.report.log(row)
+            if self.non_finite.must_go_back and stopping:  # the next start goes back: here time may not do
+                self.stop(stopping, step, saved=False, why_not="its last steps were not finite")
             if self.non_finite.must_go_back:
                 progress, save_owed = self.go_back(), False
                 continue
@@ -120,24 +123,36 @@ class Trainer:
             if self.check_replicas_every and (saving or _due(step, self.check_replicas_every)):
                 check_replicas(self.step.engine, self.comm, step)
             if saving:
+                progress = replace(progress, skipped=self.non_finite.skipped)  # settled above, with the row
                 with self.meter.apart(Phase.ckpt_save):
                     self.store.save(self.step.engine, progress, self.checkpoint.keep)
             if stopping:
-                self.finish()
-                raise Stopped(stopping, step, saving)
-        self.finish()
+                self.stop(stopping, step, saving)
+        self.finish(asked=progress.step)
 
-    def finish(self) -> None:
-        """Wait for the last save."""
-        with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
-            self.store.finish()
-        self.guard.beat.at("shutdown")
+    def finish(self, asked: int | None = None) -> None:
+        """Wait for the last save; raises as CheckpointStore.finish."""
+        try:
+            with self.meter.apart(Phase.ckpt_save) if self.store.under_way else nullcontext():
+                self.store.finish(asked)
+        finally:
+            self.guard.beat.at("shutdown")
+
+    def stop(self, cause: Cause, step: int, saved: bool, **why_not: str) -> NoReturn:
+        """End after `step`, which was saved if the disk took it. A save that failed makes it no less of a stop."""
+        try:
+            self.finish(asked=step)
+        except ConfigError as error:
+            raise Stopped(cause, step, saved=False, why_not=str(error)) from error
+        raise Stopped(cause, step, saved, **why_not)
 
     def go_back(self) -> Progress:
         """To the newest checkpoint; steps after it will be done again, and have rows again."""
         self.guard.beat.at("ckpt_load")
-        progress = self.store.resume(self.step.engine).progress
-        self.non_finite.went_back(progress.step)
+        resumed = self.store.resume(self.step.engine)
+        progress = resumed.progress
+        self.non_finite.went_back(progress.step, resumed.passed_over)
+        self.non_finite.skipped = progress.skipped
         self.guard.beat.at("log", progress.step)
         self.loader.go_to(progress.step)
         self.meter.begin(progress.step, "ckpt_load")

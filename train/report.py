@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from train.failure import JobEnds
+from train.ledger.ending import FENCED, FINISHED
 from train.ledger.live import LiveBooks, goodput_row
 from train.ledger.waterfall import waterfall
 from train.metrics.config import LoggingConfig
@@ -31,13 +32,15 @@ class Report:
         total_steps: int,
         attempt: Attempt,
         started: float,
+        number: int = 0,
     ) -> None:
-        """Say what is about to run. `config` goes to wandb; `started` is the attempt's start by time.monotonic()."""
+        """Say what is about to run. `config` goes to wandb; `started` is the attempt's start by time.monotonic(),
+        `number` its own in the ledger, 0 without one."""
         self._folder, self._attempt, self._started, self._config = folder, attempt, started, config
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._line = ProgressLine(total_steps)
-        self._books = LiveBooks(folder)
+        self._books = LiveBooks(folder, number, started)
         self._last_step = 0.0
         self._named: dict[float, float] = {}
         """Slow ranks, and the longest wait that was said of each, s."""
@@ -64,20 +67,20 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give the terminal back, and end the wandb run with the code that the process is about to have. An end in
-        order has the books in a last row."""
-        self._line.__exit__(kind, error, trace)
-        fenced = isinstance(error, JobEnds) and error.cause == "fenced"
-        if self._last_step and (error is None or isinstance(error, JobEnds)) and not fenced:
-            self._close_books()
-        self._recorder.__exit__(kind, error, trace)
+        order has the books in a last row, which is made before the processes' own end is in them."""
+        try:
+            self._line.__exit__(kind, error, trace)
+            last_word = FINISHED if error is None else error.cause if isinstance(error, JobEnds) else None
+            if self._last_step and last_word and last_word != FENCED:
+                self._close_books(last_word)
+        finally:
+            self._recorder.__exit__(kind, error, trace)
 
-    def _close_books(self) -> None:
-        books = self._books.books()
-        if books is None:
-            return
-        self._recorder.log({"train/step": self._last_step} | goodput_row(books))
-        rungs = [[rung.name, rung.ns / books.total, rung.ns / 1e9] for rung in waterfall(books)]
-        self._recorder.chart("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
+    def _close_books(self, last_word: str) -> None:
+        if books := self._books.last(last_word):
+            rungs = [[rung.name, rung.ns / books.total, rung.ns / 1e9] for rung in waterfall(books)]
+            self._recorder.table("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
+            self._recorder.log({"train/step": self._last_step} | goodput_row(books))
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:
         """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In

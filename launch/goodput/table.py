@@ -52,7 +52,8 @@ def _waterfall(books: Books, run: str) -> Table:
 
 def _attempts(books: Books) -> Table:
     table = Table(title="attempts", title_justify="left")
-    for column in ("", "ranks", "layout", "went on after", "steps", "lost", "down, s", "span, s", "ended", "ETTR"):
+    columns = ("", "ranks", "layout", "went on after", "steps", "lost", "down, s", "span, s", "ended", "part of ETTR")
+    for column in columns:
         text = column in ("layout", "ended")
         table.add_column(column, justify="left" if text else "right", overflow="fold")
     for one in books.attempts:
@@ -66,7 +67,7 @@ def _attempts(books: Books) -> Table:
             f"{(one.down_ns + one.queue_ns) / 1e9:,.1f}",
             f"{one.span_ns / 1e9:,.1f}",
             Text(_ended(one)),
-            f"{sum(one.durable.values()) / books.total:.1%}" if books.total else "–",
+            f"{sum(one.counted.values()) / books.total:.1%}" if books.total else "–",
         )
     return table
 
@@ -80,14 +81,19 @@ def _ended(one: AttemptBooks) -> str:
 def _lines(books: Books) -> Iterator[str]:
     wall = f"{books.wall_ns / 1e9:,.1f} s wall, {books.attempts[-1].ranks} ranks"
     at_risk = books.ettr_optimistic - books.ettr
-    durable = f"goodput {books.ettr:.1%} of {wall}; durable up to step {books.durable_step:,}"
-    yield f"{durable}; steps at risk until the next save are {at_risk:.1%} more" if at_risk else durable
+    if books.counted_step > books.durable_step:
+        saved = f"saved up to step {books.durable_step:,}" if books.durable_step else "none is saved"
+        stands = f"all {books.standing_steps:,} steps of the finished job, {saved}"
+    else:
+        stands = f"durable up to step {books.durable_step:,}"
+    goodput = f"goodput {books.ettr:.1%} of {wall}; {stands}"
+    yield f"{goodput}; steps at risk until the next save are {at_risk:.1%} more" if at_risk else goodput
     if books.ettr_without_queue != books.ettr:
         yield f"without the time in a queue {books.ettr_without_queue:.1%}"
-    speed = f"{books.tokens_per_sec:,.0f} tokens/s of the wall ({books.durable_tokens:,} tokens)"
+    speed = f"{books.tokens_per_sec:,.0f} tokens/s of the wall ({books.counted_tokens:,} tokens)"
     if books.speed_of_light is not None and books.mfu_in_step is not None:
         light = f"{books.speed_of_light:.2%} of what the devices could do at peak"
-        speed += f", {light} = ETTR × {books.mfu_in_step:.1%} MFU in durable steps"
+        speed += f", {light} = ETTR × {books.mfu_in_step:.1%} MFU in those steps"
     yield speed
     if lost := ", ".join(f"{cause} {ns / 1e9:,.1f} s" for cause, ns in books.causes.items()):
         yield f"lost work, rank-seconds: {lost}"

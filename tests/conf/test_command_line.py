@@ -57,7 +57,7 @@ def test_help_lists_every_option_and_marks_the_defaults(tmp_path: Path, capsys: 
         "     wide         A wide one.",
     ):
         assert line in said
-    assert said.count("*") - said.count(", * by default") == 9  # one a group
+    assert said.count("*") - said.count(", * by default") == 11  # one a group
 
 
 def test_of_many_ranks_one_prints_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

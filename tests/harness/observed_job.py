@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from harness.observed import Life, observed
 from harness.torchrun import REPOSITORY, TorchrunLaunch, start_torchrun
 from harness.true_books import LOG, START, STEPS, Truth, differences
 from train.ledger.books import Books
-from train.ledger.buckets import IN_STEPS, UNDIVIDED
+from train.ledger.buckets import EXPOSED, IN_STEPS, UNDIVIDED
+from train.ledger.read import read_ledger
+from train.ledger.records import StepsTile
 
 JOB = (
     "model=tiny",
@@ -54,6 +57,27 @@ def injected(run: Path, what: str, edge: str = "begin") -> int:
     lines = [json.loads(line) for path in (run / "faults").iterdir() for line in path.read_text().splitlines()]
     (found,) = (line for line in lines if line["what"] == what)
     return int(found[edge])
+
+
+def excess_s(run: Path, rank: int, step: int, bucket: str) -> float:
+    """Seconds that the tile with `step` of the first attempt's `rank` has in `bucket` above the median step's; the
+    attempt's first step apart."""
+    own = read_ledger(run).attempts[0].ranks[rank].own
+    tiles = [event for event in own if isinstance(event, StepsTile) and event.first > 1]
+    (its,) = (tile for tile in tiles if tile.first <= step <= tile.last)
+    others = [tile.buckets.get(bucket, 0) / _n_steps(tile) for tile in tiles if tile is not its]
+    return (its.buckets.get(bucket, 0) - _n_steps(its) * statistics.median(others)) / 1e9
+
+
+def all_excess_s(run: Path, rank: int, step: int) -> dict[str, float]:
+    """`excess_s` of all buckets of steps, what waits for others do as one: `waits`."""
+    exposed = [name for name in IN_STEPS if name.startswith(EXPOSED)]
+    found = {name: excess_s(run, rank, step, name) for name in IN_STEPS}
+    return {"waits": sum(found.pop(name) for name in ("sync_wait", *exposed)), **found}
+
+
+def _n_steps(tile: StepsTile) -> int:
+    return tile.last - tile.first + 1
 
 
 def compare(books: Books, true: Truth, ranks: int) -> None:

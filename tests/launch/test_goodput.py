@@ -40,6 +40,7 @@ def test_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said["buckets"]["down"] == 20
     assert said["lost_work"] == {"crash": 4}
     assert said["ettr"] == pytest.approx((3 + 4) / 53)
+    assert said["ettr"] == said["ettr_durable"]
     assert said["ettr_optimistic"] == pytest.approx((3 + 8) / 53)
     assert said["tokens_per_sec"] == pytest.approx(500 / 34)
     assert [(one["attempt"], one["ranks"], one["cause"]) for one in said["attempts"]] == [
@@ -61,7 +62,7 @@ def test_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shares["lost_work/crash"] == "7.55"
     assert shares["steps at risk, not saved yet"] == "7.55"
     assert shares["goodput (ETTR)"] == "13.21"
-    assert re.search(r"│ 1 │ +1 │ ddp +│ +0 │ 1 – 4 │ +1 │ +0\.0 │ +15\.0 │ crash, first rank 0 +│ 5\.7% │", printed)
+    assert re.search(r"│ 1 │ +1 │ ddp +│ +0 │ 1 – 4 │ +1 │ +0\.0 │ +15\.0 │ crash, first rank 0 +│ +5\.7% │", printed)
     assert re.search(
         r"│ 2 │ +2 │ fsdp +│ +3 │ 4 – 7 │ +0 │ +10\.0 │ +9\.0 │ goes on, or nothing saw its end │", printed
     )
@@ -70,6 +71,21 @@ def test_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 saves (2 committed): training held up 1.00 s by each, 4.00 s from begin to commit, 0.5 GB/s" in printed
     assert "a failure every 24 s (1 seen)" in printed
     assert "1 lines of the ledger were torn or none of ours: left out" in printed
+
+
+@pytest.mark.parametrize(("saved", "said"), [(0, "none is saved"), (2, "saved up to step 2")])
+def test_steps_of_a_finished_job_count_and_are_not_called_durable(
+    saved: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Rank(tmp_path, 1).start(0, 1, 2).event("resumed", step=0, passed_over=[]).steps(1, 1, 1)
+    if saved:
+        one.committed(saved)
+    one.steps(3, 1, 1).exit("finished")
+    assert main(["goodput", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"goodput 66.7% of 6.0 s wall, 1 ranks; all 4 steps of the finished job, {said}\n" in printed
+    assert "durable" not in printed
+    assert "risk" not in printed
 
 
 def test_the_waterfall_takes_each_part_off_what_is_above_it(run: Path) -> None:
@@ -82,7 +98,7 @@ def test_the_waterfall_takes_each_part_off_what_is_above_it(run: Path) -> None:
         else:
             assert rung.top == left
             left = rung.bottom
-    assert left == sum(ns for name, ns in books.durable.items() if name.startswith("compute"))
+    assert left == sum(ns for name, ns in books.counted.items() if name.startswith("compute"))
     assert [rung.name for rung in rungs if rung.group is Group.level] == [
         "all rank-seconds",
         "goodput (ETTR)",

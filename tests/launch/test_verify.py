@@ -111,7 +111,7 @@ BROKEN = {
         """
         from parallel.deepspeed_engine import DeepSpeedEngine
         whole = DeepSpeedEngine.update
-        DeepSpeedEngine.update = lambda self, rate, max_norm: whole(self, 0.0, max_norm)
+        DeepSpeedEngine.update = lambda self, rate, max_norm, losses: whole(self, 0.0, max_norm, losses)
         """,
         ("step 1: updated weight model.",),
     ),

@@ -73,7 +73,8 @@ def check(books: Books) -> None:
     assert all(isinstance(ns, int) for ns in buckets.values())
     assert all(ns >= 0 for name, ns in buckets.items() if name != "other"), buckets
     assert 0 <= books.ettr <= books.ettr_optimistic <= 1.01
-    assert sum(books.durable.values()) == sum(sum(attempt.durable.values()) for attempt in books.attempts)
+    assert sum(books.counted.values()) == sum(sum(attempt.counted.values()) for attempt in books.attempts)
+    assert 0 <= books.ettr_durable <= books.ettr
     if books.mfu_in_step is not None:
         assert books.speed_of_light == pytest.approx(books.ettr * books.mfu_in_step)
     assert books.as_json()["rank_seconds"] == pytest.approx(sum(books.as_json()["buckets"].values()))
@@ -117,7 +118,8 @@ def test_lines_that_are_none_of_ours_are_counted(tmp_path: Path) -> None:
     path = next(tmp_path.rglob("rank-*.jsonl"))
     foreign = [b'{"ev":"tile","t":5}', b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"ev":"exit","t":true,"cause":"failed"}']
     foreign += [b'{"ev":"tile","t":5,"begin":4,"buckets":{"eval":1},"first":3,"last":2,"step_ns":[]}', b'{"ev":"start"']
-    foreign += [b'{"ev":"committed","t":5,"step":1,"bytes":1,"seconds":NaN}']
+    foreign += [b'{"ev":"committed","t":5,"step":1,"bytes":1,"seconds":NaN}', b'{"ev":"exit","t":5,"cause":"failed"}']
+    foreign += [b'{"ev":"committed","t":5,"step":1,"bytes":1,"seconds":1' + b"0" * 400 + b"}"]
     path.write_bytes(path.read_bytes() + b"\n".join(foreign) + b"\n\n")
     one.event("of another version", anything=[1])
     (path.parent / "notes.txt").write_text("mine")

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from harness.observed_job import compare, injected, lived, start
+from harness.observed_job import all_excess_s, compare, injected, lived, start
 from harness.true_books import LOG, STEPS, Account, End, truth
 
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
+
+SLOW_RANK = "{what: slow, rank: 1, step: 7, seconds: 1.5}"
+SLOW_DATA = "{what: slow, rank: 0, step: 7, place: data, seconds: 1.5}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Case:
     """The step of a checkpoint that was."""
     slept: str | None = None
     """Where a rank slept before the onlooker's stamp of what it slept at: only the injector saw that."""
+    late: tuple[int, str] | None = None
+    """The rank that slept in step 7, and in which bucket: all others waited for it."""
 
 
 CASES = [
@@ -80,8 +85,10 @@ CASES = [
     Case("a slow save", "{what: slow, rank: 1, step: 4, place: save, seconds: 1.5}", slept="ckpt_save"),
     Case("a slow disk behind the steps", "{what: slow, rank: 1, step: 4, place: write, seconds: 3}"),
     Case("a save that fails", "{what: fail, rank: 1, step: 8}"),
-    Case("a slow rank", "{what: slow, rank: 1, step: 7, seconds: 1.5}"),
-    Case("slow data", "{what: slow, rank: 0, step: 7, place: data, seconds: 1.5}", slept=STEPS),
+    Case("a slow rank", SLOW_RANK, late=(1, "compute_fwd")),
+    Case("a slow rank in rows of five", SLOW_RANK, late=(1, "compute_fwd"), words=("train.log_every=5",)),
+    Case("slow data", SLOW_DATA, slept=STEPS, late=(0, "data_wait")),
+    Case("slow data in rows of five", SLOW_DATA, slept=STEPS, late=(0, "data_wait"), words=("train.log_every=5",)),
 ]
 QUICK = {"killed in a step", "preempted, and on at the next step", "hung"}
 """At 2 ranks in `make test`; all of them at 2 and 4 in `make soak`."""
@@ -107,8 +114,14 @@ def test_every_bucket_is_what_an_onlooker_saw(case: Case, ranks: int, tmp_path: 
     still = injected(run, case.still) if case.still else None
     ends = [End(cause, still if cause else None, case.damaged) for cause in case.causes]
     true = truth(tmp_path / "stamps", lives, Account(ranks, case.resumed_after, ends, case.of_step))
+    slept_s = (injected(run, "slow", "end") - injected(run, "slow")) / 1e9 if case.slept or case.late else 0.0
     if case.slept:
-        slept_s = (injected(run, "slow", "end") - injected(run, "slow")) / 1e9
         true.buckets[LOG] -= slept_s
         true.buckets[case.slept] += slept_s
+    if case.late:
+        late, bucket = case.late
+        for rank in range(ranks):
+            expected = {bucket if rank == late else "waits": slept_s}
+            for name, s in all_excess_s(run, rank, step=7).items():
+                assert abs(s - expected.get(name, 0.0)) < 0.2, (rank, name, s)
     compare(fold(read_ledger(run)), true, ranks)

@@ -6,6 +6,8 @@ import pytest
 from harness.ledger_builder import WALL, Rank, S, books_of, rank_seconds
 
 from train.ledger.books import Books
+from train.ledger.fold import fold
+from train.ledger.read import read_ledger
 
 
 def begun(run: Path, attempt: int, at: float = 0, rank: int = 0, after: int = 0, **fields: object) -> Rank:
@@ -73,7 +75,7 @@ def test_a_crash_takes_back_what_was_not_saved(tmp_path: Path) -> None:
     assert (first.cause, first.ended_by, first.lost_steps, first.first_step, first.last_step) == ("crash", 1, 2, 1, 5)
     assert (second.resumed_after, second.down_ns, second.begin_ns) == (3, 6 * S, 26 * S)
     assert books.causes == {"crash": 11 * S}
-    assert books.durable_tokens == books.standing_tokens == 600
+    assert books.counted_tokens == books.standing_tokens == 600
     assert books.wall_ns == 35 * S
 
 
@@ -156,6 +158,24 @@ def test_a_preempted_job_whose_time_to_end_ran_out(tmp_path: Path) -> None:
     assert (books.advice.failures, books.advice.preemptions) == (0, 1)
 
 
+def test_a_stop_whose_save_did_not_end_in_time(tmp_path: Path) -> None:
+    """All had agreed; the last words came when the time ran out."""
+    one = begun(tmp_path, 1).steps(1, 1, 1)
+    one.committed(2).steps(3, 1).event("stop", cause="preempted").event("saving", step=3)
+    one.event("exit", 30, cause="preempted", code=143).gone(30.5, "ckpt_save", 3, 8)
+    books = books_of(tmp_path)
+    check(books, times(1, **{"lost_work/preempt": 1, "ckpt_save": 22, "detect": 0.5, "compute_fwd": 2}))
+    assert books.attempts[0].ended_by == 0
+
+
+def test_a_rank_without_a_file_is_noted(tmp_path: Path) -> None:
+    begun(tmp_path, 1, ranks=4).exit("finished")
+    begun(tmp_path, 1, rank=2, ranks=4).exit("finished")
+    books = books_of(tmp_path)
+    assert books.notes == ("attempt 1 has no start of rank 1, 3: all of its time there counts as init_process",)
+    assert rank_seconds(books)["init_process"] == 2 + 2 * 5
+
+
 def test_a_failure_at_the_start_whose_end_was_orderly(tmp_path: Path) -> None:
     """The last beat is its shutdown; it was building before, and that is no lost step."""
     Rank(tmp_path, 1).start(0, 1, 2).exit("failed", 6).gone(7, "shutdown", 0, 5)
@@ -166,6 +186,24 @@ def test_that_peers_went_away_is_no_cause(tmp_path: Path) -> None:
     begun(tmp_path, 1, ranks=2).exit("lost_peers", 6)
     begun(tmp_path, 1, rank=1, ranks=2).gone(7, "compute_fwd", 1, 5)
     assert books_of(tmp_path).attempts[0].ended_by == 1
+
+
+def test_a_lost_host_is_waited_for_and_no_work_is_lost_meanwhile(tmp_path: Path) -> None:
+    """Rank 1's host goes away at 8; rank 0's collective gives up at 609, and torchrun kills rank 2 at 640."""
+    begun(tmp_path, 1, ranks=3).steps(1, 1).exit("lost_peers", 609).gone(610, "compute_bwd", 2, 8)
+    begun(tmp_path, 1, rank=1, ranks=3).steps(1, 1)
+    begun(tmp_path, 1, rank=2, ranks=3).steps(1, 1).gone(640, "compute_bwd", 2, 7.5)
+    books = books_of(tmp_path)
+    check(books, times(3, **{"lost_work/crash": 3 * (1 + 2), "detect": 3 * 632}))
+    assert books.attempts[0].cause == "crash"
+
+
+def test_a_hang_that_a_collective_gave_up_on_stays_a_hang(tmp_path: Path) -> None:
+    begun(tmp_path, 1, ranks=2).steps(1, 1).exit("lost_peers", 609).gone(610, "compute_bwd", 2, 8)
+    begun(tmp_path, 1, rank=1, ranks=2).steps(1, 1).hang(640, "compute_fwd", 2, 7).gone(641, "compute_fwd", 2, 7)
+    books = books_of(tmp_path)
+    check(books, times(2, **{"lost_work/hang": 2 * (1 + 1), "detect": 2 * 634}))
+    assert books.attempts[0].cause == "hang"
 
 
 def test_an_end_that_nothing_saw(tmp_path: Path) -> None:
@@ -186,6 +224,16 @@ def test_the_launchers_stamp_counts_once(tmp_path: Path) -> None:
     books = books_of(tmp_path)
     check(books, times(3, **{"lost_work/crash": 1}) | {"init_process": 3 + 3 + 3, "down": 2 + 4})
     assert [one.begin_ns // S for one in books.attempts] == [0, 11, 20]
+
+
+def test_the_launchers_stamp_counts_once_though_rank_0_moved(tmp_path: Path) -> None:
+    """Both hosts' launchers began at -3; after the restart rank 0 is where rank 1 was, whose clock shows 500 s more."""
+    begun(tmp_path, 1, ranks=2, launched=-3).exit("preempted", 6)
+    begun(tmp_path, 1, 500, rank=1, ranks=2, boot="boot-b", launched=497).exit("preempted", 506)
+    begun(tmp_path, 2, 508, boot="boot-b", launched=497, ranks=1).exit("finished")
+    books = books_of(tmp_path)
+    check(books, times(3, shutdown=2, down=2) | {"init_process": 3 + 6})
+    assert not books.notes
 
 
 def test_gaps_across_boots_are_by_the_wall_clock(tmp_path: Path) -> None:
@@ -260,6 +308,36 @@ def test_a_rollback_takes_back_its_own_steps_and_what_it_passes_of_earlier_ones(
     assert [attempt.lost_steps for attempt in books.attempts] == [2, 4]
 
 
+def test_a_rollback_that_passes_over_a_damaged_checkpoint(tmp_path: Path) -> None:
+    one = begun(tmp_path, 1).steps(1, 1, 1)
+    saved(one, 2).steps(3, 1, 1)
+    saved(one, 4).steps(5, 1, 1).event("rollback", step=2, cause="non_finite", passed_over=[4]).steps(3, 1, 1)
+    books = books_of(tmp_path)
+    check(books, times(1, **{"lost_work/ckpt_corrupt": 2, "lost_work/nan": 2}) | times_of_steps(4, 2))
+
+
+def test_steps_that_a_finished_job_took_back_are_none_of_its_last(tmp_path: Path) -> None:
+    """Rolled back from 8 to 2, and finished at 6 with its newest save at 4."""
+    one = saved(begun(tmp_path, 1).steps(1, 1, 1), 2).steps(3, 1, 1, 1, 1, 1, 1)
+    one.event("rollback", step=2, cause="nan").steps(3, 1, 1)
+    saved(one, 4).steps(5, 1, 1).exit("finished")
+    books = books_of(tmp_path)
+    assert (books.counted_step, books.durable_step, books.counted_tokens) == (6, 4, 600)
+    assert (books.ettr, books.ettr_durable) == (pytest.approx(6 / 19), pytest.approx(4 / 19))
+
+
+@pytest.mark.parametrize("last_word", ["finished", "stopped", "diverged"])
+def test_books_about_to_end_are_those_of_the_end(last_word: str, tmp_path: Path) -> None:
+    one = begun(tmp_path, 1).steps(1, 1, 1).committed(2).steps(3, 1, 1)
+    if last_word == "stopped":
+        one.event("stop", cause="stopped")
+    before = fold(read_ledger(tmp_path), round(10 * S), last_word)
+    one.event("exit", 10, cause=last_word, code=0)
+    assert before.ettr == pytest.approx((4 if last_word == "finished" else 2) / 10)
+    after = books_of(tmp_path)
+    assert (before.buckets, before.ettr, before.counted_step) == (after.buckets, after.ettr, after.counted_step)
+
+
 def test_a_rollback_that_rank_0_alone_wrote_counts_on_every_rank(tmp_path: Path) -> None:
     for rank in range(2):
         one = begun(tmp_path, 1, rank=rank, ranks=2).steps(1, 1, 1)
@@ -280,7 +358,7 @@ def test_skipped_updates_are_no_tokens(tmp_path: Path) -> None:
     one.event("skipped", step=3).exit("finished")
     books = books_of(tmp_path)
     check(books, times(1, **{"lost_work/nan": 3, "skipped_update": 1, "compute_fwd": 2}))
-    assert books.durable_tokens == 200
+    assert books.counted_tokens == 200
 
 
 def test_warm_up_is_the_excess_over_the_median_while_it_lasts(tmp_path: Path) -> None:
@@ -292,6 +370,28 @@ def test_warm_up_is_the_excess_over_the_median_while_it_lasts(tmp_path: Path) ->
     # Of the first tile's 35 s 2 stay, four parts forward to one backward.
     usual = {"compute_fwd": 2 * 0.8 + 1 + 9 + 8 + 2, "compute_bwd": 2 * 0.2}
     check(books, times(2, warmup_compile=29 + 4 + 2 + 0.5) | usual)
+
+
+def test_warm_up_is_compilation_and_not_a_wait_for_data(tmp_path: Path) -> None:
+    """Step 2 waited 4 s for its batch; step 1, in the same tile, took 3 s of compute more than the usual."""
+    one = begun(tmp_path, 1).steps(1, 4, 5, compute_fwd=5, data_wait=4)
+    one.steps(3, *[1.0] * 6).exit("finished")
+    check(books_of(tmp_path), times(1, warmup_compile=3, compute_fwd=8, data_wait=4))
+
+
+def test_a_loader_that_begins_slowly_is_no_warm_up(tmp_path: Path) -> None:
+    one = begun(tmp_path, 1)
+    for step in range(1, 11):
+        one.steps(step, 9, compute_fwd=1, data_wait=8)
+    one.steps(11, *[1.0] * 15).exit("finished")
+    check(books_of(tmp_path), times(1, compute_fwd=25, data_wait=80))
+
+
+def test_a_late_batch_among_first_steps_of_one_row_is_no_warm_up(tmp_path: Path) -> None:
+    """Step 2 waited 1.5 s; which of the nine steps did is not in the tile, but that none of them computed longer is."""
+    one = begun(tmp_path, 1).steps(1, 1).steps(2, 2.5, *[1.0] * 8, compute_fwd=9, data_wait=1.5)
+    one.steps(11, *[1.0] * 20).exit("finished")
+    check(books_of(tmp_path), times(1, compute_fwd=30, data_wait=1.5))
 
 
 def test_warm_up_is_of_one_layout(tmp_path: Path) -> None:
@@ -366,6 +466,16 @@ def test_a_file_of_a_rank_that_there_is_not(tmp_path: Path) -> None:
     check(books_of(tmp_path), times(1))
 
 
+def test_a_host_that_comes_back_is_placed_by_its_own_clock(tmp_path: Path) -> None:
+    """On host a, on b whose wall clock is 3 s fast, and on a again, whose wall clock was set 100 s forward since."""
+    begun(tmp_path, 1).exit("preempted", 6)
+    begun(tmp_path, 2, 10, boot="boot-b", wall=3).exit("preempted", 16)
+    begun(tmp_path, 3, 30, wall=100).exit("finished")
+    books = books_of(tmp_path)
+    assert [one.begin_ns // S for one in books.attempts] == [0, 13, 30]
+    check(books, times(3, shutdown=2, down=7 + 11))
+
+
 def test_queued_again_before_it_had_ended(tmp_path: Path) -> None:
     begun(tmp_path, 1).exit("preempted", 6)
     begun(tmp_path, 2, 30, submitted=WALL + 3 * S).exit("finished")
@@ -420,13 +530,6 @@ def test_steps_whose_own_times_are_not_known_took_equally_long(step_ns: list[int
     tile = {"begin": 5 * S, "buckets": {"compute_fwd": 8 * S}, "first": 1, "last": 4, "step_ns": step_ns}
     one.event("tile", 13, **tile).event("skipped", step=2).exit("finished")
     check(books_of(tmp_path), times(1, compute_fwd=6, skipped_update=2))
-
-
-def test_saves_that_were_not_announced_are_counted_by_their_tiles(tmp_path: Path) -> None:
-    for rank in range(2):
-        begun(tmp_path, 1, rank=rank, ranks=2).tile(ckpt_save=1 + rank).tile(eval=1).tile(ckpt_save=1 + rank)
-    saves = books_of(tmp_path).saves
-    assert (saves.begun, saves.blocked_s, saves.committed) == (2, 1.5, 0)
 
 
 def test_an_attempt_without_steps_needs_no_peak(tmp_path: Path) -> None:

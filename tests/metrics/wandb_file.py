@@ -23,7 +23,10 @@ class WandbFile:
     group: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Rows in order; wandb's own keys, which begin with `_`, are left out."""
+    """Rows in order; wandb's own keys, which begin with `_`, and charts are left out."""
+
+    charts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name what the history says of each chart's table: columns, rows, where it lies."""
 
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
@@ -42,7 +45,11 @@ def read_wandb_file(path: Path) -> WandbFile:
             run.run_id, run.group = record.run.run_id, record.run.run_group
             run.config |= _items(record.run.config.update)
         elif kind == "history":
-            run.history.append(_items(record.history.item))
+            items = _items(record.history.item)
+            run.history.append({key: value for key, value in items.items() if "_table/" not in key})
+            for key in items.keys() - run.history[-1].keys():
+                name, _, what = key.partition("_table/")
+                run.charts.setdefault(name, {})[what] = items[key]
         elif kind == "summary":
             run.summary |= _items(record.summary.update)
         elif kind == "metric":

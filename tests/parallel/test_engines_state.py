@@ -54,7 +54,7 @@ def run_legs(folder: Path, legs: list[Leg]) -> list[tuple[list[float], dict[str,
     for layout, until in legs:
         world, comm = this_world(), Communicator()
         engine = open_layout(layout, world, comm, seed=len(told))
-        store = CheckpointStore(folder, comm, world.rank, behind=True)
+        store = CheckpointStore(folder, comm, behind=True)
         progress = store.resume(engine).progress
         began = pieces(engine.weights() | engine.moments())
         step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, clip_norm=1.0)

@@ -52,7 +52,7 @@ def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -
         else:
             for moment, factor in (("exp_avg", 2.0), ("exp_avg_sq", 3.0)):
                 moments[name.replace("model.", f"optimizer.{moment}.", 1)].local.copy_(shard.local * factor)
-    store = CheckpointStore(folder, comm, torch.distributed.get_rank(), behind=True)
+    store = CheckpointStore(folder, comm, behind=True)
     store.save(engine, Progress(step, 100 * step), keep)
     store.finish()
     return arrays(engine)
@@ -60,7 +60,7 @@ def save(strategy: StrategyConfig, folder: Path, step: int = 7, keep: int = 0) -
 
 def resume(strategy: StrategyConfig, folder: Path) -> tuple[Progress, dict[str, Piece], set[float]]:
     engine, (optimizer,), comm = build(strategy, seed=99)
-    store = CheckpointStore(folder, comm, torch.distributed.get_rank(), behind=True)
+    store = CheckpointStore(folder, comm, behind=True)
     progress = store.resume(engine).progress
     return progress, arrays(engine), {state["step"].item() for state in optimizer.state.values()}
 
@@ -117,7 +117,7 @@ def test_only_finished_checkpoints_count_and_old_ones_go(pool: WorkerPool, tmp_p
         pool.run(1, save, SINGLE, tmp_path, step, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     assert [path.name for path in committed(tmp_path)] == ["step-00000002", "step-00000003"]
-    (tmp_path / "step-00000009.tmp").mkdir()
+    (tmp_path / "step-00000009.attempt-0001.tmp").mkdir()
     assert newest_checkpoint(tmp_path) == tmp_path / "step-00000003"
     (tmp_path / "step-00000010").mkdir()  # a name without its contents: somebody's copy that broke off
     assert committed(tmp_path)[-1] == tmp_path / "step-00000003"
@@ -127,6 +127,7 @@ def test_only_finished_checkpoints_count_and_old_ones_go(pool: WorkerPool, tmp_p
 
 def test_a_resume_clears_what_was_never_finished(pool: WorkerPool, tmp_path: Path) -> None:
     pool.run(1, save, SINGLE, tmp_path)
-    (tmp_path / "step-00000003.tmp").mkdir()
+    (tmp_path / "step-00000003.attempt-0001.tmp").mkdir()
+    (tmp_path / "step-00000003.dropped.tmp").mkdir()
     pool.run(1, resume, SINGLE, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]

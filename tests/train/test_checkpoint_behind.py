@@ -30,6 +30,7 @@ from train.checkpoint.hooks import Hooks
 from train.checkpoint.manifest import Manifest, Progress
 from train.checkpoint.store import CheckpointStore
 from train.faults.config import Place
+from train.faults.stop import Stopped
 from train.ledger.ledger import Ledger
 
 PATIENCE_S = 20
@@ -43,7 +44,7 @@ def opened(
     folder: Path, hooks: Hooks | None = None, strategy: StrategyConfig = FSDP, behind: bool = True
 ) -> tuple[Engine, CheckpointStore, Communicator]:
     engine, _, comm = build(strategy, seed=3)
-    return engine, CheckpointStore(folder, comm, rank(), behind=behind, hooks=hooks), comm
+    return engine, CheckpointStore(folder, comm, behind=behind, hooks=hooks), comm
 
 
 def train_on(engine: Engine) -> None:
@@ -155,7 +156,7 @@ def fail_at(folder: Path, place: Place, by: int, last: bool) -> tuple[str, str, 
         for step in (1, 2) if last else (1, 2, 3):
             store.save(engine, Progress(step, 0), keep=1)
         try:
-            store.finish()
+            store.finish(asked=2)
         except ConfigError as error:
             ended = str(error)
     events = [json.loads(line) for line in (folder / f"rank-{rank()}.jsonl").read_text().splitlines()]
@@ -188,7 +189,7 @@ def save_where_nothing_can_be(folder: Path) -> str:
     engine, store, _ = opened(folder / "file" / "checkpoints")
     store.save(engine, Progress(1, 0), keep=1)
     with pytest.raises(ConfigError) as refused:
-        store.finish()
+        store.finish(asked=1)
     return str(refused.value)
 
 
@@ -200,18 +201,16 @@ def test_a_folder_that_cannot_be_is_one_line_on_every_rank(pool: WorkerPool, tmp
     assert pool.run(2, save_where_nothing_can_be, tmp_path) == [line + "system"] * 2
 
 
-def save_fenced(folder: Path) -> str:
+def save_fenced(folder: Path) -> tuple[str, int]:
     engine, store, _ = opened(folder, Hooks(still_ours=lambda: False))
     store.save(engine, Progress(1, 0), keep=1)
-    with pytest.raises(ConfigError) as refused:
-        store.finish()
-    return str(refused.value)
+    with pytest.raises(Stopped) as stopped:
+        store.finish(asked=1)
+    return stopped.value.cause, stopped.value.exit_code
 
 
 def test_a_run_that_is_anothers_is_left_alone(pool: WorkerPool, tmp_path: Path) -> None:
-    (line, same) = pool.run(2, save_fenced, tmp_path)
-    assert line == same
-    assert line == f"{tmp_path}/step-00000001 was given up: a newer start of this run has taken it over"
+    assert pool.run(2, save_fenced, tmp_path) == [("fenced", 77)] * 2
     assert files(tmp_path) == []
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from harness.layout_run import DDP, FSDP, SINGLE
 from harness.worker_pool import WorkerPool
 
@@ -16,7 +15,7 @@ from launch.verify.pieces import Piece, merge
 from models.config import ConfigError
 from parallel.config import StrategyConfig
 from tests.train.test_checkpoint import arrays, build, save
-from train.checkpoint.manifest import Progress
+from train.checkpoint.manifest import Progress, _digest
 from train.checkpoint.store import CheckpointStore, Resumed
 
 
@@ -25,9 +24,7 @@ def resume(strategy: StrategyConfig, folder: Path) -> tuple[Resumed | str, dict[
     engine, _, comm = build(strategy, seed=99)
     with redirect_stderr(io.StringIO()) as said:
         try:
-            outcome: Resumed | str = CheckpointStore(folder, comm, torch.distributed.get_rank(), behind=True).resume(
-                engine
-            )
+            outcome: Resumed | str = CheckpointStore(folder, comm, behind=True).resume(engine)
         except ConfigError as error:
             outcome = str(error)
     return outcome, arrays(engine), said.getvalue()
@@ -39,9 +36,9 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def count_more_tokens(checkpoint: Path) -> None:
+def reword(checkpoint: Path, old: str, new: str) -> None:
     path = checkpoint / "manifest.json"
-    path.write_text(path.read_text().replace('"tokens": 800', '"tokens": 900'))
+    path.write_text(path.read_text().replace(old, new))
 
 
 def empty(checkpoint: Path) -> None:
@@ -56,7 +53,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard cut": (lambda c: (c / "__0_0_0.distcp").write_bytes(b""), "__0_0_0.distcp has 0 of "),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "manifest.json: No such file or directory"),
     "half a manifest": (lambda c: (c / "manifest.json").write_text('{"sha'), "manifest.json: Unterminated string"),
-    "another manifest": (count_more_tokens, "manifest.json: its own hash differs"),
+    "another manifest": (lambda c: reword(c, '"tokens": 800', '"tokens": 900'), "manifest.json: its own hash differs"),
+    "another format": (lambda c: reword(c, '"format": 2', '"format": 3'), "manifest.json: its own hash differs"),
     "nothing in it": (empty, "manifest.json: No such file or directory"),
 }
 
@@ -118,7 +116,9 @@ def test_what_is_not_damaged_but_not_ours_is_refused(what: str, pool: WorkerPool
     pool.run(1, save_part if what == "another model" else save, SINGLE, tmp_path, 8)
     manifest = tmp_path / "step-00000008" / "manifest.json"
     if what == "newer":
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 3}))
+        record = json.loads(manifest.read_text()) | {"format": 3}
+        del record["sha256"]
+        manifest.write_text(json.dumps({"sha256": _digest(record)} | record))
     elif what == "older":
         manifest.rename(manifest.with_name("progress.json"))
     lines = {
@@ -136,7 +136,7 @@ def test_what_is_not_damaged_but_not_ours_is_refused(what: str, pool: WorkerPool
 def save_part(strategy: StrategyConfig, folder: Path, step: int) -> None:
     """Save a model without a tensor of ours."""
     engine, _, comm = build(strategy, seed=step)
-    store = CheckpointStore(folder, comm, 0, behind=False)
+    store = CheckpointStore(folder, comm, behind=False)
     weights = engine.weights()
     del weights["model.embedding.weight"]
     engine.weights = lambda: weights  # type: ignore[method-assign]

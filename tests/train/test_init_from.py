@@ -61,7 +61,7 @@ def test_a_run_starts_where_another_ended(
 def load(folder: Path, model: ModelConfig, engine: NativeEngine) -> None:
     weights = engine.weights()
     find_weights(str(folder), model).load(weights, Communicator())
-    engine.take_state(weights, steps_done=0)
+    engine.take_state(weights, updates_done=0)
 
 
 def state_after_run(folder: Path) -> dict[str, Piece]:

@@ -13,7 +13,7 @@ def test_two_ranks_train_as_one(
 ) -> None:
     """In float64 also: one rank as two, and as two that accumulate four micro-batches each."""
     one, two = trained(f"single {precision}"), trained(f"{layout} {precision}")
-    assert two.column("train/step") == list(range(1, 21))
+    assert two.column("train/step")[:20] == list(range(1, 21))  # and the books' last row
     for key in ("train/loss", "train/grad_norm", "eval/loss"):
         assert two.column(key) == pytest.approx(one.column(key), rel=0, abs=tolerance), key
     # Tokens are counted over all ranks, and experts' loads over the global batch.

@@ -75,8 +75,8 @@ def test_another_layout_goes_on_to_rounding(
     done = torchrun(2, *words_of("ddp fp64"), f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
     first = killed("fsdp fp64").saved_steps[-1]
-    expected = [row["train/loss"] for row in trained("fsdp fp64").rows[first:]]
-    got = [row["train/loss"] for row in RunRecord(folder).rows[-len(expected) :]]
+    expected = trained("fsdp fp64").column("train/loss")[first:]
+    got = RunRecord(folder).column("train/loss")[-len(expected) :]
     assert got == pytest.approx(expected, rel=0, abs=1e-12)
     assert got != expected  # it was another layout
 

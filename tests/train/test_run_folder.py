@@ -75,8 +75,10 @@ def test_wandb_holds_what_metrics_jsonl_holds(trained: Job) -> None:
     record = trained("ddp fp32")
     (path,) = wandb_files(record.folder)
     run = read_wandb_file(path)
-    assert len(run.history) == 20
+    assert len(run.history) == 20 + 1  # of the books
     assert run.history == record.rows
+    assert run.charts["goodput/waterfall"]["ncols"] == 3
+    assert run.charts["goodput/waterfall"]["nrows"] > 5
     assert run.config == record.config
     assert run.exit_code == 0
     # logging=off loses no metric of the file's; what is waited for is named for who sends it.

@@ -31,6 +31,17 @@ class DamagedCheckpoint(ConfigError):
         return type(self), (self.checkpoint, self.why)
 
 
+class UnreadableCheckpoint(ConfigError):
+    """A checkpoint that cannot be read now, and may be whole all the same."""
+
+    def __init__(self, checkpoint: Path, why: str) -> None:
+        super().__init__(f"{checkpoint} cannot be read now ({why}): look after that file system, and start again")
+        self.checkpoint, self.why = checkpoint, why
+
+    def __reduce__(self) -> tuple[type["UnreadableCheckpoint"], tuple[Path, str]]:
+        return type(self), (self.checkpoint, self.why)
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a job is: all that a resume needs beside tensors."""
@@ -39,6 +50,13 @@ class Progress:
     """Optimizer steps done; the next one trains on samples [step·G, (step+1)·G)."""
     tokens: int
     """Tokens trained on."""
+    skipped: int = 0
+    """Of the steps, those whose updates were left out."""
+
+    @property
+    def updates(self) -> int:
+        """What the optimizer has counted."""
+        return self.step - self.skipped
 
 
 @dataclass(frozen=True)
@@ -76,28 +94,31 @@ class Manifest:
 
         Raises:
             DamagedCheckpoint: if it is gone or not what was written.
+            UnreadableCheckpoint: if the disk does not tell.
             ConfigError: if another version of the program wrote it.
         """
         path = checkpoint / MANIFEST_FILE
-        if not path.exists() and (checkpoint / OLD_FILE).exists():
-            raise ConfigError(
-                f"{checkpoint} is of format 1, without hashes, and this program reads {FORMAT}: move it away, or go on "
-                "with the program that wrote it"
-            )
         try:
+            if not path.exists() and (checkpoint / OLD_FILE).exists():
+                raise ConfigError(
+                    f"{checkpoint} is of format 1, without hashes, and this program reads {FORMAT}: move it away, or "
+                    "go on with the program that wrote it"
+                )
             record: dict[str, Any] = json.loads(path.read_text())
+            if record.pop("sha256") != _digest(record):  # before anything that it says is believed
+                raise ValueError("its own hash differs")
             if record["format"] > FORMAT:
                 raise ConfigError(
                     f"{checkpoint} has a newer format than this program reads ({FORMAT}): update switchyard"
                 )
-            if record.pop("sha256") != _digest(record):
-                raise ValueError("its own hash differs")
             files = {name: FileRecord(**entry) for name, entry in record["files"].items()}
             return cls(Progress(**record["progress"]), files)
         except ConfigError:
             raise
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise DamagedCheckpoint(checkpoint, f"{MANIFEST_FILE}: {error.strerror}") from error
+        except OSError as error:
+            raise UnreadableCheckpoint(checkpoint, f"{MANIFEST_FILE}: {error.strerror}") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(checkpoint, f"{MANIFEST_FILE}: {error}") from error
 

@@ -32,8 +32,8 @@ class PlannedSave:
 class SavePlans:
     """The plan of the state that was last saved. All ranks call it together."""
 
-    def __init__(self, comm: Communicator, rank: int) -> None:
-        self._comm, self._rank = comm, rank
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
         self._boxes: Boxes | None = None
         self._plan = PlannedSave([], None)
 
@@ -49,6 +49,6 @@ class SavePlans:
         all_plans = self._comm.gather_object(planner.create_local_plan())
         plans: list[SavePlan] = []
         metadata: Any = None
-        if self._rank == 0:
+        if self._comm.rank == 0:
             plans, metadata = planner.create_global_plan(all_plans)
         return PlannedSave(self._comm.scatter_object(plans).items, metadata)

@@ -12,10 +12,12 @@ no generator's state to keep.
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -25,16 +27,20 @@ from parallel.engine import Engine
 from train.checkpoint.background import Background
 from train.checkpoint.folder import candidates, clear_unfinished, named, set_aside, step_of
 from train.checkpoint.hooks import Hooks
-from train.checkpoint.manifest import DamagedCheckpoint, Manifest, Progress
+from train.checkpoint.manifest import DamagedCheckpoint, Manifest, Progress, UnreadableCheckpoint
 from train.checkpoint.save_plan import SavePlans
 from train.checkpoint.staging import Staging
 from train.checkpoint.tensors import load_tensors
 from train.checkpoint.verify import verify
 from train.checkpoint.writer import Outcome, Writer
+from train.failure import FAILED, JobEnds
 from train.faults.config import Place
+from train.faults.stop import Cause, Stopped
 
 PATIENCE = timedelta(hours=1)
-"""How long a rank that has written its part waits for the slowest: no training waits with it."""
+"""How long a rank that has written, hashed or read its part waits for the slowest. Where training is held up meanwhile,
+the shorter recovery.save_limit_s and recovery.load_limit_s end it; behind training nothing else does."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,14 @@ class Resumed:
 class CheckpointStore:
     """The checkpoints of one run folder. All ranks call `save`, `resume` and `finish` together."""
 
-    def __init__(
-        self, folder: Path, comm: Communicator, rank: int, *, behind: bool, hooks: Hooks | None = None
-    ) -> None:
+    def __init__(self, folder: Path, comm: Communicator, *, behind: bool, hooks: Hooks | None = None) -> None:
         """Called by all ranks together. `behind`: write while training goes on, or hold it up until committed."""
-        self._folder, self._comm, self._rank, self._behind = folder, comm, rank, behind
+        self._folder, self._comm, self._behind = folder, comm, behind
         self._hooks = hooks or Hooks()
-        group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self._writer = Writer(Communicator(everyone=group), rank, self._hooks)
-        self._plans, self._staging = SavePlans(comm, rank), Staging()
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._patient = Communicator(everyone=self._group)
+        self._writer = Writer(self._patient, self._hooks)
+        self._plans, self._staging = SavePlans(comm), Staging()
         self._running: Background[Outcome] | None = None
         self._last: Outcome | None = None
         self._blocked_s = 0.0
@@ -95,15 +100,18 @@ class CheckpointStore:
         if self._running and self._running.done():
             self._settle()
 
-    def finish(self) -> None:
-        """Wait for the save that is under way.
+    def finish(self, asked: int | None = None) -> None:
+        """Wait for the save that is under way. `asked`: after which step the job is not to end without a checkpoint, if
+        it tried to save one; None: after none.
 
         Raises:
-            ConfigError: on every rank, if the last one failed.
+            ConfigError: on every rank, if that one failed.
+            Stopped: on every rank, if it was given up to a newer start of the job.
         """
-        self._settle(quiet=True)
-        if self._last and self._last.failure:
-            raise ConfigError(self._last.failure)
+        self._settle(ends=True, asked=asked)
+        last = self._last
+        if last and last.failure and last.step == asked:
+            raise Stopped(Cause.fenced, asked, saved=False) if last.fenced else ConfigError(last.failure)
 
     def take_metrics(self) -> dict[str, float]:
         """ckpt/* of the last save that was committed since it was last asked; nothing if there was none."""
@@ -116,17 +124,32 @@ class CheckpointStore:
 
         Raises:
             ConfigError: on every rank, if all are damaged, or one is of another model or a newer format.
+            JobEnds: on every rank, if one cannot be read now: another start may.
         """
         self._settle()
-        if self._rank == 0:
-            clear_unfinished(self._folder)
-        # Rank 0 looks and tells: on a network file system ranks may not see the same folder at the same moment.
-        found = self._comm.broadcast_object(candidates(self._folder) if self._rank == 0 else [])
+        try:
+            while True:
+                found = self._from_rank_0(self._look)
+                if resumed := self._load_newest(engine, found):
+                    return resumed
+        except UnreadableCheckpoint as error:
+            raise JobEnds("failed", FAILED, str(error)) from error
+
+    def _look(self) -> list[Path]:
+        clear_unfinished(self._folder, self._hooks.attempt)
+        return candidates(self._folder)
+
+    def _load_newest(self, engine: Engine, found: list[Path]) -> Resumed | None:
+        """As `resume`; None if one of `found` went away meanwhile: an older start may yet have dropped it."""
         damaged: list[DamagedCheckpoint] = []
         for checkpoint in reversed(found):
             try:
                 progress = self._load(engine, checkpoint)
-            except DamagedCheckpoint as error:
+            except (DamagedCheckpoint, UnreadableCheckpoint) as error:
+                if not self._from_rank_0(checkpoint.exists):
+                    return None
+                if isinstance(error, UnreadableCheckpoint):
+                    raise
                 damaged.append(error)
                 continue
             self._put_aside(damaged, checkpoint)
@@ -140,25 +163,32 @@ class CheckpointStore:
         return Resumed(Progress(step=0, tokens=0))
 
     def _load(self, engine: Engine, checkpoint: Path) -> Progress:
-        read: Manifest | ConfigError | None = None
-        if self._rank == 0:
-            try:
-                read = Manifest.read(checkpoint)
-            except ConfigError as error:
-                read = error
-        read = self._comm.broadcast_object(read)
-        if isinstance(read, ConfigError):
-            raise read
-        assert read is not None
-        verify(checkpoint, read, self._comm)
+        manifest = self._from_rank_0(lambda: Manifest.read(checkpoint))
+        verify(checkpoint, manifest, self._patient)
         self._hooks.reach(Place.load, 0)
         state = engine.weights() | engine.moments()
-        load_tensors(state, checkpoint)
-        engine.take_state(state, read.progress.step)
-        return read.progress
+        load_tensors(state, checkpoint, group=self._group)
+        engine.take_state(state, manifest.progress.updates)
+        return manifest.progress
+
+    def _from_rank_0(self, ask: Callable[[], T]) -> T:
+        """What rank 0 finds, or fails with: on a network file system ranks may not see the same folder at the same
+        moment."""
+        found: T | ConfigError | None = None
+        if self._patient.rank == 0:
+            try:
+                found = ask()
+            except ConfigError as error:
+                found = error
+            except OSError as error:
+                found = UnreadableCheckpoint(self._folder, error.strerror or str(error))
+        found = self._patient.broadcast_object(found)
+        if isinstance(found, ConfigError):
+            raise found
+        return cast(T, found)
 
     def _put_aside(self, damaged: list[DamagedCheckpoint], used: Path) -> None:
-        if self._rank == 0:
+        if self._comm.rank == 0:
             for error in damaged:
                 aside = set_aside(error.checkpoint)
                 print(
@@ -167,14 +197,16 @@ class CheckpointStore:
                     file=sys.stderr,
                 )
 
-    def _settle(self, quiet: bool = False) -> None:
-        """Wait for the save that is under way, and take in its outcome."""
+    def _settle(self, ends: bool = False, asked: int | None = None) -> None:
+        """Wait for the save that is under way, and take in its outcome. `ends`: the job does; of a failure of `asked`
+        somebody else will speak."""
         if self._running is None:
             return
         running, self._running = self._running, None
         outcome = self._last = running.wait()
-        if outcome.failure and self._rank == 0 and not quiet:
-            print(f"switchyard: {outcome.failure}; training goes on, and the next save tries again", file=sys.stderr)
+        if outcome.failure and outcome.step != asked and self._comm.rank == 0:
+            then = "the job ends without it" if ends else "training goes on, and the next save tries again"
+            print(f"switchyard: {outcome.failure}; {then}", file=sys.stderr)
         if not outcome.failure:
             self._metrics = {
                 "ckpt/step": outcome.step,

@@ -33,6 +33,9 @@ REMEDIES = {
 }
 
 
+FENCED = "was given up: a newer start of this run has taken it over"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a save ended; the same on every rank, but for the time."""
@@ -44,6 +47,8 @@ class Outcome:
     """On the disk, of all ranks."""
     failure: str = ""
     """One line, without what to do about the rest of the job; empty if it is committed."""
+    fenced: bool = False
+    """Whether it was given up to a newer start of the job."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,6 @@ class Writer:
 
     comm: Communicator
     """On a group that nobody else uses meanwhile."""
-    rank: int
     hooks: Hooks
 
     def write(
@@ -69,25 +73,25 @@ class Writer:
     ) -> Outcome:
         """Write `staged` as `final`, then drop all but the newest `keep` committed ones (0 keeps all). `begun`: by
         time.monotonic()."""
-        written = temporary(final)
-        trouble = self._trying(lambda: _make_anew(written)) if self.rank == 0 else ""
+        written = temporary(final, self.hooks.attempt)
+        trouble = self._trying(lambda: _make_anew(written)) if self.comm.rank == 0 else ""
         n_bytes = 0
         if not (trouble := self.comm.broadcast_object(trouble)):
             parts = self.comm.gather_object(self._write_part(written, plan, staged, progress.step))
-            if self.rank == 0 and not (trouble := next((part.trouble for part in parts if part.trouble), "")):
+            if self.comm.rank == 0 and not (trouble := next((part.trouble for part in parts if part.trouble), "")):
                 files: dict[str, FileRecord] = {}
                 trouble = self._trying(lambda: files.update(self._commit(final, plan, parts, progress)))
                 n_bytes = sum(record.bytes for record in files.values())
-            if self.rank == 0 and trouble:
+            if self.comm.rank == 0 and trouble:
                 shutil.rmtree(written, ignore_errors=True)
             trouble, n_bytes = self.comm.broadcast_object((trouble, n_bytes))
         seconds = time.monotonic() - begun
         if trouble:
-            outcome = Outcome(progress.step, seconds, failure=f"{final} {trouble}")
+            outcome = Outcome(progress.step, seconds, failure=f"{final} {trouble}", fenced=trouble == FENCED)
         else:
             outcome = Outcome(progress.step, seconds, n_bytes)
             self.hooks.committed(final, progress.step)
-        if self.rank == 0:
+        if self.comm.rank == 0:
             self._conclude(outcome, final.parent, keep)
         return outcome
 
@@ -95,7 +99,7 @@ class Writer:
         parts: list[_Part] = []
 
         def write() -> None:
-            parts.append(_Part(*write_shards(written, self.rank, plan.items, ShardSavePlanner(staged))))
+            parts.append(_Part(*write_shards(written, self.comm.rank, plan.items, ShardSavePlanner(staged))))
             self.hooks.reach(Place.write, step)
 
         trouble = self._trying(write)
@@ -103,7 +107,7 @@ class Writer:
 
     def _commit(self, final: Path, plan: PlannedSave, parts: list[_Part], progress: Progress) -> dict[str, FileRecord]:
         """On rank 0: the last files, and the name. All files."""
-        written = temporary(final)
+        written = temporary(final, self.hooks.attempt)
         assert plan.metadata is not None
         files = {name: record for part in parts for name, record in part.files.items()}
         files |= write_metadata(written, replace(plan.metadata), [part.results for part in parts])
@@ -119,7 +123,7 @@ class Writer:
             self.hooks.note("unsaved", step=outcome.step, why=outcome.failure)
             return
         self.hooks.note("committed", sync=True, step=outcome.step, bytes=outcome.bytes, seconds=outcome.seconds)
-        if keep:
+        if keep and self.hooks.still_ours():  # syncing may have taken long
             drop(committed(folder)[:-keep])
 
     def _trying(self, work: Callable[[], object]) -> str:
@@ -127,10 +131,10 @@ class Writer:
         try:
             work()
         except _Fenced:
-            return "was given up: a newer start of this run has taken it over"
+            return FENCED
         except OSError as error:
             remedy = REMEDIES.get(error.errno or 0, "look after that file system")
-            return f"cannot be written (rank {self.rank}: {error.strerror or error}): {remedy}"
+            return f"cannot be written (rank {self.comm.rank}: {error.strerror or error}): {remedy}"
         return ""
 
 

@@ -54,7 +54,7 @@ class FaultConfig:
     what: Fault = Fault.crash
     """What happens."""
     rank: int = 0
-    """To whom."""
+    """To which rank."""
     step: int = 0
     """In which step, or the save after it; of no meaning at start and load."""
     place: Optional[Place] = None

@@ -7,7 +7,7 @@ So nobody waits for the device: while the host learns of one step, the next one 
 the same flags at the same places, and so agree without a word; on CPU they look as late.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -24,6 +24,8 @@ class NonFiniteSteps:
 
     def __init__(self, recovery: RecoveryConfig, ledger: Ledger, say: Callable[[str], None] | None) -> None:
         """`say`: where a line for the user goes; None on all ranks but one."""
+        self.skipped = 0
+        """Of the job's steps that were looked at; where a job goes on from a checkpoint, the loop sets it."""
         self._recovery, self._ledger, self._say = recovery, ledger, say
         self._late: tuple[int, LateNumber] | None = None
         self._in_a_row: list[int] = []
@@ -63,6 +65,7 @@ class NonFiniteSteps:
             return
         self._in_a_row.append(step)
         self._since_row += 1
+        self.skipped += 1
         self._ledger.write("skipped", step=step)
         if self._recovery.non_finite is NonFinite.fail:
             raise JobEnds(
@@ -79,8 +82,9 @@ class NonFiniteSteps:
         count, self._since_row = self._since_row, 0
         return count
 
-    def went_back(self, to_step: int) -> None:
-        """The job went back to the checkpoint after `to_step`; 0: there is none.
+    def went_back(self, to_step: int, passed_over: Sequence[int] = ()) -> None:
+        """The job went back to the checkpoint after `to_step`; 0: there is none. `passed_over`: steps of newer ones,
+        which are damaged.
 
         Raises:
             JobEnds: if there is none, or it went back often enough for the same steps.
@@ -103,6 +107,6 @@ class NonFiniteSteps:
                 f"{ADVICE}",
             )
         self._furthest, self._in_a_row = max(last, self._furthest), []
-        self._ledger.write("rollback", step=to_step, cause="non_finite")
+        self._ledger.write("rollback", step=to_step, cause="non_finite", passed_over=passed_over)
         if self._say:
             self._say(f"{what}: went back to the checkpoint after step {to_step}")

@@ -18,12 +18,14 @@ class NonFinite(Enum):
 @dataclass
 class RecoveryConfig:
     """Limits in seconds, 0 is none: a rank that is longer in one phase is killed, with its stacks left behind. A
-    collective gives up after ten minutes by itself (parallel/world.py), and then cannot say who was late for it."""
+    collective gives up after ten minutes by itself (parallel/world.py), and then cannot say who was late for it: a
+    limit above that is for a rank that no other waits for in a collective."""
 
     name: str = "default"
     """Name of the preset, as in recovery=NAME."""
     start_limit_s: float = 1800.0
-    """Building and sharding the model, reading weights to start from."""
+    """Building and sharding the model, reading weights to start from. Where others wait in a collective, its ten
+    minutes come first; so they do for each limit above 600."""
     load_limit_s: float = 1800.0
     """Reading a checkpoint to go on from."""
     first_step_limit_s: float = 3600.0

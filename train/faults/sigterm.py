@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from train.faults.watch.stamps import a_rank_is_lost
+from train.ledger.events import KILLED
 
-KILLED = 128 + signal.SIGTERM
-"""The exit code of a rank that ended without order: the shell's for SIGTERM."""
 FIRST_S, LATER_S = 0.1, 1.0
 """Between looks for a rank that is lost: in the first second, when its watcher may yet have to stamp it, and later."""
 

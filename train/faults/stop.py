@@ -55,9 +55,11 @@ LEFT_OUT = 1 << 22
 class Stopped(JobEnds):
     """The job stopped in order."""
 
-    def __init__(self, cause: Cause, step: int, saved: bool) -> None:
+    def __init__(
+        self, cause: Cause, step: int, saved: bool, why_not: str = "checkpoint.every and checkpoint.at_end are off"
+    ) -> None:
         """After `step`, which was `saved` or not."""
-        kept = "saved" if saved else "not saved (checkpoint.every and checkpoint.at_end are off)"
+        kept = "saved" if saved else f"not saved ({why_not})"
         line = {
             Cause.preempted: f"told to end (SIGTERM): ended after step {step}, {kept}; the same words go on",
             Cause.stopped: f"{STOP_FILE} was asked for: ended after step {step}, {kept}; remove it, and the same words "

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def open_attempt(
 
     Raises:
         ConfigError: on every rank, if rank 0 cannot write to the ledger.
+        OSError: if this rank cannot write its start.
     """
     number, trouble = 0, ""
     if world.rank == 0:
@@ -54,6 +55,7 @@ def open_attempt(
     ledger.write(
         "start",
         sync=True,
+        required=True,
         rank=world.rank,
         ranks=world.size,
         host=platform.node(),
@@ -68,8 +70,7 @@ def open_attempt(
         yield OpenAttempt(number, folder, ledger, Tiles(ledger, joined_ns))
     except BaseException as error:
         cause, code = _last_words(error)
-        with suppress(OSError):  # a full disk is what it may have died of
-            ledger.write("exit", sync=True, cause=cause, code=code)
+        ledger.write("exit", sync=True, cause=cause, code=code)
         raise
     ledger.write("exit", sync=True, cause="finished", code=os.EX_OK)
     ledger.close()

@@ -41,8 +41,10 @@ class AttemptBooks:
     """Rank-nanoseconds, `down` and `queue` before it included."""
     standing: int
     """Of those, in steps that stay."""
-    durable: dict[str, int]
-    """Of those by bucket, in steps that are saved."""
+    counted: dict[str, int]
+    """Of those by bucket, in steps that count."""
+    durable: int
+    """Of those, in steps that are saved."""
 
     @property
     def total(self) -> int:
@@ -87,13 +89,15 @@ class Books:
     wall_ns: int
     """From the first submission to a queue, or start, to the end of the last attempt."""
     durable_step: int
-    """Steps up to it are saved, or the job has ended as it should."""
+    """Steps up to it are saved: in a checkpoint that was committed."""
+    counted_step: int
+    """Steps up to it count as goodput: those that are saved; of a job that finished, all."""
     standing_steps: int
     """That stay: as many as made the model, if it goes on as it is."""
-    durable_tokens: int
+    counted_tokens: int
     standing_tokens: int
     ideal_ns: float | None
-    """Rank-nanoseconds that the durable tokens' FLOPs take at peak; None without a peak."""
+    """Rank-nanoseconds that the counted tokens' FLOPs take at peak; None without a peak."""
     saves: Saves
     advice: Advice
     dropped_lines: int
@@ -105,10 +109,10 @@ class Books:
         return in_order(_sum([attempt.buckets for attempt in self.attempts]))
 
     @property
-    def durable(self) -> dict[str, int]:
-        """Rank-nanoseconds of steps that are saved, by bucket."""
-        saved = in_order(_sum([attempt.durable for attempt in self.attempts]))
-        return {name: ns for name, ns in saved.items() if ns}
+    def counted(self) -> dict[str, int]:
+        """Rank-nanoseconds of steps that count, by bucket."""
+        found = in_order(_sum([attempt.counted for attempt in self.attempts]))
+        return {name: ns for name, ns in found.items() if ns}
 
     @property
     def total(self) -> int:
@@ -123,8 +127,13 @@ class Books:
 
     @property
     def ettr(self) -> float:
-        """The part of all rank-seconds that saved steps took (effective training time ratio)."""
-        return self._of_total(self._saved)
+        """The part of all rank-seconds that steps took that count (effective training time ratio)."""
+        return self._of_total(self._counted)
+
+    @property
+    def ettr_durable(self) -> float:
+        """The same of steps that are saved: less than `ettr` where a job finished without a last save."""
+        return self._of_total(sum(attempt.durable for attempt in self.attempts))
 
     @property
     def ettr_optimistic(self) -> float:
@@ -135,27 +144,27 @@ class Books:
     def ettr_without_queue(self) -> float:
         """`ettr` of the rank-seconds outside the queue."""
         outside = self.total - sum(attempt.queue_ns * attempt.ranks for attempt in self.attempts)
-        return self._saved / outside if outside else 0.0
+        return self._counted / outside if outside else 0.0
 
     @property
     def compute_fraction(self) -> float | None:
-        """The part in which devices computed for saved steps: no waits, no bubble; None if no clock divided them."""
-        return None if self.durable.get(UNDIVIDED) else self._of_total(compute_ns(self.durable))
+        """The part in which devices computed for steps that count: no waits; None if no clock divided them."""
+        return None if self.counted.get(UNDIVIDED) else self._of_total(compute_ns(self.counted))
 
     @property
     def speed_of_light(self) -> float | None:
-        """The part that the saved tokens' FLOPs would take at peak: ettr × mfu_in_step."""
+        """The part that the counted tokens' FLOPs would take at peak: ettr × mfu_in_step."""
         return None if self.ideal_ns is None else self._of_total(self.ideal_ns)
 
     @property
     def mfu_in_step(self) -> float | None:
-        """The saved tokens' FLOPs ÷ what devices could do at peak in the saved steps' time."""
-        return None if self.ideal_ns is None or not self._saved else self.ideal_ns / self._saved
+        """The counted tokens' FLOPs ÷ what devices could do at peak in those steps' time."""
+        return None if self.ideal_ns is None or not self._counted else self.ideal_ns / self._counted
 
     @property
     def tokens_per_sec(self) -> float:
-        """Saved tokens ÷ wall."""
-        return self.durable_tokens / self.wall_ns * 1e9 if self.wall_ns else 0.0
+        """Counted tokens ÷ wall."""
+        return self.counted_tokens / self.wall_ns * 1e9 if self.wall_ns else 0.0
 
     @property
     def tokens_per_sec_optimistic(self) -> float:
@@ -188,6 +197,7 @@ class Books:
             "rank_seconds": self.total / 1e9,
             "buckets": _seconds(self.buckets),
             "ettr": self.ettr,
+            "ettr_durable": self.ettr_durable,
             "ettr_optimistic": self.ettr_optimistic,
             "ettr_without_queue": self.ettr_without_queue,
             "compute_fraction": self.compute_fraction,
@@ -196,7 +206,8 @@ class Books:
             "tokens_per_sec": self.tokens_per_sec,
             "tokens_per_sec_optimistic": self.tokens_per_sec_optimistic,
             "durable_step": self.durable_step,
-            "durable_tokens": self.durable_tokens,
+            "counted_step": self.counted_step,
+            "counted_tokens": self.counted_tokens,
             "optimistic_steps": self.standing_steps,
             "optimistic_tokens": self.standing_tokens,
             "lost_work": _seconds(self.causes),
@@ -224,13 +235,13 @@ class Books:
             "first_step": attempt.first_step,
             "last_step": attempt.last_step,
             "lost_steps": attempt.lost_steps,
-            "ettr": self._of_total(sum(attempt.durable.values())),
+            "ettr": self._of_total(sum(attempt.counted.values())),
             "buckets": {name: s for name, s in _seconds(in_order(attempt.buckets)).items() if s},
         }
 
     @property
-    def _saved(self) -> int:
-        return sum(self.durable.values())
+    def _counted(self) -> int:
+        return sum(self.counted.values())
 
     def _of_total(self, ns: float) -> float:
         return ns / self.total if self.total else 0.0

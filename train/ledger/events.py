@@ -4,14 +4,16 @@
                                   watch-00003.jsonl    by the watcher beside it, which outlives it
                                   beat-00003           what rank 3 is at, in place; no part of the books
 
-Append-only JSON lines: one event, one write(2) to an O_APPEND descriptor, so SIGKILL loses nothing that was written;
-only a host's death can tear the last line, and a reader drops what does not parse. Synced at an attempt's start and end
-and when a checkpoint is committed. A start of a job is an attempt; its number is one more than the largest there is,
-taken by making its folder, which one process alone can do.
+Append-only JSON lines: one event, one write(2) to an O_APPEND descriptor, so SIGKILL loses no event that was written.
+A host's death or a full disk can tear a line, and a reader drops what does not parse; what a full disk refuses waits in
+memory for the next event (line_file.py), and SIGKILL loses that. Synced at an attempt's start and end and when a
+checkpoint is committed. A start of a job is an attempt; its number is one more than the largest there is, taken by
+making its folder, which one process alone can do.
 
 Every event has `ev` and `t`, and times are integers: nanoseconds of the host's CLOCK_BOOTTIME, which setting the clock
-does not move, and which two attempts on one boot of one host share (`boot`). Between hosts the wall clock (`wall`)
-relates them. `process` is from /proc/self/stat, 10 ms fine.
+does not move, and which two attempts on one boot of one host share (`boot`). Within an attempt hosts are related by
+`joined`, one moment for all its ranks; attempts that share no boot are by the wall clock (`wall`). `process` is from
+/proc/self/stat, 10 ms fine.
 
 A rank's attempt is tiled: every moment of it is in one part, which ends where the next begins.
 
@@ -27,13 +29,13 @@ A rank's attempt is tiled: every moment of it is in one part, which ends where t
     tile        begin, buckets {name: ns}       [begin, t]; what its buckets leave of it is `other`
       of steps  and first, last, step_ns [ns…]  the device was drained at both ends. step_ns: each step's own phases
     skipped     step                            its update was left out: it was not finite
-    rollback    step, cause                     went back to the checkpoint after `step`
+    rollback    step, cause, passed_over [step…]  went back to the checkpoint after `step`, as a resume does
     saving      step                            a save begins, on every rank; its tile says what it held up
     committed   step, bytes, seconds            rank 0: it is whole and has its name; seconds from its begin
     unsaved     step, why                       it failed
     stop        cause                           agreed by all ranks: preempted, stopped
     exit        cause, code                     last words: finished, preempted, stopped, failed, refused, diverged,
-                                                fenced, lost_peers
+                                                fenced, interrupted, lost_peers. code 143: its time to end ran out
     hang        phase, limit_s, beat {phase, step, t}    by the watcher: longer at it than it may be; now it kills
     gone        beat {phase, step, t}                    by the watcher: the process is no more
 
@@ -42,9 +44,12 @@ Checkpoints are saved where a tile of steps has ended, so a resume never takes b
 
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
+KILLED = 128 + signal.SIGTERM
+"""The exit code of a rank that ended without order, its time after SIGTERM being over: the shell's for SIGTERM."""
 LEDGER = "ledger"
 """In the run's folder."""
 

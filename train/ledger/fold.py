@@ -12,25 +12,30 @@ from itertools import pairwise
 
 from models.config import ConfigError
 from train.ledger.advice import Advice, advise
-from train.ledger.alignment import align
+from train.ledger.alignment import Aligned, align
 from train.ledger.books import AttemptBooks, Books, Saves
 from train.ledger.buckets import LOST, START_UP
-from train.ledger.ending import FAILURES, PREEMPTED, Ending, ending
+from train.ledger.ending import FAILURES, PREEMPTED, Ending, ending, is_clean
 from train.ledger.job_axis import Placed, place
 from train.ledger.lineage import Stepped, settle
 from train.ledger.read import RankEvents, RunEvents
-from train.ledger.records import Committed, Saving, Tile, Unsaved
+from train.ledger.records import Committed, Saving, Unsaved
 from train.ledger.timeline import Timeline, timeline
 from train.ledger.warm_up import take_off_warm_up
 
+NAMED = 8
+"""Ranks in a note, at most."""
 
-def fold(events: RunEvents, now_ns: int | None = None) -> Books:
+
+def fold(events: RunEvents, now_ns: int | None = None, last_word: str | None = None) -> Books:
     """The books of what `events` tell.
 
     Args:
         events: of a run that goes on, ended or died.
         now_ns: for books of a live run: now, by the clock of its lowest rank (events.now_ns, there). What ranks did
             since they last wrote is `in_progress`. None: the books end where the ledger does.
+        last_word: that all ranks of a live run are about to write, as the cause of their exit: the books are those of
+            a job that ended so now.
 
     Raises:
         ConfigError: if no attempt wrote its start.
@@ -43,17 +48,20 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
         for attempt in events.attempts
         if attempt.number not in {aligned.number for aligned in attempts}
     ]
+    notes += [note for attempt in attempts if (note := _absent(attempt))]
     endings = [ending(attempt, newest=attempt is attempts[-1]) for attempt in attempts]
     placed, odd = place(attempts, now_ns, goes_on=endings[-1] is None)
+    if last_word and endings[-1] is None:
+        endings[-1] = Ending(last_word, None, placed[-1].end, clean=is_clean(last_word, attempts[-1]))
     lines = [_timelines(one, ended) for one, ended in zip(placed, endings, strict=True)]
     stepped = [
         Stepped(one.attempt, ended, {rank: own[rank].steps for rank in one.attempt.starts})
         for one, ended, own in zip(placed, endings, lines, strict=True)
     ]
     take_off_warm_up(stepped)
-    durable_step = settle(stepped)
-    books = [_attempt_books(*one, durable_step) for one in zip(placed, stepped, lines, strict=True)]
-    durable_steps = [_count(one, durable_step) for one in stepped]
+    counted_step, durable_step = settle(stepped)
+    books = [_attempt_books(*one, counted_step, durable_step) for one in zip(placed, stepped, lines, strict=True)]
+    counted_steps = [_count(one, counted_step) for one in stepped]
     standing_steps = [_count(one, None) for one in stepped]
     tokens = [one.attempt.first.tokens_per_step for one in stepped]
     saves = _saves(stepped, books)
@@ -61,15 +69,24 @@ def fold(events: RunEvents, now_ns: int | None = None) -> Books:
         attempts=tuple(books),
         wall_ns=max(one.at + one.span for one in placed) - min(one.at for one in placed) + placed[0].queued,
         durable_step=durable_step,
+        counted_step=counted_step,
         standing_steps=sum(standing_steps),
-        durable_tokens=sum(n * each for n, each in zip(durable_steps, tokens, strict=True)),
+        counted_tokens=sum(n * each for n, each in zip(counted_steps, tokens, strict=True)),
         standing_tokens=sum(n * each for n, each in zip(standing_steps, tokens, strict=True)),
-        ideal_ns=_ideal_ns(stepped, durable_steps),
+        ideal_ns=_ideal_ns(stepped, counted_steps),
         saves=saves,
         advice=_advice(stepped, books, lines, saves),
         dropped_lines=events.dropped_lines,
         notes=tuple([*notes, *odd]),
     )
+
+
+def _absent(attempt: Aligned) -> str | None:
+    absent = [str(rank) for rank in range(attempt.size) if rank not in attempt.starts]
+    if not absent:
+        return None
+    named = ", ".join(absent[:NAMED]) + (f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else "")
+    return f"attempt {attempt.number} has no start of rank {named}: all of its time there counts as init_process"
 
 
 def _timelines(place: Placed, ended: Ending | None) -> dict[int, Timeline]:
@@ -81,11 +98,13 @@ def _timelines(place: Placed, ended: Ending | None) -> dict[int, Timeline]:
     }
 
 
-def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], durable_step: int) -> AttemptBooks:
+def _attempt_books(
+    place: Placed, stepped: Stepped, lines: dict[int, Timeline], counted_step: int, durable_step: int
+) -> AttemptBooks:
     attempt = place.attempt
     buckets = Counter[str]()
-    durable = Counter[str]()
-    standing = 0
+    counted = Counter[str]()
+    standing = durable = 0
     for line in lines.values():
         buckets.update(line.fixed)
         for spent in line.steps:
@@ -93,7 +112,8 @@ def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], 
             standing += sum(stays.values())
             _add(stays, buckets)
             _add(spent.moved(), buckets)
-            _add(stays if spent.last <= durable_step else spent.standing_buckets(durable_step), durable)
+            _add(spent.standing_buckets(counted_step), counted)
+            durable += sum(spent.standing_buckets(durable_step).values())
     buckets["down"] += place.down * attempt.size
     buckets["queue"] += place.queued * attempt.size
     steps = lines[min(attempt.starts)].steps
@@ -115,7 +135,8 @@ def _attempt_books(place: Placed, stepped: Stepped, lines: dict[int, Timeline], 
         lost_steps=sum((fate or "").startswith(LOST) for spent in steps for fate in spent.fate),
         buckets=dict(buckets),
         standing=standing,
-        durable=dict(durable),
+        counted=dict(counted),
+        durable=durable,
     )
     assert sum(buckets.values()) == books.total, f"attempt {attempt.number}: {buckets} is not {books.total} ns"
     return books
@@ -148,8 +169,7 @@ def _saves(stepped: Sequence[Stepped], books: Sequence[AttemptBooks]) -> Saves:
     seconds = 0.0
     for one in stepped:
         own = one.attempt.ranks[min(one.attempt.starts)].own
-        tiles = sum(isinstance(event, Tile) and event.buckets.get("ckpt_save", 0) > 0 for event in own)
-        begun += sum(isinstance(event, Saving) for event in own) or tiles
+        begun += sum(isinstance(event, Saving) for event in own)
         whole = [event for _, event in one.attempt.every(Committed)]
         committed += len(whole)
         n_bytes += sum(event.bytes for event in whole)

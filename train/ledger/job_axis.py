@@ -1,7 +1,7 @@
 """A job's attempts on one axis of time, with what is between them.
 
-Two attempts that share a boot of a host are put beside each other by its clock, which nobody can set; others by the
-wall clock.
+An attempt is put beside the latest earlier one with which it shares a boot of a host, by that one's clock, which nobody
+can set; without such a one beside the one before it, by the wall clock.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def place(attempts: Sequence[Aligned], now_ns: int | None, goes_on: bool) -> tup
             end = max(end, now_ns)
         at = 0
         if placed:
-            before = placed[-1]
+            before = next((one for one in reversed(placed) if _share_a_boot(one.attempt, attempt)), placed[-1])
             gap, by_boot = _gap(before, attempt, begin)
             if gap < 0 and not by_boot:
                 notes.append(
@@ -80,10 +80,18 @@ def _begin(attempt: Aligned, stamps: set[tuple[str, int]]) -> int:
     """The launcher's stamp, once: whatever it starts again inherits that. Otherwise the first process's begin."""
     process = min(start.process for start in attempt.starts.values())
     first = attempt.first
-    if first.launched is None or (first.boot, first.launched) in stamps:
-        return process
-    stamps.add((first.boot, first.launched))
-    return min(process, first.launched)
+    inherited = (first.boot, first.launched) in stamps
+    # Those of all hosts: rank 0 may be on another one next time.
+    stamps |= {
+        (start.boot, start.launched - attempt.clock_of_boot[start.boot])
+        for start in attempt.starts.values()
+        if start.launched is not None
+    }
+    return process if first.launched is None or inherited else min(process, first.launched)
+
+
+def _share_a_boot(one: Aligned, other: Aligned) -> bool:
+    return not one.clock_of_boot.keys().isdisjoint(other.clock_of_boot)
 
 
 def _gap(before: Placed, attempt: Aligned, begin: int) -> tuple[int, bool]:

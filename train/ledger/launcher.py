@@ -17,14 +17,13 @@ def stamp() -> dict[str, str]:
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> int | None:
-    """When the launcher began, in the ledger's time; None if none said so on this boot, or it was a restart ago."""
+    """When the launcher began, in the ledger's time; None if none said so on this boot. What it starts again inherits
+    that, and says it again (job_axis.py): the start before may have died before it had a ledger."""
     boot, _, ns = environment.get(LAUNCHED, "").partition(" ")
-    restarted = environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return int(ns) if ns.isdecimal() and boot == boot_id() and not restarted else None
+    return int(ns) if ns.isdecimal() and boot == boot_id() else None
 
 
 def submitted(environment: Mapping[str, str] = os.environ) -> int | None:
-    """When the job was queued; None if it was not, or not for this attempt."""
+    """When the job was queued; None if it was not. Said again as `launched` is."""
     ns = environment.get(SUBMITTED, "")
-    restarted = environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return int(ns) if ns.isdecimal() and not restarted else None
+    return int(ns) if ns.isdecimal() else None

@@ -37,8 +37,9 @@ class Stepped:
         return self.ended.lost_to if self.ended else LOST + "crash"
 
 
-def settle(attempts: Sequence[Stepped]) -> int:
-    """Give each step its fate. Returns the last step that is durable.
+def settle(attempts: Sequence[Stepped]) -> tuple[int, int]:
+    """Give each step its fate. Returns the last step that counts, and the last that is durable: saved. They differ
+    where a job finished, of which nothing is at risk any more.
 
     What an attempt had not saved when it ended is lost, whether or not another has resumed yet; of one that goes on it
     stays, at risk.
@@ -56,19 +57,20 @@ def settle(attempts: Sequence[Stepped]) -> int:
             for back in one.attempt.of_rank(rank, Rollback):
                 for spent in steps:
                     if spent.begin < back.t:
-                        spent.take_back(back.step, _always(_lost_to(back)))
+                        spent.take_back(back.step, _lost_to(back))
         backs = [back for _, back in one.attempt.every(Rollback)]
         for back in backs:
             for earlier in attempts[:index]:
-                _each(earlier, back.step, _always(_lost_to(back)))
+                _each(earlier, back.step, _lost_to(back))
         turns: list[Committed | Rollback] = [*backs, *(committed for _, committed in one.attempt.every(Committed))]
         for turn in sorted(turns, key=lambda turn: turn.t):
             durable = max(durable, turn.step) if isinstance(turn, Committed) else min(durable, turn.step)
     newest = attempts[-1].ended
     if newest and newest.cause == FINISHED:
-        return max((spent.last for one in attempts for own in one.steps.values() for spent in own), default=durable)
+        stand = (spent.standing() for one in attempts for own in one.steps.values() for spent in own)
+        return max((step for steps in stand for step in steps[-1:]), default=durable), durable
     _take_back([one for one in attempts if one.ended], durable, 0)
-    return durable
+    return durable, durable
 
 
 def _take_back(attempts: Sequence[Stepped], after: int, corrupt: int) -> None:
@@ -93,9 +95,6 @@ def _why(corrupt: int, lost_to: str, step: int) -> str:
     return LOST + "ckpt_corrupt" if step <= corrupt else lost_to
 
 
-def _lost_to(back: Rollback) -> str:
-    return LOST + ("nan" if back.cause == NON_FINITE else back.cause)
-
-
-def _always(bucket: str) -> Callable[[int], str]:
-    return lambda step: bucket
+def _lost_to(back: Rollback) -> Callable[[int], str]:
+    corrupt = max(back.passed_over or (), default=0)
+    return partial(_why, corrupt, LOST + ("nan" if back.cause == NON_FINITE else back.cause))

@@ -93,6 +93,8 @@ class Rollback(Event):
 
     step: int
     cause: str
+    passed_over: Optional[tuple[int, ...]]
+    """None where the ledger does not say."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Exit(Event):
     """Last words."""
 
     cause: str
+    code: int
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,15 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float):
         raise ValueError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError("a number that is too large") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not a number")
+    return number
 
 
 def _text(value: Any) -> str:
@@ -197,6 +206,7 @@ READ: dict[Any, Callable[[Any], Any]] = {
     str: _text,
     tuple[int, ...]: _wholes,
     dict[str, int]: _wholes_by_name,
+    Optional[tuple[int, ...]]: _or_none(_wholes),
     Optional[int]: _or_none(_whole),
     Optional[float]: _or_none(_number),
     Optional[Beat]: _or_none(_beat),

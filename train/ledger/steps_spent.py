@@ -7,6 +7,8 @@ from train.ledger.buckets import COMPUTE, SKIPPED
 from train.ledger.proportion import divide, scale
 from train.ledger.records import StepsTile
 
+DATA = "data_wait"
+
 
 @dataclass
 class StepsSpent:
@@ -21,7 +23,7 @@ class StepsSpent:
     own_ns: list[int]
     """Each step's part of them."""
     warm_up_ns: list[int] = field(init=False)
-    """Of that, what it took above the usual at the start of an attempt."""
+    """Of that, what it took above the usual at the start of an attempt; none of it waited for data."""
     fate: list[str | None] = field(init=False)
     """The bucket of a step's own time, less warm-up; None: the step stays, and so do its buckets."""
 
@@ -37,6 +39,11 @@ class StepsSpent:
         if len(weights) != n_steps:
             weights = [1] * n_steps
         return cls(tile.first, tile.last, tile.begin, tile.t, buckets, divide(sum(buckets.values()), weights))
+
+    @property
+    def warmable_ns(self) -> list[int]:
+        """Each step's part less its wait for data, which is known of all steps together: in proportion."""
+        return divide(sum(self.buckets.values()) - self.buckets.get(DATA, 0), self.own_ns)
 
     def skip(self, step: int) -> None:
         """Its update was left out."""
@@ -56,9 +63,13 @@ class StepsSpent:
     def standing_buckets(self, upto: int | None = None) -> dict[str, int]:
         """Nanoseconds of the steps that stay, up to `upto`, without warm-up."""
         standing = self.standing(upto)
-        if len(standing) == len(self.own_ns) and not any(self.warm_up_ns):
-            return self.buckets
-        return scale(self.buckets, sum(self.own_ns[i - self.first] - self.warm_up_ns[i - self.first] for i in standing))
+        buckets = self.buckets
+        if warm_up := sum(self.warm_up_ns):
+            others = {name: ns for name, ns in buckets.items() if name != DATA}
+            buckets = buckets | scale(others, sum(others.values()) - warm_up)
+        if len(standing) == len(self.own_ns):
+            return buckets
+        return scale(buckets, sum(self.own_ns[i - self.first] - self.warm_up_ns[i - self.first] for i in standing))
 
     def moved(self) -> dict[str, int]:
         """Nanoseconds of all else."""

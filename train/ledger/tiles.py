@@ -40,8 +40,8 @@ class Tiles:
             self.end(phase.value)
 
     def start_at(self, step: int) -> None:
-        """The next step is the one after `step`."""
-        self._last_step = step
+        """The next step is the one after `step`; the clock begins a window there."""
+        self._last_step, self._logged_ns = step, 0
 
     def end_steps(self, last: int, now: int, window: Window | None, seconds: Mapping[str, float]) -> None:
         """A tile of the steps up to `last` ended at `now`, as did the clock's `window`, where the device was drained.

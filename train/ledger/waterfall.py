@@ -47,16 +47,16 @@ def _rungs(books: Books) -> Iterator[Rung]:
         if ns and not is_of_steps(name):
             yield Rung(name, _group(name), left, left - ns)
             left -= ns
-    saved = sum(books.durable.values())
-    if left > saved:
-        yield Rung("steps at risk, not saved yet", Group.lost, left, saved)
-    yield Rung("goodput (ETTR)", Group.level, saved, 0)
-    left = saved
-    for name, ns in books.durable.items():
+    counted = sum(books.counted.values())
+    if left > counted:
+        yield Rung("steps at risk, not saved yet", Group.lost, left, counted)
+    yield Rung("goodput (ETTR)", Group.level, counted, 0)
+    left = counted
+    for name, ns in books.counted.items():
         if ns and name not in COMPUTE and books.compute_fraction is not None:
             yield Rung(name, Group.in_steps, left, left - ns)
             left -= ns
-    if left < saved:
+    if left < counted:
         yield Rung("compute", Group.level, left, 0)
     if books.ideal_ns:
         yield Rung("the same at peak (speed of light)", Group.level, books.ideal_ns, 0)

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from train.line_file import LineFile
 
 METRICS_FILE = "metrics.jsonl"
 """In the run's folder."""
@@ -38,32 +39,20 @@ def plain_value(value: Any) -> Any:
 
 
 class JsonlLog:
-    """An append-only file of rows, safe against death of the process at any instant.
-
-    A row is one `write` of one whole line: once `append` returns, the kernel has it, and SIGKILL loses nothing. Only a
-    crash of the host can tear the last line; the next attempt then starts on a fresh one.
-
-    Raises OSError, from `append` too (a full disk).
-    """
+    """An append-only file of rows, safe against death of the process at any instant (see LineFile). Raises OSError
+    where it cannot be made."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        self._lines = LineFile(path)
 
     def append(self, row: Row) -> None:
         """Add one row. Raises ValueError for a bare NaN or infinity (see `strict_row`)."""
-        line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        while line:  # of a disk with too little room: the second write says so
-            line = line[os.write(self._fd, line) :]
+        self._lines.append(json.dumps(row, allow_nan=False).encode())
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._lines.close()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

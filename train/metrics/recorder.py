@@ -14,7 +14,7 @@ class Recorder:
     """Sends every row to `<run_dir>/metrics.jsonl` and, unchanged, to wandb: the file holds exactly what wandb gets.
 
     The file is written first and never depends on wandb. As a context manager it closes with the exit code that the
-    process is about to have. Rank 0 only. Raises OSError where the file cannot be written.
+    process is about to have. Rank 0 only. Raises OSError where the file cannot be made.
     """
 
     def __init__(self, run_dir: Path, config: LoggingConfig, run_config: Mapping[str, Any]) -> None:
@@ -27,9 +27,9 @@ class Recorder:
         self._jsonl.append(strict)
         self._wandb.log(strict)
 
-    def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show wandb a table, and its last column as bars named by the first. Its numbers are in rows too."""
-        self._wandb.chart(name, columns, rows)
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Give wandb a table beside the next row."""
+        self._wandb.table(name, columns, rows)
 
     def close(self, exit_code: int = 0) -> None:
         """Close both; waits for wandb's upload no longer than configured. A second call does nothing."""

@@ -159,7 +159,7 @@ class RunSummary:
         if self.peak_memory_gib is not None:
             yield "peak memory", f"{self.peak_memory_gib:.2f} GiB"
         if self.ettr is not None:
-            yield "goodput", f"{self.ettr:.1%} of the job's rank-seconds were steps that are saved (switchyard goodput)"
+            yield "goodput", f"{self.ettr:.1%} of the job's rank-seconds were steps that stay (switchyard goodput)"
         yield "parameters", f"{self.parameters:,} ({self.parameters_active:,} active)"
         yield "ranks", f"{self.world_size} × {self.device}"
         if self.wall_s is not None:

@@ -64,7 +64,7 @@ def run(
     injector.listen(comm.clock)
     injector.reach(Place.start)
     engine = open_job_engine(config, degrees, world, comm)
-    store = _open_store(config, folder, attempt, guard, injector, comm, world)  # here ranks wait for the last of them
+    store = _open_store(config, folder, attempt, guard, injector, comm)  # here ranks wait for the last of them
     attempt.tiles.end("init_model")
     guard.beat.at("ckpt_load")
     resumed = store.resume(engine)
@@ -75,10 +75,10 @@ def run(
     if job.init_from and progress.step == 0:
         weights = engine.weights()
         job.init_from.load(weights, comm)
-        engine.take_state(weights, steps_done=0)
+        engine.take_state(weights, updates_done=0)
 
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
-    report = _open_report(job, folder, described, started) if world.rank == 0 else None
+    report = _open_report(job, folder, described, started, attempt.number) if world.rank == 0 else None
     loader = open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
     non_finite = NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None)
@@ -126,15 +126,15 @@ def _open_store(
     guard: Guard,
     injector: Injector,
     comm: Communicator,
-    world: World,
 ) -> CheckpointStore:
     hooks = Hooks(
         ledger=attempt.ledger,
+        attempt=attempt.number,
         still_ours=partial(guard.fence.still_ours, at_once=True),
         reach=injector.reach,
         committed=injector.committed,
     )
-    return CheckpointStore(folder / "checkpoints", comm, world.rank, behind=config.overlap.checkpoint, hooks=hooks)
+    return CheckpointStore(folder / "checkpoints", comm, behind=config.overlap.checkpoint, hooks=hooks)
 
 
 def _open_meter(
@@ -207,11 +207,11 @@ def _work(config: JobConfig, attempt: Attempt) -> ModelWork:
     return ModelWork(causal, square, attempt.peak.tflops, attempt.world_size)
 
 
-def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float) -> Report:
+def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float, number: int) -> Report:
     environment = describe_environment(attempt, job.corpus.fingerprint)
     write_config(folder, job.plain, environment)
     described = job.plain | {"environment": environment}
-    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started)
+    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started, number)
 
 
 def open_loader(job: Accepted, engine: Engine, degrees: Degrees, world: World, start_step: int) -> BatchLoader:

@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from train.faults.beat import LastBeat, read_beat
 from train.faults.watch.judge import Patience, Verdict, judge, overdue
@@ -78,8 +79,8 @@ class Watcher:
         if not self._watched.ended(OTHERS_STACKS_S):
             self._watched.signal(signal.SIGKILL)  # takes one that is stopped, too
 
-    def _stamp(self, event: str, **fields: object) -> None:
-        with suppress(OSError):
+    def _stamp(self, event: str, **fields: Any) -> None:
+        with suppress(OSError):  # a full disk keeps no rank alive that hangs
             pen = Ledger(watch_path(self._folder, self._rank))  # made when there is something to say, see stamps.py
             pen.write(event, sync=True, t=now_ns(), **fields)
             pen.close()
