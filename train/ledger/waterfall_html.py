@@ -16,11 +16,12 @@ COLOURS = {
 
 
 def waterfall_html(books: Books) -> str:
-    """A table: each rung's name, its bar where it stands between all rank-seconds and none, its part and its seconds."""
+    """A table: each rung's name, its bar between none and all rank-seconds, its part and its seconds."""
     lines = []
     for rung in waterfall(books):
         left, width = (100 * max(0.0, ns) / books.total for ns in (rung.bottom, rung.ns))
-        bar = f'<div style="margin-left:{left:.2f}%;width:{width:.2f}%;height:1em;background:{COLOURS[rung.group]}"></div>'
+        place = f"margin-left:{left:.2f}%;width:{width:.2f}%"
+        bar = f'<div style="{place};height:1em;background:{COLOURS[rung.group]}"></div>'
         seconds = f"{rung.ns / 1e9:,.1f} s"
         cells = f'<td>{escape(rung.name)}</td><td style="width:60%">{bar}</td>'
         lines.append(f"<tr>{cells}<td>{rung.ns / books.total:.2%}</td><td>{seconds}</td></tr>")
