@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from train.ledger.ledger import Ledger
 
 
@@ -14,7 +16,8 @@ def test_what_comes_after_its_end_is_written_nowhere(tmp_path: Path) -> None:
     pen.close()
     other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)
     try:
-        pen.write("exit", sync=True, cause="preempted")
+        with pytest.raises(OSError, match="closed"):
+            pen.write("exit", sync=True, cause="preempted")
         pen.close()
         os.fsync(other)
     finally:
