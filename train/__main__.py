@@ -4,6 +4,12 @@ What can be refused is refused before a process group exists, so that no rank is
 """
 
 import os
+
+from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
+
+if LAUNCHED_BY_TORCHRUN in os.environ:
+    die_with_parent()  # before the imports, which take seconds, and in which the parent may go
+
 import sys
 import time
 from pathlib import Path
@@ -26,7 +32,6 @@ from train.checkpoint.folder import committed, step_of
 from train.data.source import check_same_corpus
 from train.failure import INTERRUPTED, JobEnds, end_together, exit_at_once, fail, refuse
 from train.faults.guard import guarded
-from train.faults.parent import LAUNCHED_BY_TORCHRUN, die_with_parent
 from train.faults.restarts import agent, stay_ended
 from train.faults.stop import all_together
 from train.full_disk import said_in_one_line
@@ -47,8 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
     as train/faults/stop.py says when stopped."""
     started, main_ns = time.monotonic(), now_ns()
     launch = Launch.from_environment()
-    if LAUNCHED_BY_TORCHRUN in os.environ:
-        die_with_parent()
     try:
         job = _read(sys.argv[1:] if arguments is None else arguments, launch)
         if job is None:

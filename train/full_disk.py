@@ -14,7 +14,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def said_in_one_line(folder: Path) -> Iterator[None]:
-    """Inside it metrics and ledger are written to `folder`. Saves see to their own errors: a job lives without one.
+    """Inside it a start writes to `folder` what it cannot do without. Rows, books and saves see to their own errors.
 
     Raises:
         ConfigError: instead of an OSError that says that there is no room.

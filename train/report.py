@@ -10,7 +10,7 @@ from typing import Any, Self
 from train.failure import JobEnds
 from train.ledger.ending import FENCED, FINISHED
 from train.ledger.live import LiveBooks, goodput_row
-from train.ledger.waterfall import waterfall
+from train.ledger.waterfall_html import waterfall_html
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
@@ -78,8 +78,7 @@ class Report:
 
     def _close_books(self, last_word: str) -> None:
         if books := self._books.last(last_word):
-            rungs = [[rung.name, rung.ns / books.total, rung.ns / 1e9] for rung in waterfall(books)]
-            self._recorder.chart("goodput/waterfall", ("what", "part", "rank-seconds"), rungs)
+            self._recorder.page("goodput/waterfall", waterfall_html(books))
             self._recorder.log({"train/step": self._last_step} | goodput_row(books))
 
     def _name_slow_rank(self, row: Mapping[str, float]) -> None:

@@ -172,7 +172,7 @@ def _version(package: str) -> str | None:
 def _git_commit() -> str | None:
     """Commit of the source that runs, `+dirty` if it was edited; None outside a repository."""
     here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here)]
+    git = ["git", "--no-optional-locks", "-C", str(here)]  # a run that is killed leaves no lock in the repository
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)

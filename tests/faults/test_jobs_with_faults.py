@@ -26,11 +26,12 @@ def inject(*faults: str) -> str:
 SLOW = [f"{{what: slow, rank: 1, step: {4 + i}, place: {p}, seconds: {SECONDS}}}" for i, p in enumerate(SLEPT)]
 SLOW += [f"{{what: slow, rank: 1, step: 8, place: save, seconds: {SECONDS}}}"]
 BAD = ["{what: non_finite, rank: 1, step: 6}", "{what: non_finite, rank: 0, step: 7}"]
+NO_CHECKPOINT = "{what: corrupt, rank: 1, step: 6}"  # nothing is saved there
 NEVER_FINITE = 2 * ["{what: non_finite, step: 8}", "{what: non_finite, step: 9}"]
 JOBS: dict[str, tuple[str, ...]] = {
     "clean": ("train.log_every=1",),
     # Rows of steps 5 and 10 apart: it learns of step 7 in step 8, goes back to 4 and does 5 to 8 again.
-    "rolled back": ("train.log_every=5", "recovery.non_finite_in_a_row=2", inject(*SLOW, *BAD)),
+    "rolled back": ("train.log_every=5", "recovery.non_finite_in_a_row=2", inject(*SLOW, *BAD, NO_CHECKPOINT)),
     # The save after step 8 is owed, and nothing more to the job that goes back: what was saved before is kept.
     "diverged": ("recovery.non_finite_in_a_row=2", "recovery.rollbacks=1", inject(*NEVER_FINITE)),
     # In step 6 it learns of step 5, while the checkpoint of step 4 is still being written.
@@ -93,6 +94,11 @@ def test_a_job_that_went_back_ends_as_one_that_never_had_to(job: Job) -> None:
     assert got.keys() == expected.keys()
     for key, tensor in expected.items():
         assert torch.equal(got[key], tensor), key
+
+
+def test_a_fault_that_did_not_happen_is_said(job: Job) -> None:
+    done, _ = job("rolled back")
+    assert done.stderr == "switchyard: faults.inject: on rank 1 these did not happen: corrupt of step 6\n"
 
 
 def test_the_ledger_has_what_was_left_out_and_where_it_went_back(job: Job) -> None:

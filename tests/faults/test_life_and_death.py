@@ -92,14 +92,11 @@ def test_a_file_stops_a_job_and_keeps_it_from_going_on(record: RunRecord) -> Non
 
 
 def test_a_newer_attempt_ends_an_older_one_which_writes_no_more(record: RunRecord) -> None:
-    with running(record, "checkpoint.every=1000", agent_words=RESTARTS) as launch:
+    with running(record, "checkpoint.every=1000") as launch:
         (record.folder / "ledger" / "attempt-0002").mkdir()
         done = launch.wait(60)
-    line, again_line = our_lines(done.stderr)
+    (line,) = our_lines(done.stderr)
     assert line.endswith("not saved: a newer start of this job has its folder")
-    assert again_line == "switchyard: attempt 1 was fenced: a newer start of this job has its folder"
-    assert "exitcode  : 77" in done.stderr
-    assert attempts(record.folder) == [1, 2], "it fenced the newer one"
     assert last_words(record) == [("fenced", 77)] * 2
     assert record.saved_steps == []
     assert not (record.folder / "summary.json").exists()
@@ -121,6 +118,7 @@ def test_ranks_die_with_their_launcher(record: RunRecord) -> None:
         assert gone["beat"]["step"] >= record.last_step
 
 
+@pytest.mark.soak  # a watcher's kill is in test_watcher.py, and a job that hangs in tests/ledger/test_books_are_true.py
 def test_a_rank_that_stands_still_is_named_and_ends_the_job(record: RunRecord) -> None:
     with running(record, "recovery.step_limit_s=2") as launch:
         psutil.Process(launch.worker_pids()[1]).suspend()

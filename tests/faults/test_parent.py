@@ -44,6 +44,26 @@ def test_whose_parent_was_gone_before_it_asked_does_not() -> None:
 
 
 @pytest.mark.skipif(not can_unshare(), reason="takes root")
+def test_a_python_that_is_process_1_may_be_a_parent() -> None:
+    first = (sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL)")
+    done = subprocess.run(
+        [*NEW_PIDS, *first, sys.executable, "-c", CHILD], env=ENVIRONMENT, capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == "lives\n"
+
+
+def test_a_rank_asks_before_it_imports_torch() -> None:
+    script = (
+        "import sys, train.faults.parent as parent; parent.die_with_parent = lambda: print('torch' in sys.modules); "
+        "import train.__main__"
+    )
+    environment = ENVIRONMENT | {"TORCHELASTIC_RUN_ID": "none"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not can_unshare(), reason="takes root")
 def test_torchrun_may_be_process_1(tmp_path: Path) -> None:
     words = ("model=tiny", "strategy=single", "train.device=cpu", "train.steps=2", "logging=off", f"run.dir={tmp_path}")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")

@@ -1,20 +1,23 @@
 """What launchers stamp, in jobs of real processes."""
 
+import os
 from pathlib import Path
 
 from harness.observed import observed
 from harness.observed_job import JOB
-from harness.torchrun import start_torchrun
+from harness.torchrun import REPOSITORY, start_torchrun
 
 from train.ledger.events import now_ns
 from train.ledger.fold import fold
 from train.ledger.launcher import stamp
 from train.ledger.read import read_ledger
 
+HARNESS = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
+
 
 def test_a_start_that_died_before_it_had_a_ledger_is_in_the_books(tmp_path: Path) -> None:
     words = ("harness.failing_start", "6", *JOB, "train.steps=2", f"run.dir={tmp_path / 'run'}")
-    launched_ns, env = now_ns(), stamp()
+    launched_ns, env = now_ns(), stamp() | HARNESS
     started = start_torchrun(1, *words[1:], module=words[0], env=env, agent_words=["--max-restarts=1"])
     with started, observed(started) as lives:
         assert started.wait(120).returncode == 0

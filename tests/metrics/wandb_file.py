@@ -23,10 +23,10 @@ class WandbFile:
     group: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Rows in order; wandb's own keys, which begin with `_`, and charts are left out."""
+    """Rows in order; wandb's own keys, which begin with `_`, and pages are left out."""
 
-    charts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By name what the history says of each chart's table: columns, rows, where it lies."""
+    pages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By name what the history says of each page: its size, and where it lies."""
 
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
@@ -46,10 +46,11 @@ def read_wandb_file(path: Path) -> WandbFile:
             run.config |= _items(record.run.config.update)
         elif kind == "history":
             items = _items(record.history.item)
-            run.history.append({key: value for key, value in items.items() if "_table/" not in key})
-            for key in items.keys() - run.history[-1].keys():
-                name, _, what = key.partition("_table/")
-                run.charts.setdefault(name, {})[what] = items[key]
+            names = [key.removesuffix("/_type") for key in items if key.endswith("/_type")]
+            page_of = {key: name for key in items for name in names if key.startswith(f"{name}/")}
+            run.history.append({key: value for key, value in items.items() if key not in page_of})
+            for key, name in page_of.items():
+                run.pages.setdefault(name, {})[key.removeprefix(f"{name}/")] = items[key]
         elif kind == "summary":
             run.summary |= _items(record.summary.update)
         elif kind == "metric":

@@ -37,8 +37,11 @@ class StoredRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """History as it was logged: without wandb's own keys, which begin with `_`."""
-        return [{key: value for key, value in row.items() if not key.startswith("_")} for row in self.history]
+        """History as it was logged: without wandb's own keys, which begin with `_`, and pages."""
+        return [
+            {key: value for key, value in row.items() if not (key.startswith("_") or isinstance(value, dict))}
+            for row in self.history
+        ]
 
     @property
     def history(self) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def test_a_ledger_goes_on(tmp_path: Path) -> None:
         tiles.end("ckpt_load")
         ledger.write("saving", sync=True, step=1)
         with pytest.raises(OSError, match=r"File too large|bytes of a line"):
-            ledger.write("exit", required=True, cause="finished")
+            ledger.write("exit", required=True, cause="finished", code=0)
     ledger.close()
     read = read_ledger(tmp_path)
     assert [type(event).__name__ for event in read.attempts[0].ranks[0].own] == ["Tile", "Tile", "Saving", "Exit"]

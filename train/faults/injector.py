@@ -82,6 +82,11 @@ class Injector:
             _flip_bit(_largest_file(checkpoint, self._rank))
             self._stamp(fault.what, None, step, begin, now_ns())
 
+    @property
+    def left(self) -> str:
+        """What has not happened on this rank, for the user; nothing if all has."""
+        return ", ".join(_words(fault) for fault in self._left)
+
     def _enter(self, phase: Phase) -> None:
         if phase in PLACES:
             self.reach(PLACES[phase], self.step)
@@ -114,6 +119,11 @@ class Injector:
         row: dict[str, float | int | str] = {"what": what.value, "step": step, "begin": begin}
         log.append(row | ({"place": place.value} if place else {}) | ({"end": end} if end is not None else {}))
         log.close()
+
+
+def _words(fault: FaultConfig) -> str:
+    place = f" at {fault.at.value}" if fault.at else ""
+    return f"{fault.what.value}{place}" + (f" of step {fault.step}" if fault.step else "")
 
 
 def _largest_file(checkpoint: Path, rank: int) -> Path:

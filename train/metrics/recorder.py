@@ -1,6 +1,6 @@
 """The one door by which metrics leave a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,9 +27,9 @@ class Recorder:
         self._jsonl.append(strict)
         self._wandb.log(strict)
 
-    def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Give wandb a table beside the next row, its last column as bars named by the first."""
-        self._wandb.chart(name, columns, rows)
+    def page(self, name: str, html: str) -> None:
+        """Give wandb a page beside the next row."""
+        self._wandb.page(name, html)
 
     def close(self, exit_code: int = 0) -> None:
         """Close both; waits for wandb's upload no longer than configured. A second call does nothing."""

@@ -5,7 +5,7 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,16 @@ class WandbLog:
             self._warn("is off from here on", error)
             self._stop_service(1)
 
-    def chart(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Add a table, and a bar chart of its last column by its first, to the row that comes next."""
+    def page(self, name: str, html: str) -> None:
+        """Add a page to the row that comes next."""
         if self._run is None:
             return
         try:
             import wandb
 
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            # Not a row of its own: what the server lacks is counted in rows of metrics.jsonl.
-            self._run.log({name: wandb.plot.bar(table, columns[0], columns[-1], title=name)}, commit=False)
+            # Not a row of its own: what the server lacks is counted in rows of metrics.jsonl. And no wandb.Table, whose
+            # artifact asks the server for an account.
+            self._run.log({name: wandb.Html(html, inject=False)}, commit=False)
         except Exception as error:
             self._warn(f"got no {name}", error)
 

@@ -1,5 +1,6 @@
 """A job put together: what the configuration names is built, each part once, and runs."""
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,8 @@ def run(
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
     with loader, report or nullcontext():
         trainer.run(progress)
+    if injector.left:
+        print(f"switchyard: faults.inject: on rank {world.rank} these did not happen: {injector.left}", file=sys.stderr)
     if report and guard.fence.still_ours(at_once=True):
         report.summarise()
 
