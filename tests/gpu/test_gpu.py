@@ -27,7 +27,7 @@ def losses(nproc: int, folder: Path, *words: str) -> list[float]:
     done = torchrun(nproc, *COMMON, *words, f"run.dir={folder}", timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["train/loss"] for row in rows]
+    return [row["train/loss"] for row in rows if "train/loss" in row]  # the last one has the books alone
 
 
 @pytest.fixture(scope="module")
