@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def told() -> dict[tuple[str, str], dict[str, list[float]]]:
     """Of every engine and precision: losses, evaluations and gradient norms."""
-    path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))
+    path = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])))
     done = torchrun(2, module="gpu.engines_on_gpus", env={"PYTHONPATH": path}, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -129,7 +129,7 @@ def test_gloo_takes_calls_of_an_operation_in_order() -> None:
     ("name", "content", "said"),
     [
         ("gone.json", None, "cannot be read"),
-        ("torn.json.gz", gzip.compress(b'{"traceEvents": []}')[:-9], "cannot be read"),
+        ("torn.json.gz", gzip.compress(b'{"traceEvents": []}', mtime=0)[:-9], "cannot be read"),
         ("no.json.xz", b"{}", "cannot be read"),
         ("no.json", b"tea", "is no Chrome trace"),
         ("other.json", b'{"events": []}', "is no Chrome trace"),
