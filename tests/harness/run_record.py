@@ -27,6 +27,11 @@ class RunRecord:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     @property
+    def step_rows(self) -> list[dict[str, Any]]:
+        """Of steps: the last row of an attempt that ended in order has its books alone."""
+        return [row for row in self.rows if "train/loss" in row]
+
+    @property
     def config(self) -> dict[str, Any]:
         """config.yaml."""
         return yaml.safe_load((self.folder / "config.yaml").read_text())

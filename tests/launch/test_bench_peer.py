@@ -64,13 +64,14 @@ def test_where_its_steps_go_is_told_as_ours_is(folder: Path) -> None:
         assert {"compute_fwd", "compute_bwd", "compute_opt", "exposed_comm/fsdp"} <= point["breakdown_s"].keys()
         assert "of a step; try " in point["bound_by"]
     run = folder / "runs" / "transformers-r1"
-    for row in read_jsonl(run / METRICS_FILE)[1:]:  # ranks begin the first step at moments of their own
+    rows = [row for row in read_jsonl(run / METRICS_FILE) if "train/loss" in row]  # our last one has the books
+    for row in rows[1:]:  # ranks begin the first step at moments of their own
         assert row["time/wall_s"] == pytest.approx(row["perf/step_time_s"], rel=0.05, abs=2e-3)
     assert "host clock; " in (run / "config.yaml").read_text()
 
 
 def column(run: Path, key: str) -> list[float]:
-    return [row[key] for row in read_jsonl(run / METRICS_FILE)]
+    return [row[key] for row in read_jsonl(run / METRICS_FILE) if key in row]
 
 
 def test_its_loss_falls(folder: Path) -> None:

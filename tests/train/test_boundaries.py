@@ -20,7 +20,7 @@ def test_each_boundary_is_another_loss(tmp_path: Path) -> None:
         folder = tmp_path / boundaries
         done = alone(*WORDS, *data, f"data.boundaries={boundaries}", f"run.dir={folder}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        row = RunRecord(folder).rows[-1]
+        row = RunRecord(folder).step_rows[-1]
         losses[boundaries] = (row["train/loss"], row["eval/loss"])
     for i in range(2):
         assert len({loss[i] for loss in losses.values()}) == 3, losses

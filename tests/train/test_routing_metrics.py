@@ -25,7 +25,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     options = ("model.moe.capacity_factor=0.5", "model.moe.z_loss_weight=0.01")
     done = alone(*WORDS, *options, "strategy=single", "checkpoint=off", "logging=off", f"run.dir={folder}", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return RunRecord(folder).rows
+    return RunRecord(folder).step_rows
 
 
 def test_half_the_even_share_drops_half_and_more(rows: list[dict[str, float]]) -> None:
@@ -51,4 +51,4 @@ def test_how_even_and_how_decided_the_routers_are(rows: list[dict[str, float]]) 
 
 
 def test_none_is_there_without_its_option(trained: Callable[[str], RunRecord]) -> None:
-    assert not OPTIONAL & trained("single fp64").rows[-1].keys()
+    assert not OPTIONAL & trained("single fp64").step_rows[-1].keys()

@@ -133,11 +133,11 @@ def test_a_summary_counts_only_for_the_step_it_is_of(finished: RunRecord) -> Non
 
 def test_a_finished_run_goes_on_to_more_steps(finished: RunRecord, words_of: Callable[[str], tuple[str, ...]]) -> None:
     """And in another layout, with other overlap."""
-    rows = finished.rows
+    rows = finished.step_rows
     words = (*words_of("single fp32"), "strategy=fsdp", "overlap=max", "train.steps=22")
     done = alone(*words, f"run.dir={finished.folder}")
     assert done.returncode == 0, done.stderr
-    assert finished.rows[:20] == rows
-    assert finished.column("train/step") == list(range(1, 23))
+    assert finished.step_rows[:20] == rows
+    assert [row["train/step"] for row in finished.step_rows] == list(range(1, 23))
     assert finished.config["strategy"]["name"] == "fsdp"
     assert "steps         │ 22" in done.stdout

@@ -24,8 +24,7 @@ class RecoveryConfig:
     name: str = "default"
     """Name of the preset, as in recovery=NAME."""
     start_limit_s: float = 1800.0
-    """Building and sharding the model, reading weights to start from. Where others wait in a collective, its ten
-    minutes come first; so they do for each limit above 600."""
+    """Building and sharding the model, reading weights to start from."""
     load_limit_s: float = 1800.0
     """Reading a checkpoint to go on from."""
     first_step_limit_s: float = 3600.0
