@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness.run_record import RunRecord
 from harness.torchrun import alone
 
@@ -36,6 +37,7 @@ def test_a_stop_whose_save_fails_is_a_stop(tmp_path: Path) -> None:
     assert record.saved_steps == [4]
 
 
+@pytest.mark.soak
 def test_a_stop_where_the_job_must_go_back_leaves_that_to_the_next_start(tmp_path: Path) -> None:
     words = ("recovery.non_finite_in_a_row=1", "train.log_every=1")
     code, (line,), record = job(tmp_path / "run", *TOLD, "{what: non_finite, step: 6}", words=words)
@@ -44,6 +46,7 @@ def test_a_stop_where_the_job_must_go_back_leaves_that_to_the_next_start(tmp_pat
     assert (len(events(record, "stop")), events(record, "rollback"), record.saved_steps) == (1, [], [4])
 
 
+@pytest.mark.soak
 def test_a_save_that_failed_long_ago_refuses_no_job_that_is_done(tmp_path: Path) -> None:
     code, lines, record = job(
         tmp_path / "run", "{what: fail, step: 4}", words=("checkpoint.at_end=false", "train.steps=6")

@@ -76,6 +76,7 @@ def stamps(record: RunRecord, rank: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.soak
 def test_a_job_that_went_back_ends_as_one_that_never_had_to(job: Job) -> None:
     """Rows and the last checkpoint, to the bit."""
     done, record = job("rolled back")
@@ -137,6 +138,7 @@ def test_a_slow_rank_is_slow_where_it_says(job: Job) -> None:
     assert [what for what in spoilt if what[0] == "non_finite"] == [("non_finite", 7), ("non_finite", 6)]
 
 
+@pytest.mark.soak
 def test_a_job_that_diverges_again_and_again_ends_with_one_line(job: Job) -> None:
     done, record = job("diverged")
     assert done.returncode != 0
@@ -151,6 +153,7 @@ def test_a_job_that_diverges_again_and_again_ends_with_one_line(job: Job) -> Non
     assert record.saved_steps == [4]
 
 
+@pytest.mark.soak
 def test_a_job_that_is_to_fail_does_so_with_its_last_checkpoint_whole(job: Job) -> None:
     done, record = job("failed")
     assert done.returncode != 0
@@ -164,6 +167,7 @@ def test_a_job_that_is_to_fail_does_so_with_its_last_checkpoint_whole(job: Job) 
     assert skipped["t"] < committed["t"], "the save was over before: this has shown nothing"
 
 
+@pytest.mark.soak
 def test_a_crash_names_its_rank_and_place(job: Job) -> None:
     done, record = job("crashed")
     assert done.returncode != 0

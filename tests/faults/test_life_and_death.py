@@ -73,6 +73,7 @@ def test_a_job_that_is_told_to_end_saves_one_step_on_all_ranks(to_all: bool, rec
     assert stops(record) == [["preempted"]] * 2
 
 
+@pytest.mark.soak
 def test_a_file_stops_a_job_and_keeps_it_from_going_on(record: RunRecord) -> None:
     with running(record, "checkpoint=off", agent_words=RESTARTS) as launch:
         (record.folder / "STOP").touch()
@@ -118,7 +119,7 @@ def test_ranks_die_with_their_launcher(record: RunRecord) -> None:
         assert gone["beat"]["step"] >= record.last_step
 
 
-@pytest.mark.soak  # a watcher's kill is in test_watcher.py, and a job that hangs in tests/ledger/test_books_are_true.py
+@pytest.mark.soak  # a watcher's kill is in test_watcher.py, a job that hangs beside it in soak
 def test_a_rank_that_stands_still_is_named_and_ends_the_job(record: RunRecord) -> None:
     with running(record, "recovery.step_limit_s=2") as launch:
         psutil.Process(launch.worker_pids()[1]).suspend()

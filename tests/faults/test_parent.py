@@ -33,6 +33,7 @@ def test_with_its_parent_it_lives() -> None:
     assert child_of('"$@" < /dev/null; true') == "lives\n"
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not can_unshare(), reason="takes root")
 def test_whose_parent_was_gone_before_it_asked_does_not() -> None:
     """Process 1, a shell, has adopted it: it is told to go on when the one that started it has ended."""

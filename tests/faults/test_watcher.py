@@ -120,6 +120,7 @@ def test_a_rank_that_hangs_leaves_its_stacks_and_is_killed(rank: Rank, tmp_path:
     assert hang["t"] - hang["beat"]["t"] > 2e9
 
 
+@pytest.mark.soak
 def test_a_full_disk_keeps_no_rank_alive(rank: Rank, tmp_path: Path) -> None:
     """Nothing of a hang can be written but the line."""
     process = rank(1, 2.0, "full disk")
@@ -128,6 +129,7 @@ def test_a_full_disk_keeps_no_rank_alive(rank: Rank, tmp_path: Path) -> None:
     assert events(tmp_path, 1) == []
 
 
+@pytest.mark.soak
 def test_one_that_goes_on_is_left_alone(rank: Rank, tmp_path: Path) -> None:
     process = rank(0, 2.0, "busy")
     time.sleep(4.0)

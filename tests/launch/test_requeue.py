@@ -74,6 +74,7 @@ def test_a_job_whose_time_is_over_tells_its_ranks_and_queues_again(queued: Queue
     assert 0 < time.clock_gettime_ns(time.CLOCK_BOOTTIME) - launched < 60e9
 
 
+@pytest.mark.soak
 def test_a_scancel_that_fails_is_called_again(queued: Queued) -> None:
     _, said = queued.cut_short(BUSY_ONCE="yes")
     assert "told" in said.splitlines()
@@ -81,6 +82,7 @@ def test_a_scancel_that_fails_is_called_again(queued: Queued) -> None:
     assert said.endswith("job 7: cut short, queued again\n")
 
 
+@pytest.mark.soak
 def test_one_that_is_told_before_it_began_queues_again_at_once(queued: Queued) -> None:
     code, said = queued.cut_short(TOLD_EARLY="yes")
     assert code != 0

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from harness.observed import observed
 from harness.observed_job import JOB
 from harness.torchrun import REPOSITORY, start_torchrun
@@ -15,6 +16,7 @@ from train.ledger.read import read_ledger
 HARNESS = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
 
 
+@pytest.mark.soak
 def test_a_start_that_died_before_it_had_a_ledger_is_in_the_books(tmp_path: Path) -> None:
     words = ("harness.failing_start", "6", *JOB, "train.steps=2", f"run.dir={tmp_path / 'run'}")
     launched_ns, env = now_ns(), stamp() | HARNESS

@@ -13,6 +13,7 @@ from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 
 
+@pytest.mark.soak
 def test_a_job_that_saves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunRecord(tmp_path / "run")
     words = (*JOB[:-1], "checkpoint=off", "train.global_batch_size=32", f"run.dir={run.folder}")

@@ -48,6 +48,7 @@ def test_a_resume_passes_over_a_flipped_bit(
     assert (resumed["step"], resumed["passed_over"]) == (15, [20])
 
 
+@pytest.mark.soak
 def test_a_checkpoint_that_was_named_is_refused(trained: Callable[[str], RunRecord], tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(trained("fsdp fp64").folder, broken)
@@ -71,7 +72,7 @@ def on_a_small_disk(kib: int, nproc: int, cwd: Path, *words: str) -> CompletedRu
         return launch.wait()
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_checkpoint_that_cannot_be_written_is_one_line_too(nproc: int, tmp_path: Path) -> None:
     """A limit of 200 KiB a file stands for a full disk; the first checkpoint's files are larger."""
     folder = tmp_path / "run"
@@ -83,6 +84,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_too(nproc: int, tmp_pat
     assert list((folder / "checkpoints").iterdir()) == []  # nothing half-written counts as done, or is left
 
 
+@pytest.mark.soak
 def test_metrics_and_books_that_find_no_room_end_no_job(tmp_path: Path) -> None:
     """What stands for a full disk has room for the first rows; the others are lost, and that is said."""
     folder = tmp_path / "run"

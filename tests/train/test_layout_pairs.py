@@ -80,9 +80,7 @@ def halves(first: Layout, second: Layout, record: RunRecord, *words: str) -> lis
     return list(losses.values())
 
 
-@pytest.mark.parametrize(
-    "pair", [*list(PAIRS)[:2], *(pytest.param(name, marks=pytest.mark.soak) for name in list(PAIRS)[2:])]
-)
+@pytest.mark.parametrize("pair", [pytest.param(name, marks=pytest.mark.soak) for name in PAIRS])
 def test_the_curve_is_one(pair: str, undisturbed: Callable[..., RunRecord], tmp_path: Path) -> None:
     losses = halves(*PAIRS[pair], RunRecord(tmp_path / "run"), "precision=fp64")
     expected = undisturbed(SINGLE, "precision=fp64").column("train/loss")

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from harness.torchrun import torchrun
 
 
+@pytest.mark.soak
 def test_it_tells_what_a_save_costs(tmp_path: Path) -> None:
     words = ("model=tiny", "data=synthetic", "data.sequence_length=32", "train.device=cpu", "strategy=fsdp")
     theirs = tmp_path / "async_save" / "somebody's"

@@ -101,7 +101,12 @@ def test_slow_compute_is_in_its_phase(strategy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "kind"),
-    [("fsdp", "fsdp"), ("ep", "ep"), ("ddp", "control"), pytest.param("tp", "tp", marks=pytest.mark.soak)],
+    [
+        ("fsdp", "fsdp"),
+        ("ep", "ep"),
+        pytest.param("ddp", "control", marks=pytest.mark.soak),
+        pytest.param("tp", "tp", marks=pytest.mark.soak),
+    ],
 )
 def test_a_slow_collective_is_exposed_by_its_kind(strategy: str, kind: str, tmp_path: Path) -> None:
     late = run_late(tmp_path, f"5:{kind}:all:{LATE}", f"strategy={strategy}")
