@@ -57,5 +57,10 @@ def guarded(
     def last_words(cause: str, code: int) -> None:
         attempt.ledger.write("exit", sync=True, cause=cause, code=code)
 
-    with Sigterm(attempt.folder, recovery.stop_grace_s, told, last_words):
-        yield Guard(attempt.ledger, beat, stop, fence, watcher)
+    try:
+        with Sigterm(attempt.folder, recovery.stop_grace_s, told, last_words):
+            yield Guard(attempt.ledger, beat, stop, fence, watcher)
+    finally:
+        if not launch.launched:  # this process may be more than a rank, as a notebook is, and go on
+            watcher.kill()  # it heeds no other signal
+            watcher.wait()
