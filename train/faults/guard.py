@@ -29,7 +29,7 @@ class Guard:
     stop: StopAgreement
     fence: Fence
     watcher: subprocess.Popen
-    """Not to be waited for: it ends after this process."""
+    """Ends after a rank that torchrun started, which does not wait for it; with the block of one that stands alone."""
 
     def agreed(self, total: Tensor) -> Cause | None:
         """What all ranks stop for after this step, whose sum of what they ask is `total`; it is in the ledger then."""

@@ -21,10 +21,7 @@ from train.data.source import Corpus
 from train.faults.restarts import restarted
 from train.faults.stop import STOP_FILE
 from train.init_from import CheckpointWeights, Weights, find_weights
-from train.run_folder import (
-    check_same_job,
-    named_folder,
-)
+from train.run_folder import check_same_job, named_folder
 from train.trace.ranges import check_nvtx
 
 

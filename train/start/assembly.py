@@ -34,11 +34,7 @@ from train.metrics.summary import Attempt
 from train.metrics.throughput import ModelWork, Throughput
 from train.optimizer import build_optimizer
 from train.report import Report
-from train.run_folder import (
-    describe_environment,
-    device_name,
-    write_config,
-)
+from train.run_folder import describe_environment, device_name, write_config
 from train.start.accepted import Accepted
 from train.step import OptimizerStep
 from train.trace.plan import TracePlan
