@@ -239,7 +239,11 @@ def test_bandwidths_are_of_so_many_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "exit_code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)], ids=["ctrl_c", "lost_terminal"]
+    ("ending", "exit_code"),
+    [
+        pytest.param(signal.SIGINT, 130, id="ctrl_c"),
+        pytest.param(signal.SIGHUP, 129, id="lost_terminal", marks=pytest.mark.soak),
+    ],
 )
 def test_an_end_from_outside_ends_the_ranks_and_leaves_what_goes_on(
     ending: signal.Signals, exit_code: int, tmp_path: Path

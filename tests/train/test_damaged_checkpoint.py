@@ -27,6 +27,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.soak  # without a job: test_checkpoint_damage.py
 def test_a_resume_passes_over_a_flipped_bit(
     trained: Callable[[str], RunRecord], words_of: Callable[[str], tuple[str, ...]], tmp_path: Path
 ) -> None:

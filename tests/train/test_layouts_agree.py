@@ -7,7 +7,9 @@ from harness.run_record import RunRecord
 
 
 @pytest.mark.parametrize("layout", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp64", 1e-12)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [pytest.param("fp32", 1e-5, marks=pytest.mark.soak), ("fp64", 1e-12)]
+)
 def test_two_ranks_train_as_one(
     layout: str, precision: str, tolerance: float, trained: Callable[[str], RunRecord]
 ) -> None:

@@ -51,6 +51,7 @@ def test_two_nodes_train_as_one_process(trained: Callable[[str], RunRecord], tmp
     assert {path.name for path in two.folder.iterdir()} == {"config.yaml", "ledger", "metrics.jsonl", "summary.json"}
 
 
+@pytest.mark.soak  # said before any process: tests/conf/test_refusals.py
 def test_tensor_parallelism_across_nodes_is_refused(tmp_path: Path) -> None:
     first, second = ended(2, 1, *JOB, *SHORT, "strategy=tp", f"run.dir={tmp_path / 'run'}")
     assert first.returncode == second.returncode == 1  # torchrun's own
@@ -71,6 +72,7 @@ def own_file_system(folder: Path) -> list[str]:
     return [] if tried.returncode else [*command, f'{mount} exec "$@"', "sh"]
 
 
+@pytest.mark.soak  # ranks that do not see it: test_shared_folder.py
 def test_a_run_folder_that_a_node_does_not_see_stops_all(tmp_path: Path) -> None:
     alone = own_file_system(tmp_path)
     if not alone:

@@ -38,6 +38,7 @@ def test_every_n_steps_on_chosen_ranks(tmp_path: Path) -> None:
     assert "time/profile_s" not in rows[14]
 
 
+@pytest.mark.soak
 def test_an_evaluation_is_in_no_trace_and_a_resume_goes_on_into_one(tmp_path: Path) -> None:
     """A step that is traced and evaluated; then an attempt whose second step would be traced, and one that is."""
     record = RunRecord(tmp_path / "run")
