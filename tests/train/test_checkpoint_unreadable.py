@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def found(checkpoint: Path, trouble: Callable[[], Path | None]) -> tuple[type[Ex
     manifest = Manifest.read(checkpoint)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     comm.all_gather_object(0)  # its sockets are open
+    before = open_descriptors()
     seen = (trouble() if comm.rank == 1 else None) or checkpoint
     try:
         verify(seen, manifest, comm)
@@ -71,13 +73,23 @@ def found(checkpoint: Path, trouble: Callable[[], Path | None]) -> tuple[type[Ex
         return type(error), error.why
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in open_descriptors() - before:
+            os.close(descriptor)
     raise AssertionError("all is well")
 
 
+def open_descriptors() -> set[int]:
+    listed = map(int, os.listdir("/proc/self/fd"))
+    return {number for number in listed if os.path.exists(f"/proc/self/fd/{number}")}  # not the listing's own
+
+
 def no_descriptors() -> None:
-    """Not one file more can be opened."""
+    """Not one file more can be opened: those between the open ones are taken too."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 1, most))
+    with suppress(OSError):
+        while True:
+            os.open(os.devnull, os.O_RDONLY)
 
 
 def not_there_yet(checkpoint: Path) -> Path:
