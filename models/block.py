@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.attention import build_attention
 from models.config import ModelConfig
-from models.dispatcher import Dispatched, Dispatcher
+from models.dispatcher import Dispatched, Dispatcher, combine, dispatch
 from models.experts import RoutedExperts
 from models.feed_forward import FeedForward
 from models.layers import RMSNorm
@@ -90,7 +90,7 @@ class DispatchPart(nn.Module):
     def forward(self, normed_BSD: Tensor, routing: Routing | None) -> Dispatched | None:
         if self.dispatcher is None or routing is None:
             return None
-        dispatched = self.dispatcher.dispatch(normed_BSD.flatten(0, 1), routing)
+        dispatched = dispatch(self.dispatcher, normed_BSD.flatten(0, 1), routing)
         if self.training:
             self.chosen_E += dispatched.counts_E
             if routing.kept_TK is not None:
@@ -136,7 +136,7 @@ class CombinePart(nn.Module):
             y_BSD = y_BSD + output.shared_BSD
         if self.dispatcher is None or dispatched is None or output.rows_ND is None or attended.routing is None:
             return y_BSD
-        routed_TD = self.dispatcher.combine(output.rows_ND, dispatched, attended.routing)
+        routed_TD = combine(self.dispatcher, output.rows_ND, dispatched, attended.routing)
         return y_BSD + routed_TD.view_as(y_BSD)
 
 

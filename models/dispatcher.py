@@ -1,5 +1,10 @@
 """Moving tokens to their experts and back: the interface, and the dispatcher that moves nothing between ranks.
 
+    dispatch   outgoing: rows in the order of ranks  →  exchange  →  arrived: rows by slot
+    combine    returning: rows as they came          →  exchange  →  returned: weighted sums
+
+An exchange is begun, and arrived at: what stands between hides it.
+
 T tokens, K experts per token, N rows, D model width, E experts (here: slots).
 """
 
@@ -13,6 +18,29 @@ from models.placement import ExpertPlacement
 from models.router import Routing
 
 
+class Travelling(Protocol):
+    """Rows on their way."""
+
+    def arrive(self) -> Tensor:
+        """Wait for them. Once."""
+
+
+class Exchange(Protocol):
+    """How rows travel, one way; gradients go the other way."""
+
+    def begin(self, x: Tensor) -> Travelling:
+        """Send them off."""
+
+
+class Outgoing(NamedTuple):
+    """Rows that are ready to travel."""
+
+    rows_ND: Tensor
+    exchange: Exchange
+    ticket: Any
+    """What the dispatcher that made this needs once they are there."""
+
+
 class Dispatched(NamedTuple):
     """Rows sorted by slot, and what it takes to bring them back."""
 
@@ -23,7 +51,7 @@ class Dispatched(NamedTuple):
     counts_E: Tensor
     """int64: pairs of *this rank's tokens* that are kept, per logical expert of all ranks."""
     ticket: Any
-    """What the dispatcher that made this needs for `combine`."""
+    """What the dispatcher that made this needs to bring them back."""
 
 
 class Dispatcher(Protocol):
@@ -31,11 +59,47 @@ class Dispatcher(Protocol):
 
     placement: ExpertPlacement
 
-    def dispatch(self, x_TD: Tensor, routing: Routing) -> Dispatched:
-        """Send each token's row to its K experts, but for the dropped pairs."""
+    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+        """A row for each of a token's K experts, but for the dropped pairs."""
 
-    def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
-        """Bring the experts' rows back and sum each token's by weight: [T, D]."""
+    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+        """What came of them, by slot."""
+
+    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+        """The experts' rows, on their way back."""
+
+    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+        """The sum of each token's rows by weight: [T, D]."""
+
+
+def dispatch(dispatcher: Dispatcher, x_TD: Tensor, routing: Routing) -> Dispatched:
+    """Send each token's row to its K experts, and wait for those that come here."""
+    outgoing = dispatcher.outgoing(x_TD, routing)
+    return dispatcher.arrived(outgoing.exchange.begin(outgoing.rows_ND).arrive(), outgoing)
+
+
+def combine(dispatcher: Dispatcher, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    """Bring the experts' rows back, wait for them, and sum each token's by weight: [T, D]."""
+    returning = dispatcher.returning(rows_ND, dispatched)
+    return dispatcher.returned(returning.exchange.begin(returning.rows_ND).arrive(), dispatched, routing)
+
+
+class Staying(NamedTuple):
+    """Rows that need not travel."""
+
+    rows_ND: Tensor
+
+    def arrive(self) -> Tensor:
+        """See Travelling."""
+        return self.rows_ND
+
+
+class NoExchange:
+    """Between a device and itself."""
+
+    def begin(self, x: Tensor) -> Staying:
+        """See Exchange."""
+        return Staying(x)
 
 
 class LocalDispatcher:
@@ -49,7 +113,8 @@ class LocalDispatcher:
         # Kept per device: building it in each forward would copy from pageable memory, and that waits for the GPU.
         self._slot_of_E: dict[torch.device, Tensor] = {}
 
-    def dispatch(self, x_TD: Tensor, routing: Routing) -> Dispatched:
+    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+        """Sorted by slot already."""
         if x_TD.device not in self._slot_of_E:
             self._slot_of_E[x_TD.device] = torch.tensor(self._slot_of_expert, device=x_TD.device)
         slot_N = self._slot_of_E[x_TD.device][routing.experts_TK.flatten()]
@@ -59,7 +124,17 @@ class LocalDispatcher:
         pairs = sort_pairs(slot_N, self._n_slots, some_have_none)
         rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
         counts_E = count_pairs(routing, self.placement.n_experts)
-        return Dispatched(rows_ND, pairs.ends_E.int(), counts_E, pairs)
+        return Outgoing(rows_ND, NoExchange(), Dispatched(rows_ND, pairs.ends_E.int(), counts_E, pairs))
 
-    def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+        """See Dispatcher."""
+        dispatched: Dispatched = outgoing.ticket
+        return dispatched
+
+    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+        """See Dispatcher."""
+        return Outgoing(rows_ND, NoExchange(), None)
+
+    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+        """See Dispatcher."""
         return weigh(from_rows(rows_ND, dispatched.ticket), routing)

@@ -3,10 +3,14 @@
     forward     all_gather        reduce_scatter     all_to_all (sent, received)
     backward    reduce_scatter    all_gather         all_to_all (received, sent)
 
-All along dimension 0, by the Communicator, which counts and awaits them.
+All along dimension 0, by the Communicator, which counts and awaits them. Each is begun and arrived at in two steps, and
+what stands between these hides it, in both directions: autograd goes back the way that forward came.
+
+    forward     begin: start    what stands between    arrive: wait
+    backward    begin: wait     its backward           arrive: start
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parallel.comm import Communicator
+from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
 
 
@@ -27,56 +31,108 @@ class Among:
     kind: CommKind
 
 
-def all_gather(x: Tensor, among: Among) -> Tensor:
+class Exchange(ABC):
+    """A collective and its mirror image."""
+
+    among: Among
+
+    @abstractmethod
+    def start(self, x: Tensor) -> Pending:
+        """Begin it, without autograd."""
+
+    @abstractmethod
+    def start_back(self, grad: Tensor) -> Pending:
+        """Begin its mirror image: the gradient of what came, to that of what was sent."""
+
+    def begin(self, x: Tensor) -> "Travelling":
+        """Begin it; gradients flow through."""
+        link = _Link(self)
+        return Travelling(_Begin.apply(x, link), link)
+
+
+@dataclass(frozen=True)
+class Gather(Exchange):
     """[n, …] of every rank as [ranks·n, …]; each rank's gradients of all of it are partial, and summed."""
-    y: Tensor = _AllGather.apply(x, among)
-    return y
+
+    among: Among
+
+    def start(self, x: Tensor) -> Pending:
+        return self.among.comm.start_all_gather(x, self.among.group, self.among.kind)
+
+    def start_back(self, grad: Tensor) -> Pending:
+        return self.among.comm.start_reduce_scatter(grad, self.among.group, self.among.kind)
+
+
+@dataclass(frozen=True)
+class Scatter(Exchange):
+    """The sum over ranks of [ranks·n, …], this rank's [n, …] of it."""
+
+    among: Among
+
+    def start(self, x: Tensor) -> Pending:
+        return self.among.comm.start_reduce_scatter(x, self.among.group, self.among.kind)
+
+    def start_back(self, grad: Tensor) -> Pending:
+        return self.among.comm.start_all_gather(grad, self.among.group, self.among.kind)
+
+
+class Travelling:
+    """What an exchange was begun with, until it is there."""
+
+    def __init__(self, under_way: Tensor, link: "_Link") -> None:
+        self._under_way, self._link = under_way, link
+
+    def arrive(self) -> Tensor:
+        """Wait for it. Once."""
+        arrived: Tensor = _Arrive.apply(self._under_way, self._link)
+        return arrived
+
+
+def all_gather(x: Tensor, among: Among) -> Tensor:
+    """See Gather."""
+    return Gather(among).begin(x).arrive()
 
 
 def reduce_scatter(x: Tensor, among: Among) -> Tensor:
-    """The sum over ranks of [ranks·n, …], this rank's [n, …] of it."""
-    y: Tensor = _ReduceScatter.apply(x, among)
-    return y
+    """See Scatter."""
+    return Scatter(among).begin(x).arrive()
 
 
-def all_to_all(x: Tensor, sent: Sequence[int], received: Sequence[int], among: Among) -> Tensor:
-    """`sent[r]` neighbouring rows to each rank r; the rows received, in rank order."""
-    y: Tensor = _AllToAll.apply(x, sent, received, among)
-    return y
+class _Link:
+    """Between the two steps of an exchange: what is under way, in either direction. Taken out by the second step, for
+    what comes out of the first one leads back here, and would keep itself alive."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.pending: Pending | None = None
+
+    def wait(self) -> Tensor:
+        pending, self.pending = self.pending, None
+        assert pending is not None, "it arrives once"
+        return self.exchange.among.comm.wait(pending)
 
 
-class _AllGather(torch.autograd.Function):
+class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, among: Among) -> Tensor:
-        ctx.among = among
-        return among.comm.wait(among.comm.start_all_gather(x, among.group, among.kind))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        among = ctx.among
-        return among.comm.wait(among.comm.start_reduce_scatter(grad, among.group, among.kind)), None
-
-
-class _ReduceScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, among: Among) -> Tensor:
-        ctx.among = among
-        return among.comm.wait(among.comm.start_reduce_scatter(x, among.group, among.kind))
+    def forward(ctx: Any, x: Tensor, link: _Link) -> Tensor:
+        ctx.link = link
+        link.pending = link.exchange.start(x)
+        return link.pending.output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        among = ctx.among
-        return among.comm.wait(among.comm.start_all_gather(grad, among.group, among.kind)), None
+        return ctx.link.wait(), None
 
 
-class _AllToAll(torch.autograd.Function):
+class _Arrive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sent: Sequence[int], received: Sequence[int], among: Among) -> Tensor:
-        ctx.sent, ctx.received, ctx.among = sent, received, among
-        return among.comm.wait(among.comm.start_all_to_all(x, sent, received, among.group, among.kind))
+    def forward(ctx: Any, under_way: Tensor, link: _Link) -> Tensor:
+        ctx.link = link
+        link.wait()
+        return under_way
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        among = ctx.among
-        back = among.comm.start_all_to_all(grad, ctx.received, ctx.sent, among.group, among.kind)
-        return among.comm.wait(back), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        link = ctx.link
+        link.pending = link.exchange.start_back(grad)
+        return link.pending.output, None

@@ -12,24 +12,73 @@ pays. Backward is the same exchange the other way.
 T tokens, K experts per token, N rows, D model width, E experts of all ranks, s slots of this rank, R ranks.
 """
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.dispatcher import Dispatched
+from models.dispatcher import Dispatched, Outgoing
 from models.permutation import Sorted, count_pairs, from_rows, reorder, sort_pairs, to_rows, weigh
 from models.placement import ExpertPlacement
 from models.router import Routing
-from parallel.collective_functions import Among, all_to_all
+from parallel.collective_functions import Among, Exchange
+from parallel.comm import Pending
+
+
+class RowCounts:
+    """How many rows this rank sends to each rank, and how many come from each, once their exchange is over."""
+
+    def __init__(self, out_E: Tensor, slots_of_rank: Sequence[int], rank: int, among: Among) -> None:
+        """`out_E`: rows of this rank's tokens by slot, of all ranks. Begins to exchange them."""
+        self._out_E, self._slots_of_rank, self._among = out_E, list(slots_of_rank), among
+        self._shape = (len(slots_of_rank), slots_of_rank[rank])
+        received = [slots_of_rank[rank]] * len(slots_of_rank)
+        self._coming = among.comm.start_all_to_all(out_E, self._slots_of_rank, received, among.group, among.kind)
+
+    @cached_property
+    def in_Rs(self) -> Tensor:
+        """Rows that come, by the rank that sends them and slot."""
+        return self._among.comm.wait(self._coming).view(self._shape)
+
+    @cached_property
+    def sent_and_received(self) -> tuple[list[int], list[int]]:
+        """Rows to each rank and from each. Waits for the GPU, the only time where no pair is dropped."""
+        sent_R = torch.stack([counts.sum() for counts in self._out_E.split(self._slots_of_rank)])
+        sent, received = torch.stack((sent_R, self.in_Rs.sum(1))).tolist()
+        return sent, received
+
+
+class RowExchange(Exchange):
+    """Rows to the ranks of their experts, or `back`. Asks for the counts when it is begun, and not before."""
+
+    def __init__(self, counts: RowCounts, among: Among, back: bool) -> None:
+        self.counts, self.among, self._back = counts, among, back
+
+    def start(self, x: Tensor) -> Pending:
+        return self._start(x, self._back)
+
+    def start_back(self, grad: Tensor) -> Pending:
+        return self._start(grad, not self._back)
+
+    def _start(self, rows_ND: Tensor, back: bool) -> Pending:
+        sent, received = self.counts.sent_and_received
+        if back:
+            sent, received = received, sent
+        return self.among.comm.start_all_to_all(rows_ND, sent, received, self.among.group, self.among.kind)
+
+
+class _Leaving(NamedTuple):
+    pairs: Sorted
+    counts: RowCounts
+    counts_E: Tensor
+    """Pairs of this rank's tokens, by logical expert."""
 
 
 class _Ticket(NamedTuple):
     pairs: Sorted
-    sent: list[int]
-    """Rows to each rank."""
-    received: list[int]
-    """Rows from each rank."""
+    counts: RowCounts
     order_N: Tensor
     """From (source, slot) to slot order."""
     inverse_N: Tensor
@@ -41,12 +90,12 @@ class AllToAllDispatcher:
 
     def __init__(self, placement: ExpertPlacement, rank: int, among: Among) -> None:
         self.placement = placement
-        self._among = among
+        self._rank, self._among = rank, among
         self._slots_of_rank = [len(slots) for slots in placement.slots_of_rank]
-        self._n_slots = self._slots_of_rank[rank]
         self._place_of_E: dict[torch.device, Tensor] = {}
 
-    def dispatch(self, x_TD: Tensor, routing: Routing) -> Dispatched:
+    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+        """See Dispatcher. Their counts travel while rows are gathered."""
         n_experts, device = self.placement.n_experts, x_TD.device
         if device not in self._place_of_E:
             self._place_of_E[device] = torch.tensor(self.placement.position_of_expert(), device=device)
@@ -54,32 +103,32 @@ class AllToAllDispatcher:
         if routing.kept_TK is not None:
             place_N = place_N.masked_fill(~routing.kept_TK.flatten(), n_experts)
         pairs = sort_pairs(place_N, n_experts, routing.kept_TK is not None)
-        counts_out_E = pairs.ends_E.diff(prepend=pairs.ends_E.new_zeros(1))
-
-        comm, n_ranks = self._among.comm, len(self._slots_of_rank)
-        coming = comm.start_all_to_all(
-            counts_out_E, self._slots_of_rank, [self._n_slots] * n_ranks, self._among.group, self._among.kind
-        )
+        out_E = pairs.ends_E.diff(prepend=pairs.ends_E.new_zeros(1))
+        counts = RowCounts(out_E, self._slots_of_rank, self._rank, self._among)
         rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
-        counts_in_Rs = comm.wait(coming).view(n_ranks, self._n_slots)
-        sent_R = torch.stack([counts.sum() for counts in counts_out_E.split(self._slots_of_rank)])
-        sent, received = torch.stack(
-            (sent_R, counts_in_Rs.sum(1))
-        ).tolist()  # a wait for the GPU, the only one where no pair is dropped
+        ticket = _Leaving(pairs, counts, count_pairs(routing, n_experts))
+        return Outgoing(rows_ND, RowExchange(counts, self._among, back=False), ticket)
 
-        arrived_ND = all_to_all(rows_ND, sent, received, self._among)
-        slots_Rs = torch.arange(self._n_slots, device=device).repeat(n_ranks)
-        slot_N = slots_Rs.repeat_interleave(counts_in_Rs.flatten(), output_size=sum(received))
+    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+        """See Dispatcher."""
+        leaving: _Leaving = outgoing.ticket
+        in_Rs = leaving.counts.in_Rs
+        slots_Rs = torch.arange(in_Rs.shape[1], device=rows_ND.device).repeat(len(in_Rs))
+        slot_N = slots_Rs.repeat_interleave(in_Rs.flatten(), output_size=len(rows_ND))
         order_N = slot_N.argsort(stable=True)
         inverse_N = torch.empty_like(order_N)
-        inverse_N[order_N] = torch.arange(len(order_N), device=device)
-        offsets_s = counts_in_Rs.sum(0).cumsum(0).int()
-        ticket = _Ticket(pairs, sent, received, order_N, inverse_N)
-        counts_E = count_pairs(routing, n_experts)
-        return Dispatched(reorder(arrived_ND, order_N, inverse_N), offsets_s, counts_E, ticket)
+        inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+        ticket = _Ticket(leaving.pairs, leaving.counts, order_N, inverse_N)
+        by_slot_ND = reorder(rows_ND, order_N, inverse_N)
+        return Dispatched(by_slot_ND, in_Rs.sum(0).cumsum(0).int(), leaving.counts_E, ticket)
 
-    def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+        """See Dispatcher."""
         ticket: _Ticket = dispatched.ticket
         leaving_ND = reorder(rows_ND, ticket.inverse_N, ticket.order_N)
-        back_ND = all_to_all(leaving_ND, ticket.received, ticket.sent, self._among)
-        return weigh(from_rows(back_ND, ticket.pairs), routing)
+        return Outgoing(leaving_ND, RowExchange(ticket.counts, self._among, back=True), None)
+
+    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+        """See Dispatcher."""
+        ticket: _Ticket = dispatched.ticket
+        return weigh(from_rows(rows_ND, ticket.pairs), routing)

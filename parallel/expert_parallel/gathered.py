@@ -14,10 +14,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.dispatcher import Dispatched, Dispatcher
+from models.dispatcher import Dispatched, Dispatcher, Outgoing, combine, dispatch
 from models.permutation import count_pairs
 from models.router import Routing
-from parallel.collective_functions import Among, all_gather, reduce_scatter
+from parallel.collective_functions import Among, Gather, Scatter, all_gather
+
+
+class _Leaving(NamedTuple):
+    routing: Routing
+    """Of all ranks' tokens."""
+    counts_E: Tensor
+    """Pairs of this rank's tokens, by logical expert."""
 
 
 class _Ticket(NamedTuple):
@@ -33,7 +40,8 @@ class GatheredDispatcher:
         self._inner, self._among = inner, among
         self.placement = inner.placement
 
-    def dispatch(self, x_TD: Tensor, routing: Routing) -> Dispatched:
+    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+        """See Dispatcher: the tokens themselves. Their choices and weights are gathered here."""
         among = self._among
         kept_TK = routing.kept_TK
         whole = Routing(
@@ -42,10 +50,20 @@ class GatheredDispatcher:
             # As bytes: not every back end has a type for bools.
             kept_TK=None if kept_TK is None else all_gather(kept_TK.byte(), among).bool(),
         )
-        inner = self._inner.dispatch(all_gather(x_TD, among), whole)
         counts_E = count_pairs(routing, self.placement.n_experts)
-        return Dispatched(inner.rows_ND, inner.offsets_E, counts_E, _Ticket(inner, whole))
+        return Outgoing(x_TD, Gather(among), _Leaving(whole, counts_E))
 
-    def combine(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+        """See Dispatcher."""
+        leaving: _Leaving = outgoing.ticket
+        inner = dispatch(self._inner, rows_ND, leaving.routing)
+        return Dispatched(inner.rows_ND, inner.offsets_E, leaving.counts_E, _Ticket(inner, leaving.routing))
+
+    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+        """See Dispatcher: partial sums of the tokens."""
         ticket: _Ticket = dispatched.ticket
-        return reduce_scatter(self._inner.combine(rows_ND, ticket.inner, ticket.routing), self._among)
+        return Outgoing(combine(self._inner, rows_ND, ticket.inner, ticket.routing), Scatter(self._among), None)
+
+    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+        """See Dispatcher."""
+        return rows_ND

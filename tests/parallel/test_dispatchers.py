@@ -9,7 +9,7 @@ from harness.worker_pool import WorkerPool
 from torch import Tensor, nn
 
 from models.config import ExpertBackend, MoEConfig
-from models.dispatcher import Dispatcher, LocalDispatcher
+from models.dispatcher import Dispatcher, LocalDispatcher, combine, dispatch
 from models.experts import RoutedExperts
 from models.placement import ExpertPlacement
 from models.router import Routing
@@ -48,8 +48,8 @@ def through(
 ) -> list[Tensor]:
     """Outputs, and the gradients of tokens and routing weights; the module's are in its parameters."""
     x_TD, weights_TK = x_TD.requires_grad_(), routing.weights_TK.requires_grad_()
-    dispatched = dispatcher.dispatch(x_TD, routing)
-    y_TD = dispatcher.combine(module(dispatched.rows_ND, dispatched.offsets_E), dispatched, routing)
+    dispatched = dispatch(dispatcher, x_TD, routing)
+    y_TD = combine(dispatcher, module(dispatched.rows_ND, dispatched.offsets_E), dispatched, routing)
     (y_TD * probe_TD).sum().backward()
     assert x_TD.grad is not None
     assert weights_TK.grad is not None
