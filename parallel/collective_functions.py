@@ -79,12 +79,12 @@ class Scatter(Exchange):
 class Travelling:
     """What an exchange was begun with, until it is there."""
 
-    def __init__(self, under_way: Tensor, link: "_Link") -> None:
-        self._under_way, self._link = under_way, link
+    def __init__(self, token: Tensor, link: "_Link") -> None:
+        self._token, self._link = token, link
 
     def arrive(self) -> Tensor:
         """Wait for it. Once."""
-        arrived: Tensor = _Arrive.apply(self._under_way, self._link)
+        arrived: Tensor = _Arrive.apply(self._token, self._link)
         return arrived
 
 
@@ -99,15 +99,18 @@ def reduce_scatter(x: Tensor, among: Among) -> Tensor:
 
 
 class _Link:
-    """Between the two steps of an exchange: what is under way, in either direction. Taken out by the second step, for
-    what comes out of the first one leads back here, and would keep itself alive."""
+    """Between the two steps of an exchange: what is under way, in either direction, which autograd is not to see before
+    it is there. For autograd an empty token goes from one step to the other."""
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.pending: Pending | None = None
+        self._pending: Pending | None = None
+
+    def start(self, pending: Pending) -> None:
+        self._pending = pending
 
     def wait(self) -> Tensor:
-        pending, self.pending = self.pending, None
+        pending, self._pending = self._pending, None
         assert pending is not None, "it arrives once"
         return self.exchange.among.comm.wait(pending)
 
@@ -116,23 +119,22 @@ class _Begin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, link: _Link) -> Tensor:
         ctx.link = link
-        link.pending = link.exchange.start(x)
-        return link.pending.output
+        link.start(link.exchange.start(x))
+        return x.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, token_grad: Tensor) -> tuple[Tensor, None]:
         return ctx.link.wait(), None
 
 
 class _Arrive(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, under_way: Tensor, link: _Link) -> Tensor:
+    def forward(ctx: Any, token: Tensor, link: _Link) -> Tensor:
         ctx.link = link
-        link.wait()
-        return under_way
+        return link.wait()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         link = ctx.link
-        link.pending = link.exchange.start_back(grad)
-        return link.pending.output, None
+        link.start(link.exchange.start_back(grad))
+        return grad.new_empty(0), None
