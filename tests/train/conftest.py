@@ -1,5 +1,7 @@
-"""Jobs that run to their end undisturbed, each once a session: a launch costs seconds, and many tests look at one."""
+"""Jobs that run to their end undisturbed, each once a session, whichever of its processes asks first: a launch costs
+seconds, and many tests look at one."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness.run_record import RunRecord
 from harness.torchrun import alone, torchrun
+
+from train.data.file_lock import FileLock
 
 JOB = (
     "model=tiny",
@@ -40,30 +44,47 @@ def words_of() -> Callable[[str], tuple[str, ...]]:
 
 
 @pytest.fixture(scope="session")
-def launch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the jobs are started."""
-    return tmp_path_factory.mktemp("launch")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all processes of `make test`, each of which has a folder of its own in the session's."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def trained(launch_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunRecord]:
+def launch_folder(shared_folder: Path) -> Path:
+    """Where the jobs are started."""
+    folder = shared_folder / "launch"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(launch_folder: Path, shared_folder: Path) -> Callable[[str], RunRecord]:
     """The record of a job in WORDS, started by the first test that asks for it.
 
     All three ways to say where a run goes are among them: float32 jobs by `run.dir`, outside the folder they are
     started from; "single fp64" by `run.name`; the other two not at all.
     """
 
-    @cache
-    def run(name: str) -> RunRecord:
+    def run(name: str) -> Path:
         nproc, *words = WORDS[name]
         where = []
         if name == "single fp64":
             where = ["run.name=foo"]
         elif name.endswith("fp32"):
-            where = [f"run.dir={tmp_path_factory.mktemp('run') / 'elsewhere'}"]
+            where = [f"run.dir={shared_folder / name.replace(' ', '_') / 'elsewhere'}"]
         launch = alone if nproc == 1 else lambda *args, cwd: torchrun(nproc, *args, cwd=cwd)
         done = launch(*JOB, *words, *where, cwd=launch_folder)
         assert done.returncode == 0, done.stderr
-        return RunRecord(Path(done.stdout.split()[-1]))  # the last line: switchyard show FOLDER
+        return Path(done.stdout.split()[-1])  # the last line: switchyard show FOLDER
 
-    return run
+    @cache
+    def once(name: str) -> RunRecord:
+        said = shared_folder / f"{name.replace(' ', '_')}.folder"
+        with FileLock(said.with_suffix(".lock")) as lock:
+            lock.acquire(f"the job {name!r} of another process of this session")
+            if not said.exists():
+                said.write_text(str(run(name)))
+        return RunRecord(Path(said.read_text()))
+
+    return once

@@ -25,7 +25,7 @@ def seconds_since_last_row(record: RunRecord) -> float:
     return time.time() - (record.folder / "metrics.jsonl").stat().st_mtime
 
 
-@pytest.mark.parametrize(("rank", "strategy"), [(1, "fsdp"), (0, "ddp")])
+@pytest.mark.parametrize(("rank", "strategy"), [(1, "fsdp"), pytest.param(0, "ddp", marks=pytest.mark.soak)])
 def test_the_rank_that_raised_has_the_last_word(rank: int, strategy: str, tmp_path: Path) -> None:
     harness = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     record = RunRecord(tmp_path / "run")
