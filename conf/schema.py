@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from conf.idle_overlap import check_idle_overlap
 from conf.keys import Keys, values
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
@@ -77,6 +78,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)
     check_engine(config.strategy, config.overlap, config.precision, degrees)
+    check_idle_overlap(config.overlap, degrees)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)

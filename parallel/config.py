@@ -81,6 +81,8 @@ class OverlapConfig:
     """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
     reshard_after_forward: bool = True
     """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
+    pipeline_p2p: bool = True
+    """pp above 1: messages between stages travel behind the compute of other micro-batches; false waits for each."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
     checkpoint: bool = True

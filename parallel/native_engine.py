@@ -39,6 +39,7 @@ class NativeEngine:
             parallel.gradients,
             parallel.layout.degrees.tp,
             dtype,
+            parallel.overlap.pipeline_p2p,
         )
 
     @property

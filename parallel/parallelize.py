@@ -54,6 +54,7 @@ class ParallelModel:
     forward without backward), `stage.parameters()` are the gathered ones, and gradients cleared there are not ours."""
     gradients: GradientSync
     layout: Layout
+    overlap: OverlapConfig
     data: Axis
     """The ranks that see different data, and are equal to this one in all else."""
     shards: bool
@@ -137,6 +138,7 @@ def parallelize(
         owned=owned,
         gradients=gradients,
         layout=layout,
+        overlap=overlap,
         data=layout.dense.axis("dp_replicate", "dp_shard"),
         pipeline=layout.dense.axis("pipe", "mirror"),
         shards=strategy.reduction in (Reduction.shard, Reduction.shard_optimizer),

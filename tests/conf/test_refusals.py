@@ -417,6 +417,11 @@ COMBINATIONS = [
         "only sharding (fsdp, zero1) reduces in a",
     ),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
+    (
+        "overlap.pipeline_p2p=false",
+        2,
+        "overlap.pipeline_p2p=false: with strategy.pp=1 there is no pipeline; leave it out",
+    ),
     ("overlap.bucket_mib=0", 2, "overlap.bucket_mib=0.0: set it above 0"),
     # dtypes
     ("precision.parameters=bfloat16", 1, "AdamW's small steps round away; set it to float32"),
