@@ -38,6 +38,7 @@ def check_layout(
         raise ConfigError(
             "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set overlap.grad_reduce=true"
         )
+    _check_early_updates(strategy, overlap)
     if schedule.splits_backward and sharding and overlap.reshard_after_forward:
         raise ConfigError(
             f"strategy.schedule={strategy.schedule.value} computes weight gradients apart, for which FSDP2's "
@@ -47,6 +48,25 @@ def check_layout(
         raise ConfigError(
             f"strategy.recompute={strategy.recompute.value}: strategy.schedule={strategy.schedule.value} splits "
             "backward, and each half would compute again; set it to none, or choose another schedule"
+        )
+
+
+def _check_early_updates(strategy: StrategyConfig, overlap: OverlapConfig) -> None:
+    if not overlap.optimizer:
+        return
+    if strategy.reduction not in (Reduction.all_reduce, Reduction.shard_optimizer):
+        why = {
+            Reduction.none: "no gradient is reduced over data-parallel ranks",
+            Reduction.shard: "FSDP2 hands gradients out when backward is over",
+        }[strategy.reduction]
+        raise ConfigError(
+            f"overlap.optimizer=true: with strategy.reduction={strategy.reduction.value} {why}; set it to false, or "
+            "choose strategy=ddp or strategy=zero1"
+        )
+    if not overlap.grad_reduce:
+        raise ConfigError(
+            "overlap.optimizer=true: with overlap.grad_reduce=false no gradient is reduced before backward is over; "
+            "set that to true"
         )
 
 

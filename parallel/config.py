@@ -83,6 +83,8 @@ class OverlapConfig:
     """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
     pipeline_p2p: bool = True
     """pp above 1: messages between stages travel behind the compute of other micro-batches; false waits for each."""
+    optimizer: bool = False
+    """Update the weights of a gradient bucket behind the rest of backward, once it is reduced; without clipping."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
     checkpoint: bool = True

@@ -18,6 +18,7 @@ from models.transformer import Transformer
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, PrecisionConfig
+from parallel.early_update import EarlyUpdates
 from parallel.mesh import Axis
 from parallel.owned import Owned
 from parallel.pipeline.action import StageKey
@@ -103,6 +104,14 @@ class ShardedGradients:
         for name in sorted(owned):  # the same order on every rank, whichever stage it has first
             if beyond[name].size > 1:
                 self._beyond.setdefault(beyond[name].group, []).append(name)
+
+    def reduced_together(self) -> list[list[nn.Parameter]]:
+        """All of them, at the end."""
+        return [[part.master for part in self._owned.values()]]
+
+    def update_early(self, updates: EarlyUpdates) -> None:
+        """Refused at start-up (parallel/check.py): FSDP2 hands gradients out when backward is over."""
+        raise NotImplementedError
 
     def begin_step(self) -> None:
         """Free the shards' gradients."""

@@ -140,6 +140,7 @@ def test_a_word(word: str, said: str) -> None:
 
 
 # Jobs that cannot run: words, ranks, refusal.
+EARLY = "overlap.optimizer=true optim.clip_norm=null recovery.non_finite=fail"
 COMBINATIONS = [
     # the network
     ("model.dim=0", 1, "model.dim=0: set it to at least 1"),
@@ -417,6 +418,28 @@ COMBINATIONS = [
         "only sharding (fsdp, zero1) reduces in a",
     ),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
+    (
+        "overlap.optimizer=true",
+        2,
+        "optim.clip_norm=1.0 scales gradients by a norm that is known only",
+    ),
+    (
+        "overlap.optimizer=true optim.clip_norm=null",
+        2,
+        "recovery.non_finite=skip leaves out a step that is not",
+    ),
+    (
+        f"strategy=fsdp {EARLY}",
+        2,
+        "reduction=shard FSDP2 hands gradients out when backward is over;",
+    ),
+    (
+        f"strategy=tp {EARLY}",
+        2,
+        "no gradient is reduced over data-parallel ranks; set it to false",
+    ),
+    (f"{EARLY} overlap.grad_reduce=false", 2, "no gradient is reduced before backward is over; set that to true"),
+    (f"strategy=deepspeed_zero1 {EARLY}", 2, "strategy=deepspeed_zero1 does not read it; set it to false"),
     (
         "overlap.pipeline_p2p=false",
         2,

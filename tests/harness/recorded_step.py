@@ -87,12 +87,12 @@ class _Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def record_step(layout: Layout, clip_norm: float | None = 1.0) -> list[Event]:
+def record_step(layout: Layout) -> list[Event]:
     """The second step's events, of the calling rank."""
     comm = RecordedCommunicator()
     engine = open_layout(layout, this_world(), comm)
     loader = batches_of(layout, engine.data)
-    step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, clip_norm)
+    step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, layout.clip_norm)
     step(next(loader), layout.rate)
     comm.events.clear()
 
