@@ -11,7 +11,7 @@ from models.config import ConfigError
 from parallel.config import OverlapConfig
 from parallel.mesh import Degrees
 
-IDLE = {"pipeline_p2p": ("pp", "there is no pipeline")}
+IDLE = {"async_tp": ("tp", "no sequence is cut"), "pipeline_p2p": ("pp", "there is no pipeline")}
 """By knob: without which degree nothing reads it, and why."""
 
 

@@ -31,6 +31,12 @@ def check_layout(
     check_expert_parallel(model.moe, degrees.ep, degrees.etp)
     if degrees.tp > 1:
         check_tensor_parallel(model, degrees.tp, sequence_length)
+        part = sequence_length // degrees.tp
+        if part % overlap.async_tp:
+            raise ConfigError(
+                f"overlap.async_tp={overlap.async_tp}: a rank's part of a sequence, {part} tokens, is not so many "
+                "equal chunks; set it to a divisor of that, or to 1"
+            )
     schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
     split_layers(model, schedule.n_stages, sequence_length)
     sharding = strategy.reduction is Reduction.shard and strategy.engine is EngineName.native

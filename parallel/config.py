@@ -81,6 +81,8 @@ class OverlapConfig:
     """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
     reshard_after_forward: bool = True
     """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
+    async_tp: int = 1
+    """tp above 1: chunks in which sequences are gathered and scattered, each behind others' products; 1 is whole."""
     pipeline_p2p: bool = True
     """pp above 1: messages between stages travel behind the compute of other micro-batches; false waits for each."""
     optimizer: bool = False
@@ -100,6 +102,8 @@ class OverlapConfig:
             raise ConfigError(f"overlap.bucket_mib={self.bucket_mib}: set it above 0")
         if self.param_prefetch < 1:
             raise ConfigError(f"overlap.param_prefetch={self.param_prefetch}: set it to at least 1")
+        if self.async_tp < 1:
+            raise ConfigError(f"overlap.async_tp={self.async_tp}: set it to 1 (whole sequences) or more")
         if self.data < 0:
             raise ConfigError(f"overlap.data={self.data}: set it to 0 (load between steps) or more")
 

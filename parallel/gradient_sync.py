@@ -30,7 +30,7 @@ class GradientSync(Protocol):
         """All of a stage's gradients that were added to by hand have arrived."""
 
     def finish_step(self) -> None:
-        """After the last backward: on return every master's `.grad` is the global gradient, and early updates are done."""
+        """After the last backward: on return every master's `.grad` is the global gradient; early updates are done."""
 
     def publish(self) -> None:
         """After the optimizer has moved the masters: what modules compute with follows them."""

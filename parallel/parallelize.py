@@ -120,8 +120,9 @@ def parallelize(
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(precision.parameters.torch)
         if degrees.tp > 1:
-            splits |= tensor_parallel(stage, Among(comm, tp.group, CommKind.tp), degrees.etp > 1)
-        recompute_parts(stage, strategy.recompute)
+            among = Among(comm, tp.group, CommKind.tp)
+            splits |= tensor_parallel(stage, among, degrees.etp > 1, overlap.async_tp)
+        recompute_parts(stage, strategy.recompute, to_the_end=degrees.tp > 1 and overlap.async_tp > 1)
         stages[key] = stage
 
     if strategy.reduction is Reduction.shard:

@@ -418,6 +418,15 @@ COMBINATIONS = [
         "only sharding (fsdp, zero1) reduces in a",
     ),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
+    ("overlap.async_tp=0", 2, "overlap.async_tp=0: set it to 1 (whole sequences) or more"),
+    ("overlap.async_tp=2", 2, "overlap.async_tp=2: with strategy.tp=1 no sequence is cut; leave it out"),
+    ("overlap=max overlap.async_tp=2", 2, "overlap.async_tp=2: with strategy.tp=1 no sequence is cut; leave it out"),
+    (
+        "strategy=tp overlap.async_tp=3 data.sequence_length=64",
+        2,
+        "32 tokens, is not so many equal chunks; set",
+    ),
+    ("strategy=deepspeed_zero1 overlap.async_tp=2", 2, "overlap.async_tp=2: strategy=deepspeed_zero1 does not read it"),
     (
         "overlap.optimizer=true",
         2,
