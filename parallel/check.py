@@ -44,7 +44,7 @@ def check_layout(
         raise ConfigError(
             "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set overlap.grad_reduce=true"
         )
-    _check_early_updates(strategy, overlap)
+    _check_early_updates(strategy, overlap, schedule.splits_backward)
     if schedule.splits_backward and sharding and overlap.reshard_after_forward:
         raise ConfigError(
             f"strategy.schedule={strategy.schedule.value} computes weight gradients apart, for which FSDP2's "
@@ -57,17 +57,18 @@ def check_layout(
         )
 
 
-def _check_early_updates(strategy: StrategyConfig, overlap: OverlapConfig) -> None:
+def _check_early_updates(strategy: StrategyConfig, overlap: OverlapConfig, splits_backward: bool) -> None:
     if not overlap.optimizer:
         return
-    if strategy.reduction not in (Reduction.all_reduce, Reduction.shard_optimizer):
-        why = {
-            Reduction.none: "no gradient is reduced over data-parallel ranks",
-            Reduction.shard: "FSDP2 hands gradients out when backward is over",
-        }[strategy.reduction]
+    if strategy.reduction is Reduction.none:
         raise ConfigError(
-            f"overlap.optimizer=true: with strategy.reduction={strategy.reduction.value} {why}; set it to false, or "
-            "choose strategy=ddp or strategy=zero1"
+            "overlap.optimizer=true: with strategy.reduction=none no gradient is reduced over data-parallel ranks; set "
+            "it to false, or choose strategy=ddp, zero1 or fsdp"
+        )
+    if splits_backward and strategy.reduction is Reduction.shard:
+        raise ConfigError(
+            f"overlap.optimizer=true: strategy.schedule={strategy.schedule.value} computes weight gradients apart, "
+            "which FSDP2 reduces when all are there; set it to false, or choose another schedule"
         )
     if not overlap.grad_reduce:
         raise ConfigError(

@@ -86,7 +86,7 @@ class OverlapConfig:
     pipeline_p2p: bool = True
     """pp above 1: messages between stages travel behind the compute of other micro-batches; false waits for each."""
     optimizer: bool = False
-    """Update the weights of a gradient bucket behind the rest of backward, once it is reduced; without clipping."""
+    """Update the weights of a bucket (fsdp: a part) behind the rest of backward, once reduced; without clipping."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
     checkpoint: bool = True

@@ -14,7 +14,8 @@ step that is not finite has then moved weights when that is found out, so the jo
 the step before), not leave the update out and go on: conf/schema.py refuses the rest.
 
 On CUDA updates are enqueued on a stream of their own, which waits for the reduction where compute does not. On CPU the
-thread that runs backward waits itself, one bucket late: when the reduction of the next one has begun.
+thread that runs backward waits itself, one bucket late: when the reduction of the next one has begun. Under FSDP2 the
+parts that it reduces at a time are the buckets, and an update follows its reduction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,13 @@ class EarlyUpdates:
         """Where updates do not hold up compute."""
         with self._comm.aside(self._stream):
             yield
+
+    def update_aside(self, index: int) -> None:
+        """`update`, after what the current stream, another one than that of compute, has done so far."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with self.aside():
+            self.update(index)
 
     def update(self, index: int) -> None:
         """Move the masters of a bucket, whose gradients are the global ones."""

@@ -210,6 +210,18 @@ def split_backward_weight(groups: list[dict[str, Any]]) -> None:
         group.clear()  # or nodes and their hooks would keep each other alive
 
 
+def reduced_by_fsdp(stage: nn.Module) -> list[list[nn.Parameter]]:
+    """The sharded parameters whose gradients FSDP2 reduces at a time. Known before the first forward, which
+    `_fsdp_groups` are not."""
+    states = {id(state): state for state in map(fully_shard.state, _fsdp_modules(stage))}  # type: ignore[attr-defined]
+    groups = [state._fsdp_param_group for state in states.values()]
+    return [[parameter.sharded_param for parameter in group.fsdp_params] for group in groups if group is not None]
+
+
+def _fsdp_modules(stage: nn.Module) -> list[FSDPModule]:
+    return [module for module in stage.modules() if isinstance(module, FSDPModule)]
+
+
 def accumulate_in_reduce_dtype(stage: nn.Module) -> None:
     """FSDP2: add the unsharded gradients that were made by hand to those of earlier micro-batches, in the reduce dtype.
 

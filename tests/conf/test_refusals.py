@@ -438,9 +438,9 @@ COMBINATIONS = [
         "recovery.non_finite=skip leaves out a step that is not",
     ),
     (
-        f"strategy=fsdp {EARLY}",
-        2,
-        "reduction=shard FSDP2 hands gradients out when backward is over;",
+        f"strategy=pp_fsdp strategy.schedule=zbv overlap.reshard_after_forward=false {EARLY}",
+        4,
+        "strategy.schedule=zbv computes weight gradients apart, which FSDP2 reduces when all are there; set it to",
     ),
     (
         f"strategy=tp {EARLY}",

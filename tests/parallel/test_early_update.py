@@ -8,6 +8,8 @@ import pytest
 from harness.layout_run import (
     BF16,
     DDP,
+    FSDP,
+    HSDP,
     MODEL,
     ZERO1,
     Layout,
@@ -60,6 +62,20 @@ def test_updates_come_before_backward_is_over(chosen, operation: str, pool: Work
         assert PRODUCT not in events[events.index(UPDATE) :]
 
 
+def test_fsdp_updates_a_part_once_it_is_reduced(pool: WorkerPool) -> None:
+    """On gloo its reductions are synchronous, so all there is to see is that products follow updates."""
+    layout = Layout(FSDP, BEHIND, micro_batch_size=2, clip_norm=None)
+    n_parts = 2 * layout.model.n_layers + 2
+    for events in pool.run(2, record_step, layout):
+        updates = [place for place, event in enumerate(events) if event == UPDATE]
+        over = len(events) - events[::-1].index(PRODUCT)
+        assert len(updates) == n_parts
+        assert sum(place < over for place in updates) >= n_parts - 2
+        # None of them before the last micro-batch's backward: of two micro-batches, in the second half.
+        products = [place for place, event in enumerate(events) if event == PRODUCT]
+        assert updates[0] > products[len(products) // 2]
+
+
 @pytest.mark.soak
 def test_collectives_are_begun_in_one_order(pool: WorkerPool) -> None:
     layout = Layout(ZERO1, BEHIND, clip_norm=None)
@@ -76,12 +92,24 @@ CASES = {
     "ddp": (2, Layout(DDP)),
     "ddp_accumulation": (2, Layout(DDP, micro_batch_size=1)),
     "zero1_accumulation": (2, Layout(ZERO1, micro_batch_size=2)),
+    "fsdp_accumulation": (2, Layout(FSDP, micro_batch_size=2)),
     "pp": (4, Layout(PIPELINE, model=DEEP, global_batch_size=16)),
 }
 LONG = {
     "zero1": (4, Layout(ZERO1)),
     "zero1_bf16": (2, Layout(ZERO1, precision=BF16)),
     "ddp_recomputed": (2, Layout(strategy("ddp", "recompute=selective"), micro_batch_size=2)),
+    "fsdp": (4, Layout(FSDP)),
+    "fsdp_1": (1, Layout(FSDP, micro_batch_size=4)),
+    "fsdp_bf16": (2, Layout(FSDP, precision=BF16, micro_batch_size=2)),
+    "hsdp": (4, Layout(HSDP, micro_batch_size=1)),
+    "fsdp_ep_recomputed": (4, Layout(strategy("fsdp_ep", "recompute=full"), model=EIGHT, micro_batch_size=1)),
+    "fsdp_tp": (4, Layout(strategy("fsdp_tp"), model=EIGHT, micro_batch_size=2)),  # norms are summed over tp too
+    "pp_fsdp": (4, Layout(strategy("pp_fsdp"), model=DEEP, global_batch_size=16)),
+    "pp_fsdp_interleaved": (
+        4,
+        Layout(replace(strategy("pp_fsdp"), schedule=ScheduleName.interleaved_1f1b), model=DEEP, global_batch_size=16),
+    ),
     "ep": (2, Layout(strategy("ep"), micro_batch_size=2)),  # routed experts are this rank's alone
     "tp_ep": (4, Layout(strategy("tp_ep"), model=EIGHT)),
     "pp_ep": (4, Layout(strategy("pp_ep"), model=DEEP, global_batch_size=16)),
@@ -138,5 +166,5 @@ def test_a_step_that_is_not_finite_is_reported(pool: WorkerPool, tmp_path: Path)
 
 def test_what_it_asks_for_is_accepted() -> None:
     words = ["overlap.optimizer=true", "optim.clip_norm=null", "recovery.non_finite=fail"]
-    for name in ("ddp", "zero1"):
+    for name in ("ddp", "zero1", "fsdp"):
         validate(compose([f"strategy={name}", *words]).config, 2)
