@@ -14,7 +14,8 @@ last one, each behind the products that make the gradients of another chunk's in
     feed-forward         compute      │B(2)  │B(1)  │B(0) │
                          tp        s2' s1' s0'│g2'  │g1'  │g0'
 
-With C chunks a C-th stays exposed, and products are C times smaller: few are best. Chunk c is part c of *each* rank's
+With C chunks a C-th stays exposed, and products are C times smaller, each rounds its weights to the compute dtype anew,
+and the weights' gradients are C summands: few are best. Chunk c is part c of *each* rank's
 part of the sequence, so that gathering it takes all ranks alike, and rank r's tokens are r·s + c·n … r·s + (c + 1)·n.
 
 torch's symmetric memory has this in one operator (torch.ops.symm_mem.fused_all_gather_matmul and

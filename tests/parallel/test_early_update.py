@@ -89,13 +89,13 @@ def test_collectives_are_begun_in_one_order(pool: WorkerPool) -> None:
 EIGHT = replace(MODEL, moe=replace(MODEL.moe, n_routed=8))
 PIPELINE = replace(strategy("pp"), reduction=DDP.reduction, dp_replicate=2)
 CASES = {
-    "ddp": (2, Layout(DDP)),
     "ddp_accumulation": (2, Layout(DDP, micro_batch_size=1)),
     "zero1_accumulation": (2, Layout(ZERO1, micro_batch_size=2)),
     "fsdp_accumulation": (2, Layout(FSDP, micro_batch_size=2)),
-    "pp": (4, Layout(PIPELINE, model=DEEP, global_batch_size=16)),
+    "pp": (4, Layout(PIPELINE, model=EIGHT, global_batch_size=16)),
 }
 LONG = {
+    "ddp": (2, Layout(DDP)),
     "zero1": (4, Layout(ZERO1)),
     "zero1_bf16": (2, Layout(ZERO1, precision=BF16)),
     "ddp_recomputed": (2, Layout(strategy("ddp", "recompute=selective"), micro_batch_size=2)),
