@@ -74,7 +74,7 @@ class OverlapConfig:
     name: str = "default"
     """Name of the preset, as in overlap=NAME."""
     grad_reduce: bool = True
-    """Reduce gradients, in buckets (fsdp: by parts), behind the backward of earlier layers; false: after the last."""
+    """Reduce gradients, in buckets (fsdp: by parts), behind the backward of earlier layers; false does so afterwards."""
     bucket_mib: float = 25.0
     """Without FSDP2: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
     param_prefetch: int = 1
@@ -85,7 +85,7 @@ class OverlapConfig:
     """ep, etp: compute shared experts while rows travel, gate and up on the way there, down on the way back; null does
     so where there are such rows and experts."""
     dispatch_chunks: int = 1
-    """ep: in how many parts rows travel, each to other experts, behind the experts of the one before; 1: all at once."""
+    """ep: parts in which rows travel, each to other experts, behind the experts of the part before; 1: all at once."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
     checkpoint: bool = True

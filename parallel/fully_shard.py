@@ -84,9 +84,9 @@ class ShardedGradients:
     FSDP2 spans, tensor-parallel ranks (of weights that these do not split) and DualPipe's pairs.
 
     With `overlap` off all micro-batches add up in whole, unsharded gradients of the reduce dtype, and are scattered
-    once, after the last one. So they are under a schedule that splits backward: it makes weight gradients by hand, where
-    no hook of FSDP2 fires (and parameters must stay gathered, or they silently get none:
-    overlap.reshard_after_forward=false).
+    once, after the last one. So they are under a schedule that splits backward: it makes weight gradients by hand,
+    where no hook of FSDP2 fires (and parameters must stay gathered, or they silently get none: see
+    overlap.reshard_after_forward).
     """
 
     def __init__(
