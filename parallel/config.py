@@ -74,7 +74,7 @@ class OverlapConfig:
     name: str = "default"
     """Name of the preset, as in overlap=NAME."""
     grad_reduce: bool = True
-    """Reduce gradients, in buckets (fsdp: by parts), behind the backward of earlier layers; false does so afterwards."""
+    """Reduce gradients, in buckets (fsdp: by parts), behind the backward of earlier layers; false does it afterwards."""
     bucket_mib: float = 25.0
     """Without FSDP2: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
     param_prefetch: int = 1
