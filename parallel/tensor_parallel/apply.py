@@ -9,7 +9,6 @@ Not DTensor: parameters and activations stay plain tensors, so that FSDP2 is lai
 them, and every collective is our Communicator's, which counts and times it.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from models.attention import Attention, GroupedQueryAttention, MultiHeadLatentAttention
 from models.block import Block
 from models.config import AttentionKind, ConfigError, ModelConfig
+from models.feed_forward import FeedForward
 from models.layers import Linear
 from models.transformer import Transformer
 from parallel.collective_functions import Among
-from parallel.tensor_parallel.chunks import gathered, in_chunks, in_sequence, scattered
+from parallel.tensor_parallel.chunks import gathered, in_chunks, in_sequence, joined, scattered
 from parallel.tensor_parallel.split import Split
 from parallel.tensor_parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 
@@ -46,7 +46,7 @@ def tensor_parallel(stage: Transformer, among: Among, split_experts: bool, n_chu
         if shared is not None:
             for name, dim in (("gate", 0), ("up", 0), ("down", 1)):
                 cut.linear(getattr(shared, name), f"layers.{number}.experts.shared.{name}", dim)
-            shared.forward = partial(_feed_forward, shared.forward, among, n_chunks)  # type: ignore[method-assign]
+            _cut_feed_forward(shared, among, n_chunks)
         if routed is not None and split_experts:
             for name, dim in (("gate_EFD", 1), ("up_EFD", 1), ("down_EDF", 2)):
                 cut.parameter(routed, f"layers.{number}.experts.routed.{name}", dim)
@@ -158,6 +158,19 @@ def _attention(mixer: Attention, among: Among, n_chunks: int, x_BsD: Tensor, mas
     return scattered(map(mixer.output, in_chunks(mixed, n_ranks, n_chunks)), among)
 
 
-def _feed_forward(forward: Callable[[Tensor], Tensor], among: Among, n_chunks: int, x_BsD: Tensor) -> Tensor:
-    """Over all tokens, chunk by chunk, with this rank's part of the width: a partial sum, summed."""
-    return scattered(map(forward, gathered(x_BsD, among, n_chunks)), among)
+def _cut_feed_forward(module: FeedForward, among: Among, n_chunks: int) -> None:
+    """Over all tokens, chunk by chunk, with this rank's part of the width: a partial sum, summed. Between the halves
+    tokens lie chunk after chunk."""
+    widen, narrow = module.widen, module.narrow
+
+    def forward(x_BsD: Tensor) -> Tensor:
+        return scattered((narrow(widen(x_BnD)) for x_BnD in gathered(x_BsD, among, n_chunks)), among)
+
+    def widen_all(x_BsD: Tensor) -> Tensor:
+        return joined([widen(x_BnD) for x_BnD in gathered(x_BsD, among, n_chunks)], dim=1)
+
+    def narrow_all(wide_BSF: Tensor) -> Tensor:
+        return scattered(map(narrow, wide_BSF.chunk(n_chunks, dim=1)), among)
+
+    for name, over_chunks in (("forward", forward), ("widen", widen_all), ("narrow", narrow_all)):
+        setattr(module, name, over_chunks)

@@ -46,7 +46,12 @@ def scattered(partial_sums: Iterable[Tensor], among: Among) -> Tensor:
     made."""
     scatter = Scatter(among)
     under_way = [scatter.begin(partial.transpose(0, 1)) for partial in partial_sums]
-    return torch.cat([travelling.arrive() for travelling in under_way]).transpose(0, 1)
+    return joined([travelling.arrive() for travelling in under_way], dim=0).transpose(0, 1)
+
+
+def joined(chunks: Sequence[Tensor], dim: int) -> Tensor:
+    """One after another; a single one as it is."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim)
 
 
 def in_sequence(chunks: Sequence[Tensor], n_ranks: int) -> Tensor:

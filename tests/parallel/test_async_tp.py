@@ -85,6 +85,24 @@ LONG = {
     "fsdp_tp_recomputed": (4, with_recompute("fsdp_tp", Recompute.full)),
     "fsdp_tp": (4, Layout(strategy("fsdp_tp"), chunks(4), model=EIGHT)),
     "tp_ep": (4, Layout(strategy("tp_ep"), chunks(2), model=EIGHT)),
+    "behind_shared": (4, Layout(strategy("tp_ep"), replace(chunks(4), shared_experts=True), model=EIGHT)),
+    "behind_shared_recomputed": (
+        4,
+        Layout(strategy("tp_ep", "recompute=full"), replace(chunks(2), shared_experts=True), model=EIGHT),
+    ),
+    "behind_shared_etp_recomputed": (
+        2,
+        Layout(strategy("tp", "etp=2", "recompute=selective"), replace(chunks(2), shared_experts=True), model=EIGHT),
+    ),
+    "behind_shared_zbv": (
+        4,
+        Layout(
+            replace(strategy("pp_tp"), schedule=ScheduleName.zbv, ep=2),
+            replace(chunks(2), shared_experts=True),
+            model=DEEP,
+            global_batch_size=16,
+        ),
+    ),
     "etp": (2, Layout(strategy("tp", "etp=2"), chunks(2), model=EIGHT)),
     "pp_fsdp_tp_ep": (8, Layout(strategy("pp_fsdp_tp_ep"), chunks(2), model=DEEP, global_batch_size=16)),
     **{
