@@ -20,6 +20,8 @@ class Surroundings:
     """Serves all MoE layers."""
     hide_behind_shared: bool = False
     """Whether shared experts are computed while rows travel."""
+    hide_behind_others: bool = False
+    """Whether whoever drives the parts of a block has something else to do while rows travel between these."""
     ep_rank: int = 0
     """Whose slots of the dispatcher's placement live here."""
     sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank

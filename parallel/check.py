@@ -4,7 +4,7 @@ from models.config import ConfigError, ModelConfig
 from parallel.config import EngineName, OverlapConfig, Recompute, Reduction, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName, check_expert_parallel
 from parallel.mesh import Degrees
-from parallel.pipeline.schedules import build_schedule
+from parallel.pipeline.schedules import PAIRED, build_schedule
 from parallel.pipeline.split import split_layers
 from parallel.tensor_parallel.apply import check_tensor_parallel
 
@@ -32,7 +32,11 @@ def check_layout(
     if degrees.tp > 1:
         check_tensor_parallel(model, degrees.tp, sequence_length)
     _check_travel(model, strategy, overlap, degrees)
-    schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
+    if overlap.forward_backward:
+        _check_side_by_side(strategy, overlap, degrees, n_micro_batches)
+    schedule = build_schedule(
+        strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank, overlap.forward_backward
+    )
     split_layers(model, schedule.n_stages, sequence_length)
     sharding = strategy.reduction is Reduction.shard and strategy.engine is EngineName.native
     if schedule.splits_backward and sharding and overlap.reshard_after_forward:
@@ -67,6 +71,35 @@ def _check_travel(model: ModelConfig, strategy: StrategyConfig, overlap: Overlap
         )
     if chunks > (slots := model.moe.n_routed // degrees.ep):
         raise ConfigError(f"overlap.dispatch_chunks={chunks}: a rank has {slots} experts; set it to at most {slots}")
+
+
+def _check_side_by_side(
+    strategy: StrategyConfig, overlap: OverlapConfig, degrees: Degrees, n_micro_batches: int
+) -> None:
+    """Refuse two micro-batches side by side where there are none, or nothing travels that they could hide."""
+    said = "overlap.forward_backward=true"
+    if degrees.ep == 1:
+        raise ConfigError(f"{said}: with strategy.ep=1 no row travels that it could hide; set it to false")
+    if strategy.dispatcher is not DispatcherName.all_to_all or degrees.etp > 1:
+        raise ConfigError(f"{said} hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to false")
+    if degrees.pp > 1 and strategy.schedule not in PAIRED:
+        names = ", ".join(name.value for name in PAIRED)
+        raise ConfigError(
+            f"{said}: strategy.schedule={strategy.schedule.value} has no forward beside a backward; set it to one of "
+            f"{names}"
+        )
+    if n_micro_batches < 2:
+        raise ConfigError(f"{said} takes 2 micro-batches a step or more, not 1: set train.micro_batch_size lower")
+    if overlap.dispatch_chunks > 1:
+        raise ConfigError(
+            f"overlap.dispatch_chunks={overlap.dispatch_chunks}: overlap.forward_backward=true hides rows behind "
+            "another micro-batch, all at once; set it to 1"
+        )
+    if strategy.reduction is Reduction.shard and overlap.reshard_after_forward:
+        raise ConfigError(
+            f"{said} goes back part by part, for which FSDP2's parameters must stay gathered: set "
+            "overlap.reshard_after_forward=false"
+        )
 
 
 def _check_idle(strategy: StrategyConfig, degrees: Degrees) -> None:

@@ -86,6 +86,8 @@ class OverlapConfig:
     so where there are such rows and experts."""
     dispatch_chunks: int = 1
     """ep: in how many parts rows travel, each to other experts, behind the experts of the one before; 1: all at once."""
+    forward_backward: bool = False
+    """ep: rows of one micro-batch travel behind the compute of another, which goes the other way, layer by layer."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
     checkpoint: bool = True
