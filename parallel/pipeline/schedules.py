@@ -95,8 +95,8 @@ def check_schedule(name: ScheduleName, n_ranks: int, n_micro_batches: int, stage
 def build_schedule(
     name: ScheduleName, n_ranks: int, n_micro_batches: int, stages_per_rank: int | None = None, paired: bool = False
 ) -> Schedule:
-    """The table of a schedule; of one rank, plain accumulation whatever the name. `paired`: each forward that comes
-    after a backward is joined with it, see `_paired`.
+    """The table of a schedule; of one rank, plain accumulation whatever the name. `paired`: 1f1b and interleaved_1f1b
+    join each forward that comes after a backward with it, as DualPipe and DualPipeV do by themselves.
 
     Raises:
         ConfigError: if it cannot be.
@@ -109,7 +109,7 @@ def build_schedule(
     match name:
         case ScheduleName.gpipe | ScheduleName.one_f_one_b:
             rows = tuple(
-                _one_stage_row(rank, n_ranks, n_micro_batches, all_forwards=name is ScheduleName.gpipe)
+                _one_stage_row(rank, n_ranks, n_micro_batches, name is ScheduleName.gpipe, paired)
                 for rank in range(n_ranks)
             )
             return Schedule(name.value, n_micro_batches, loop, tuple(map(_paired, rows)) if paired else rows)
@@ -119,7 +119,9 @@ def build_schedule(
         case ScheduleName.zbv | ScheduleName.dualpipev:
             loop = (tuple(min(stage, n_stages - 1 - stage) for stage in range(n_stages)),)
     rows = torch_rows(name.value, n_ranks, n_stages, n_micro_batches)
-    return Schedule(name.value, n_micro_batches, loop, tuple(map(_paired, rows)) if paired else rows)
+    if paired and name is ScheduleName.interleaved_1f1b:
+        rows = tuple(map(_paired, rows))
+    return Schedule(name.value, n_micro_batches, loop, rows)
 
 
 def forward_schedule(rank_of_stage: tuple[int, ...], n_micro_batches: int) -> Schedule:
@@ -131,9 +133,11 @@ def forward_schedule(rank_of_stage: tuple[int, ...], n_micro_batches: int) -> Sc
     return Schedule("forward", n_micro_batches, (rank_of_stage,), tuple(tuple(row) for row in rows))
 
 
-def _one_stage_row(rank: int, n_ranks: int, n_micro_batches: int, all_forwards: bool) -> tuple[Cell, ...]:
-    """1F1B: as many forwards ahead as there are stages behind this one. GPipe: all of them ahead."""
-    ahead = n_micro_batches if all_forwards else min(n_micro_batches, n_ranks - 1 - rank)
+def _one_stage_row(rank: int, n_ranks: int, n_micro_batches: int, all_forwards: bool, paired: bool) -> tuple[Cell, ...]:
+    """1F1B: as many forwards ahead as there are stages behind this one; twice that many if forwards and backwards go in
+    pairs, for then a micro-batch moves on by one stage a pair, down and up again. GPipe: all of them ahead."""
+    behind = (n_ranks - 1 - rank) * (2 if paired else 1)
+    ahead = n_micro_batches if all_forwards else min(n_micro_batches, behind)
     row = [Action(Op.forward, 0, rank, m) for m in range(ahead)]
     for m in range(n_micro_batches):
         if m + ahead < n_micro_batches:
@@ -149,9 +153,10 @@ def _paired(row: tuple[Cell, ...]) -> tuple[Cell, ...]:
     one rank   F0 B0 F1 B1 F2 B2   →   F0 F1&B0 F2&B1 B2
     """
     cells: list[Cell] = []
+    joined = (Op.backward, Op.forward)
     for cell in row:
         before = cells[-1] if cells else None
-        if isinstance(before, Action) and isinstance(cell, Action) and before.op is not cell.op is Op.forward:
+        if isinstance(before, Action) and isinstance(cell, Action) and (before.op, cell.op) == joined:
             cells[-1] = Pair(cell, before)
         else:
             cells.append(cell)
