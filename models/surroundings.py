@@ -20,14 +20,14 @@ class Surroundings:
     """Serves all MoE layers."""
     hide_behind_shared: bool = False
     """Whether shared experts are computed while rows travel."""
-    hide_behind_others: bool = False
-    """Whether whoever drives the parts of a block has something else to do while rows travel between these."""
     ep_rank: int = 0
     """Whose slots of the dispatcher's placement live here."""
     sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank
     """Adds a tensor up over the ranks that see other tokens of the same micro-batch."""
     sequence: WholeSequence = field(default_factory=WholeSequence)
     """What routers ask of the ranks that have the rest of each sequence."""
+    hide_behind_others: bool = False
+    """Whether whoever drives the parts of a block has something else to do while rows travel between these."""
 
     @classmethod
     def alone(cls, moe: MoEConfig) -> "Surroundings":

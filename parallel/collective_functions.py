@@ -115,11 +115,11 @@ class _Link:
 
     def forth(self, x: Tensor) -> None:
         """It is ready to travel."""
-        self._departure = self._depart(x, self._exchange.start)
+        self._departure = self._depart(x, self._exchange.start, self._exchange.prepare)
 
     def back(self, grad: Tensor) -> None:
         """The gradient of what came is."""
-        self._departure = self._depart(grad, self._exchange.start_back)
+        self._departure = self._depart(grad, self._exchange.start_back, None)
 
     def start(self) -> None:
         """Send off what is ready, if that has not happened: without a lane it has."""
@@ -131,9 +131,9 @@ class _Link:
         assert departure is not None, "it arrives once"
         return departure.arrive()
 
-    def _depart(self, x: Tensor, start: Callable[[Tensor], Pending]) -> Departure:
+    def _depart(self, x: Tensor, start: Callable[[Tensor], Pending], prepare: Callable[[], None] | None) -> Departure:
         among = self._exchange.among
-        return Departure(x, start, self._exchange.prepare, among.comm, among.lane)
+        return Departure(x, start, prepare, among.comm, among.lane)
 
 
 class _Begin(torch.autograd.Function):

@@ -24,11 +24,12 @@ class Departure:
         self,
         x: Tensor,
         start: Callable[[Tensor], Pending],
-        prepare: Callable[[], None],
+        prepare: Callable[[], None] | None,
         comm: Communicator,
         lane: torch.cuda.Stream | None,
     ) -> None:
-        """`prepare`: begins what `start` would have to wait for; called on the lane, if there is one."""
+        """`prepare`: begins what `start` would have to wait for; called on the lane, if there is one. The lane takes
+        what is asked of it in order: with nothing to prepare it is left to those that start before this."""
         # Made contiguous by the compute stream: a copy that the lane makes would read what the allocator has given
         # away. c10d itself keeps what it sends until the wait.
         self._x: Tensor | None = x.contiguous()
@@ -38,9 +39,10 @@ class Departure:
             self.start()
             return
         self._ready = torch.cuda.current_stream(x.device).record_event()
-        with torch.cuda.stream(lane):
-            lane.wait_event(self._ready)
-            prepare()
+        if prepare is not None:
+            with torch.cuda.stream(lane):
+                lane.wait_event(self._ready)
+                prepare()
 
     def start(self) -> None:
         """Send it off, unless it is under way. The host may wait for counts, not for compute."""

@@ -181,7 +181,7 @@ def _surroundings(
     travels = degrees.ep * degrees.etp > 1 and model.moe.n_shared > 0
     sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()
     hides = travels and overlap.shared_experts is not False
-    return Surroundings(dispatcher, hides, overlap.forward_backward, ep.rank, sum_over_data_ranks, sequence)
+    return Surroundings(dispatcher, hides, ep.rank, sum_over_data_ranks, sequence, overlap.forward_backward)
 
 
 def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMesh]:
