@@ -26,7 +26,7 @@ from parallel.engine import OptimizerMaker
 from parallel.late_moments import add_moments, without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.owned import own
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.update import Update, not_finite, step_unless
 from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World

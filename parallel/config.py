@@ -81,11 +81,12 @@ class OverlapConfig:
     """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
     reshard_after_forward: bool = True
     """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
-    shared_experts: Optional[bool] = False
-    """ep, etp: compute shared experts while rows travel, gate and up on the way there, down on the way back; null does
-    so where there are such rows and experts."""
+    shared_experts: bool = False
+    """ep, etp: compute shared experts while rows travel, gate and up on the way there, down on the way back."""
     dispatch_chunks: int = 1
     """ep: parts in which rows travel, each to other experts, behind the experts of the part before; 1: all at once."""
+    forward_backward: bool = False
+    """ep: rows of one micro-batch travel behind the compute of another, which goes the other way, layer by layer."""
     async_tp: int = 1
     """tp above 1: chunks in which sequences are gathered and scattered, each behind others' products; 1 is whole."""
     pipeline_p2p: bool = True

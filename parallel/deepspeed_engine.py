@@ -36,7 +36,7 @@ from parallel.deepspeed_state import DeepSpeedState, whole_shape
 from parallel.engine import OptimizerMaker
 from parallel.late_moments import without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state, put_together
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.update import Update
 from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World

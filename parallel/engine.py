@@ -19,7 +19,7 @@ from models.placement import ExpertPlacement
 from models.routing_totals import RoutingTotals
 from models.transformer import Batch
 from parallel.mesh import Axis
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.update import Update
 
 OptimizerMaker = Callable[[Sequence[nn.Parameter]], Optimizer]

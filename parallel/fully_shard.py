@@ -24,7 +24,12 @@ from parallel.early_update import EarlyUpdates
 from parallel.mesh import Axis
 from parallel.owned import Owned
 from parallel.pipeline.action import StageKey
-from parallel.torch_internals import accumulate_in_reduce_dtype, reduce_accumulated, reduced_by_fsdp
+from parallel.torch_internals import (
+    accumulate_in_reduce_dtype,
+    begin_as_root,
+    reduce_accumulated,
+    reduced_by_fsdp,
+)
 
 
 def shard_stage(
@@ -101,7 +106,8 @@ class ShardedGradients:
     With `overlap` off all micro-batches add up in whole, unsharded gradients of the reduce dtype, and are scattered
     once, after the last one. So they are under a schedule that splits backward: it makes weight gradients by hand,
     where no hook of FSDP2 fires (and parameters must stay gathered, or they silently get none: see
-    overlap.reshard_after_forward).
+    overlap.reshard_after_forward). And so they are where backward goes in segments, with each of which it would end for
+    FSDP2.
     """
 
     def __init__(
@@ -173,6 +179,7 @@ class ShardedGradients:
         if self._once:
             for stage in self._stages.values():
                 assert isinstance(stage, FSDPModule)
+                begin_as_root(stage)
                 stage.set_is_last_backward(False)
                 stage.set_reshard_after_backward(not self._split_backward)
                 stage.set_requires_gradient_sync(False)

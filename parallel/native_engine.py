@@ -18,7 +18,8 @@ from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.mesh import Axis
 from parallel.owned import masters
 from parallel.parallelize import ParallelModel
-from parallel.pipeline.executor import Executor, LossScale
+from parallel.pipeline.executor import Executor
+from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.schedules import forward_schedule
 from parallel.update import Update, not_finite, step_unless
 
@@ -46,6 +47,7 @@ class NativeEngine:
             parallel.layout.degrees.tp,
             dtype,
             parallel.overlap.pipeline_p2p,
+            parallel.overlap.forward_backward,
         )
 
     @property

@@ -14,7 +14,7 @@ from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.engine import Engine
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from train.batch import BatchMaker
 from train.faults.injector import Injector
 

@@ -358,7 +358,11 @@ COMBINATIONS = [
         4,
         "parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
-    ("overlap.shared_experts=true", 2, "overlap.shared_experts=true: with strategy.ep=1 no row travels that it could"),
+    (
+        "overlap.shared_experts=true",
+        2,
+        "overlap.shared_experts=true: with strategy.ep=1 no row travels that they could",
+    ),
     (
         "strategy=ep overlap.shared_experts=true model.moe.n_shared=0",
         2,
@@ -375,6 +379,46 @@ COMBINATIONS = [
         "strategy=ep overlap.dispatch_chunks=1000",
         2,
         "overlap.dispatch_chunks=1000: a rank has ",
+    ),
+    (
+        "strategy=ddp overlap.forward_backward=true",
+        2,
+        "true: with strategy.ep=1 no row travels that it could hide; set",
+    ),
+    (
+        "strategy=accelerate_ddp overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true: strategy=accelerate_ddp does not read it; set it to false",
+    ),
+    (
+        "strategy=ep strategy.dispatcher=all_gather overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to",
+    ),
+    (
+        "strategy=tp_ep strategy.etp=2 strategy.ep=2 overlap.forward_backward=true",
+        4,
+        "overlap.forward_backward=true hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to",
+    ),
+    (
+        "strategy=pp_ep strategy.schedule=zbv model.n_layers=6 overlap.forward_backward=true",
+        4,
+        "strategy.schedule=zbv has no forward beside a backward; set it to one of 1f1b, interleaved_1f1b, dualpipev,",
+    ),
+    (
+        "strategy=ep overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true takes 2 micro-batches a step or more, not 1: set train.micro_batch_size lower",
+    ),
+    (
+        "strategy=ep overlap.forward_backward=true overlap.dispatch_chunks=2 train.micro_batch_size=1",
+        2,
+        "overlap.dispatch_chunks=2: overlap.forward_backward=true hides rows behind another micro-batch, all at once;",
+    ),
+    (
+        "strategy=fsdp_ep overlap.forward_backward=true train.micro_batch_size=1",
+        2,
+        "FSDP2's parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
     (
         "strategy=ddp strategy.reduction=shard_gradients",

@@ -28,7 +28,7 @@ from launch.verify.pieces import Piece, merge, pieces
 from parallel.comm import Communicator
 from parallel.config import EngineName
 from parallel.engine import Engine
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.schedules import ScheduleName
 from train.faults.config import Fault, FaultConfig
 from train.faults.injector import Injector
