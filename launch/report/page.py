@@ -71,7 +71,8 @@ def _verdict(runs: Sequence[RunView], order: Sequence[int]) -> str:
     beside = f", {clear} than the spread of their steps ({spread * 1e3:,.1f} ms)" if spread else ""
     return (
         f"Fastest is {said}, {first.summary.tokens_per_sec / last.summary.tokens_per_sec:.2f} times the slowest "
-        f"({escape(last.label)}). A step of it is {ahead * 1e3:,.1f} ms shorter than one of {escape(second.label)}{beside}."
+        f"({escape(last.label)}). A step of it is {ahead * 1e3:,.1f} ms shorter than one of {escape(second.label)}"
+        f"{beside}."
     )
 
 
