@@ -8,6 +8,7 @@ from html import escape
 from launch.report import tables
 from launch.report.differences import differences
 from launch.report.expert_load import expert_load
+from launch.report.expert_map import Loads, expert_loads, expert_map
 from launch.report.goodput import goodput_bars, waterfalls
 from launch.report.loss_chart import legend, loss_chart
 from launch.report.losses import compare_losses
@@ -109,14 +110,29 @@ def _sections(
         )
         note = "On paper: a forward takes as long as either half of a backward, and messages no time."
         yield Section("pipelines", "Pipelines", note, body)
-    if drawn := expert_load(runs):
-        note = (
-            "Rows of metrics hold the load of each layer's fullest expert over the mean, not every expert's. 1 is even."
-        )
-        yield Section("experts", "Expert load", note, drawn)
+    yield from _experts(runs)
     if by_key := differences([run.settings for run in runs]):
         note = "Only what is not the same in all runs."
         yield Section("differences", "Configurations", note, tables.config_differences(runs, by_key))
+
+
+def _experts(runs: Sequence[RunView]) -> Iterator[Section]:
+    """Maps of every expert, one for all runs that routed the same; and of runs without them what their rows hold."""
+    routed: list[tuple[Loads, list[str]]] = []
+    for run in runs:
+        if loads := expert_loads(run.folder):
+            same = next((labels for known, labels in routed if known == loads), None)
+            if same is None:
+                routed.append((loads, [run.label]))
+            else:
+                same.append(run.label)
+    if routed:
+        note = "A line an expert: what it took, over the mean of its layer. Runs that routed the same share a map."
+        maps = [f"<p>{escape(', '.join(labels))}</p>{expert_map(loads, 'expert load')}" for loads, labels in routed]
+        yield Section("experts", "Expert load", note, "".join(maps))
+    elif drawn := expert_load(runs):
+        note = "The fullest expert's; measure.expert_load=true writes every one's. 1 is even."
+        yield Section("experts", "Expert load", note, drawn)
 
 
 def _drawn(picture: str) -> str:
