@@ -1,9 +1,10 @@
 """Which jobs a comparison is, and in which order they run."""
 
-from launch.bench.job import TRAIN, Job
+from launch.bench.job import Job
 from launch.bench.order import Order, trace_words
 from launch.bench.peer import PEER_PROGRAM
-from launch.bench.points import Point
+from launch.jobs.points import Point
+from launch.jobs.torchrun_job import TRAIN
 
 
 def rounds_of(order: Order) -> list[list[Job]]:
@@ -22,6 +23,6 @@ def _job(order: Order, point: Point, number: int | None) -> Job:
     runs = order.folder / "runs"
     if point in order.peers:
         eager = [] if order.peer_compile else ["compile=false"]
-        return Job(point, number, runs, order.nproc, (str(PEER_PROGRAM),), [*eager, *order.flags])
+        return Job.of(point, number, runs, order.nproc, (str(PEER_PROGRAM),), [*eager, *order.flags])
     traced = trace_words(order.configs[point.name]) if number is None else []
-    return Job(point, number, runs, order.nproc, TRAIN, [*traced, *order.flags])
+    return Job.of(point, number, runs, order.nproc, TRAIN, [*traced, *order.flags])
