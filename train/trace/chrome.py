@@ -18,10 +18,12 @@ _OPENERS: Mapping[str, Any] = {".json": open, ".gz": gzip.open, ".xz": lzma.open
 _KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _RANGES = {"user_annotation", "cpu_op"}
+UPDATE = re.compile(r"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$")
+"""The operators by which AdamW moves weights, one a call of it."""
 _WORK = re.compile(
     r"aten::(mm|bmm|addmm|addmv|mv|baddbmm|_grouped_mm|_addmm_activation)$"
     r"|aten::_scaled_dot_product_\w+|aten::_flash_attention_\w+|aten::_efficient_attention_\w+"
-    r"|aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$"
+    rf"|{UPDATE.pattern}"
 )
 """Operators worth hiding a transfer behind: matrix products, attention and AdamW's update."""
 _WANTED_RANGES = ("comm/", "wait/", "phase/", "c10d::", "gloo:", "FSDP::")

@@ -4,9 +4,10 @@
                   └─────────── between #1: 5 ──────────┘              between #2: 2
 
 Of a step on one rank, as its trace shows the host. A collective starts where its `comm/KIND/OPERATION#NUMBER` range
-ends, and is waited for where the `wait/…` range of the same number begins. Between the two lie the operators of Trace.work
-(matrix products, attention, AdamW's update) that began and ended there, on whatever thread. Copies, permutations and
-element-wise operators do not count: hardly any two collectives are without one between them, and it hides next to nothing.
+ends, and is waited for where the `wait/…` range of the same number begins. Between the two lie those operators of
+Trace.work (matrix products, attention, AdamW's update) that began and ended there, on whatever thread. Copies,
+permutations and element-wise operators do not count: hardly any two collectives are without one between them, and it
+hides next to nothing.
 
 Whoever waits at once has nothing between, however fast the wire; what has something between it is hidden as far as that
 lasts, and how far that is only a GPU's kernels can say. On a GPU the host's order is that of the streams: an operator
@@ -20,7 +21,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from parallel.clock.phase_clock import NUMBERED
-from train.trace.chrome import Range, Trace
+from train.trace.chrome import UPDATE, Range, Trace
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ def issue_order(trace: Trace) -> list[Begun]:
     return [
         _begun(start, waits.get(_said(start)), work, begins) for start in sorted(starts, key=lambda each: each.begin_ns)
     ]
+
+
+def updates_behind_backward(trace: Trace) -> tuple[int, int]:
+    """How many of the step's updates of weights had begun before its last backward was over, and how many there are."""
+    backward = max((each.end_ns for each in trace.ranges if each.name == "phase/compute_bwd"), default=0)
+    updates = [each for each in trace.work if UPDATE.match(each.name)]
+    return sum(each.begin_ns < backward for each in updates), len(updates)
 
 
 def _begun(start: Range, wait: Range | None, work: list[Range], begins: list[int]) -> Begun:
