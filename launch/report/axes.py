@@ -6,20 +6,16 @@ from html import escape
 
 from launch.bars_picture import ticks
 
-PALETTE = ("#2f6fdb", "#d9570a", "#17875a", "#b8408f", "#8a6d00", "#6b5bd2", "#0b8494", "#c2414a")
-"""Of runs: each has a contrast of 3 and more on the page's light and its dark paper."""
-DASHES = ("", "7 4", "2 3")
-"""Of runs, once the colours are used up."""
+PALETTE = (
+    *("#2f6fdb", "#d9570a", "#17875a", "#b8408f", "#8a6d00", "#6b5bd2"),
+    *("#0b8494", "#c2414a", "#5d7a24", "#a0562b", "#66758a", "#9d4edd"),
+)
+"""Of runs, over and over: each has a contrast of 3 and more on the page's light and its dark paper."""
 
 
 def colour(index: int) -> str:
     """Of the run `index`."""
     return PALETTE[index % len(PALETTE)]
-
-
-def dash(index: int) -> str:
-    """Of its line, as SVG has it."""
-    return DASHES[index // len(PALETTE) % len(DASHES)]
 
 
 @dataclass(frozen=True)

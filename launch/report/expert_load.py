@@ -1,7 +1,7 @@
-"""How uneven experts' loads were, step by step: a line of cells for each run.
+"""How uneven experts' loads were, step by step, where not every expert's was written: a line of cells for each run.
 
 Rows of metrics hold the load of each layer's fullest expert over the mean, as a mean over layers (train/metrics/
-routing.py), and not every expert's: that is what a cell shows. 1 is even.
+routing.py): that is what a cell shows. 1 is even.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,5 +75,5 @@ def _key(least: float, most: float, left: int, y: int) -> Iterator[str]:
         yield f'<rect x="{left + 40 + i * 28}" y="{y}" width="28" height="16" fill="{shade}"/>'
     after = left + 48 + len(RAMP) * 28
     yield text(
-        after, y + 8, f"{most:.2f} times the mean load has the fullest expert, mean over layers", "start", "muted"
+        after, y + 8, f"{most:.2f}: load of a layer's fullest expert over the mean, mean over layers", "start", "muted"
     )

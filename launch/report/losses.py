@@ -57,3 +57,21 @@ def compare_losses(runs: Sequence[RunView]) -> list[LossDifference]:
         relative = largest / abs(losses[step]) if largest and losses[step] else 0.0
         found.append(LossDifference(run.label, named[:3], len(pairs), largest, step, relative))
     return found
+
+
+def coinciding(curves: Sequence[list[tuple[int, float]]]) -> list[list[int]]:
+    """Which of `curves` (steps and losses) are one but for rounding: their indices, in groups."""
+    groups: list[list[int]] = []
+    for i, curve in enumerate(curves):
+        mine = next((group for group in groups if _same(curves[group[0]], curve)), None)
+        if mine is None:
+            groups.append([i])
+        else:
+            mine.append(i)
+    return groups
+
+
+def _same(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
+    return [step for step, _ in one] == [step for step, _ in other] and all(
+        abs(a - b) <= ROUNDING * abs(a) for (_, a), (_, b) in zip(one, other, strict=True)
+    )

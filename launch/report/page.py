@@ -8,10 +8,11 @@ from html import escape
 from launch.report import tables
 from launch.report.differences import differences
 from launch.report.expert_load import expert_load
+from launch.report.expert_map import Loads, expert_loads, expert_map
 from launch.report.goodput import goodput_bars, waterfalls
 from launch.report.loss_chart import legend, loss_chart
 from launch.report.losses import compare_losses
-from launch.report.pipelines import pipelines
+from launch.report.pipelines import PipelineDrawing, pipelines
 from launch.report.run_view import RunView
 from launch.report.speed_and_memory import speed_and_memory
 from launch.report.step_bars import exposed_bars, step_bars
@@ -93,7 +94,7 @@ def _sections(
         note = "Up and to the left is better; the dotted line joins the runs that no other beats in both."
         yield Section("memory", "Tokens/s against memory", note, drawn)
     if drawn := loss_chart(runs):
-        note = "The first run's line is the widest: lines that coincide show as bands around each other."
+        note = "Runs that learnt the same share a line, in their colours by turns."
         found = compare_losses(runs)
         beside = f"<p>Beside {escape(runs[0].label)}:</p>{tables.loss_findings(found)}" if found else ""
         yield Section("losses", "Loss", note, f"{legend(runs)}{drawn}{beside}")
@@ -103,21 +104,35 @@ def _sections(
         yield Section("goodput", "Goodput", note, _drawn(bars) + "".join(folded))
     if drawings := pipelines(runs):
         body = "".join(
-            f"<h3>{escape(one.title)}</h3><p>{escape(', '.join(one.labels))}: idle {one.bubble:.1%} on paper"
-            f"{_measured(one.measured)}.</p>"
+            f"<h3>{escape(one.title)}</h3><p>Idle on paper {one.bubble:.1%}{escape(_measured(one))}.</p>"
             f'<div class="wide schedule">{one.svg}</div>'
             for one in drawings
         )
         note = "On paper: a forward takes as long as either half of a backward, and messages no time."
         yield Section("pipelines", "Pipelines", note, body)
-    if drawn := expert_load(runs):
-        note = (
-            "Rows of metrics hold the load of each layer's fullest expert over the mean, not every expert's. 1 is even."
-        )
-        yield Section("experts", "Expert load", note, drawn)
+    yield from _experts(runs)
     if by_key := differences([run.settings for run in runs]):
         note = "Only what is not the same in all runs."
         yield Section("differences", "Configurations", note, tables.config_differences(runs, by_key))
+
+
+def _experts(runs: Sequence[RunView]) -> Iterator[Section]:
+    """Maps of every expert, one for all runs that routed the same; and of runs without them what their rows hold."""
+    routed: list[tuple[Loads, list[str]]] = []
+    for run in runs:
+        if loads := expert_loads(run.folder):
+            same = next((labels for known, labels in routed if known == loads), None)
+            if same is None:
+                routed.append((loads, [run.label]))
+            else:
+                same.append(run.label)
+    if routed:
+        note = "A line an expert: what it took, over the mean of its layer. Runs that routed the same share a map."
+        maps = [f"<p>{escape(', '.join(labels))}</p>{expert_map(loads, 'expert load')}" for loads, labels in routed]
+        yield Section("experts", "Expert load", note, "".join(maps))
+    elif drawn := expert_load(runs):
+        note = "The fullest expert's; measure.expert_load=true writes every one's. 1 is even."
+        yield Section("experts", "Expert load", note, drawn)
 
 
 def _drawn(picture: str) -> str:
@@ -130,5 +145,7 @@ def _folded(label: str, picture: str, is_open: bool) -> str:
     return f"<details{opened}><summary>{escape(label)}</summary>{_drawn(picture)}</details>"
 
 
-def _measured(bubbles: Sequence[float]) -> str:
-    return f", measured {', '.join(f'{bubble:.1%}' for bubble in bubbles)}" if bubbles else ""
+def _measured(drawing: PipelineDrawing) -> str:
+    """What of it was idle in fact, run by run."""
+    found = [f"{label} {bubble:.1%}" for label, bubble in drawing.measured.items()]
+    return f"; measured of a step: {', '.join(found)}" if found else f": {', '.join(drawing.labels)}"

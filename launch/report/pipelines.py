@@ -10,6 +10,7 @@ from parallel.mesh import Degrees
 from parallel.pipeline.action import Schedule
 from parallel.pipeline.schedules import ScheduleName, build_schedule
 from parallel.pipeline.simulator import Costs, simulate
+from train.metrics.breakdown import WALL
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class PipelineDrawing:
     labels: list[str]
     bubble: float
     """Part of the ranks' time that is idle on paper."""
-    measured: list[float]
-    """The same as measured, of each run; without those whose steps were not divided."""
+    measured: dict[str, float]
+    """Part of its step that bubbles took, of each run whose steps were divided."""
     svg: str
 
 
@@ -40,11 +41,11 @@ def pipelines(runs: Sequence[RunView]) -> list[PipelineDrawing]:
 
 def _drawing(schedule: Schedule, runs: Sequence[RunView]) -> PipelineDrawing:
     simulation = simulate(schedule, Costs())
-    walls = [(run.breakdown.get("bubble", 0.0), run.breakdown["wall"]) for run in runs if run.breakdown]
+    divided = [(run.label, run.breakdown) for run in runs if run.breakdown]
     return PipelineDrawing(
         f"{schedule.name}, {schedule.n_ranks} ranks, {schedule.n_micro_batches} micro-batches",
         [run.label for run in runs],
         simulation.bubble,
-        [bubble / wall for bubble, wall in walls],
+        {label: seconds.get("bubble", 0.0) / seconds[WALL] for label, seconds in divided},
         Picture(schedule, simulation).svg(),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 
 from launch.bars_picture import CHARACTER
 from launch.report.axes import Axes, colour, svg, text, widened
@@ -25,7 +26,9 @@ def speed_and_memory(runs: Sequence[RunView]) -> str | None:
     if len(best) > 1:
         steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in best[1:])
         lines.append(f'<path class="best" d="M{best[0][0]:.1f} {best[0][1]:.1f}{steps}"/>')
-    taken: list[tuple[float, float, float, float]] = []
+    taken = [
+        box for (x, y), (next_x, next_y) in pairwise(best) for box in ((x, y, next_x, y), (next_x, next_y, next_x, y))
+    ]
     for i, run, memory in sorted(shown, key=lambda one: -one[1].summary.tokens_per_sec):
         speed = run.summary.tokens_per_sec
         x, y = axes.x(memory), axes.y(speed)

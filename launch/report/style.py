@@ -13,6 +13,8 @@ h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 40px 0 6px; padding-top: 14px; border-top: 1px solid var(--rule); }
 p { margin: 4px 0 10px; max-width: 78ch; }
 .muted, p.note { color: var(--muted); }
+p.note { max-width: none; }
+h3 { font-size: 15px; margin: 16px 0 2px; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
 .lead { font-size: 17px; margin: 14px 0 4px; max-width: none; }
 code { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
@@ -41,7 +43,7 @@ svg text { dominant-baseline: central; }
 .switches { display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 13.5px; margin: 8px 0; }
 .switches label { display: inline-flex; align-items: center; gap: 7px; cursor: pointer; }
 .switches input { margin: 0; }
-details { border: 1px solid var(--edge); border-radius: 8px; padding: 6px 14px; margin: 8px 0;
+details { border: 1px solid var(--edge); border-radius: 8px; padding: 4px 14px; margin: 5px 0;
   background: var(--card); }
 summary { cursor: pointer; font-weight: 600; font-size: 14px; }
 /* Pictures that are files elsewhere, in ink on white paper. */

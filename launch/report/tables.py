@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 
 from launch.report.axes import colour
 from launch.report.losses import LossDifference
@@ -60,8 +61,10 @@ def loss_findings(findings: Sequence[LossDifference]) -> str:
 
 def config_differences(runs: Sequence[RunView], by_key: Mapping[str, Sequence[str]]) -> str:
     """A row for each run, a column for each key."""
-    heads = [f"<th>{escape(group)}.<br/>{escape(key)}</th>" for group, _, key in (key.partition(".") for key in by_key)]
-    rows = [f'<tr><th class="run">run</th>{"".join(heads)}</tr>']
+    groups = [key.partition(".")[0] for key in by_key]
+    wide = "".join(f'<th colspan="{len(list(same))}">{escape(group)}</th>' for group, same in groupby(groups))
+    narrow = "".join(f"<th>{escape(key.partition('.')[2])}</th>" for key in by_key)
+    rows = [f'<tr><th class="run" rowspan="2">run</th>{wide}</tr><tr>{narrow}</tr>']
     for i, run in enumerate(runs):
         cells = "".join(f"<td>{escape(values[i])}</td>" for values in by_key.values())
         rows.append(f'<tr><td class="run">{_dot(i)}{escape(run.label)}</td>{cells}</tr>')

@@ -65,8 +65,9 @@ class SweepOrder:
             raise ConfigError("where do results go? write sweep.dir=FOLDER")
         refuse_run_folders(rest, "sweep", "sweep.dir=FOLDER")
         folder = Path(given["sweep.dir"]).expanduser().resolve()
-        group = {"logging.wandb_group": re.sub(r"[^\w.+-]+", "_", folder.name) or "sweep"}
-        points = points_of(rest, None, Options.find(line.config_dir), group)
+        group = re.sub(r"[^\w.+-]+", "_", folder.name) or "sweep"
+        defaults = {"logging.wandb_group": group, "measure.expert_load": "true"}
+        points = points_of(rest, None, Options.find(line.config_dir), defaults)
         check_names(points)
         composed = compose_points(points, line.config_dir)
         flags = ["--config-dir", str(line.config_dir.resolve())] if line.config_dir else []

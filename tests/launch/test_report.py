@@ -13,12 +13,14 @@ import pytest
 from harness.made_run import made_run
 
 from launch.cli import main
+from launch.report.axes import PALETTE
 from launch.report.differences import differences
 from launch.report.expert_load import RAMP, shade_of
 from launch.report.goodput import TRAINED, shares
-from launch.report.losses import compare_losses
+from launch.report.losses import coinciding, compare_losses
 from launch.report.run_view import RunView, labels
 from launch.report.speed_and_memory import unbeaten
+from launch.report.style import CSS
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 
@@ -125,6 +127,26 @@ def test_losses_are_equal_or_flagged_with_the_step(folder: Path, tree: ElementTr
     assert {line.get("points", "").count(",") for line in curves} == {4}
 
 
+def test_runs_that_learnt_the_same_share_a_line() -> None:
+    curve = [(1, 6.0), (2, 5.0)]
+    near, far = [(1, 6.0), (2, 5.0 + 4e-4)], [(1, 6.0), (2, 5.0 + 6e-4)]
+    assert coinciding([curve, far, near, curve[:1]]) == [[0, 2], [1], [3]]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", PALETTE)
+def test_lines_stand_out_by_day_and_by_night(colour: str) -> None:
+    """WCAG's contrast for what is no text, on the page's papers."""
+    for paper in re.findall(r"--paper: (#\w+);", CSS):
+        low, high = sorted((luminance(colour), luminance(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 3, paper
+
+
 def test_loss_that_is_no_number_does_not_break_the_page(tmp_path: Path) -> None:
     made_run(tmp_path / "a", TINY, [6.0, float("nan"), 5.0])
     assert main(["report", str(tmp_path / "a")]) == 0
@@ -140,7 +162,7 @@ def test_goodput_shares_make_a_whole(folder: Path) -> None:
 
 def test_a_pipeline_is_drawn_beside_what_was_idle_in_fact(tree: ElementTree.Element) -> None:
     said = " ".join(texts(section(tree, "pipelines")))
-    assert "1f1b, 2 ranks, 4 micro-batches pp: idle 20.0% on paper, measured 25.0%." in said
+    assert "1f1b, 2 ranks, 4 micro-batches Idle on paper 20.0%; measured of a step: pp 25.0%." in said
     assert len(list(section(tree, "pipelines").iter(f"{SVG}rect"))) > 8
 
 

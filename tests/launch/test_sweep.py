@@ -25,7 +25,7 @@ from launch.sweep.results import write_results
 from train.data.file_lock import FileLock
 
 WORDS = ["nproc=1", "model=tiny", "strategy=single,ddp,hsdp", "data=synthetic", "train.steps=3"]
-LOST = ["nproc=1", "model=tiny", "data=tokens", "data.path=/nowhere,/no/where/else", "train.steps=3"]
+LOST = ["nproc=1", "model=tiny", "strategy=ddp,hsdp", "data=tokens", "data.path=/nowhere", "train.steps=3"]
 
 
 @pytest.fixture(scope="module")
@@ -140,14 +140,14 @@ def test_what_failed_is_on_record_and_runs_again_only_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["sweep", f"sweep.dir={tmp_path / 's'}", *LOST]
-    log = tmp_path / "s" / "runs" / "path=nowhere.log"
+    log = tmp_path / "s" / "runs" / "ddp.log"
     assert main(words) == 1
     found = points(tmp_path / "s")
-    assert [one["state"] for one in found.values()] == ["failed", "failed"]
-    assert "/nowhere does not exist: set data.path" in found["path=nowhere"]["why"]
+    assert {name: one["state"] for name, one in found.items()} == {"ddp": "failed", "hsdp": "refused"}
+    assert found["ddp"]["why"].startswith("exit code 2: /nowhere does not exist: set data.path")
     out = capsys.readouterr().out
-    assert "2 points: 2 failed; retry=true runs what failed again" in out
-    assert "path=no_where_else: exit code 2: data.path=/no/where/else does not exist" in out
+    assert "2 points: 1 failed, 1 refused; retry=true runs what failed again" in out
+    assert f"ddp: {found['ddp']['why']}" in out
     before = log.stat().st_mtime_ns
     assert main(words) == 1
     assert log.stat().st_mtime_ns == before
