@@ -1,6 +1,7 @@
 """`switchyard overlap`: which jobs words come to, and the fold from what they left to the table."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from launch.bench.result import PointResult
 from launch.cli import main
 from launch.jobs.points import Point
 from launch.overlap.command import jobs_of
-from launch.overlap.knobs import KNOBS, NO_KNOBS, offered
+from launch.overlap.knobs import KNOBS, NO_KNOBS, offered, typed
 from launch.overlap.proof import Hidden, Order, Proof, compare_losses, issued_earlier
 from launch.overlap.request import Request
 from launch.overlap.side import Side, Step, total_s
@@ -21,6 +22,7 @@ from parallel.config import OverlapConfig
 from train.metrics.summary import RunSummary
 from train.trace.issue_order import Begun
 
+ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["nproc=2", "rounds=2", "model=tiny", "train.steps=6"]
 
 
@@ -32,6 +34,13 @@ def test_every_field_is_a_knob_of_the_right_type() -> None:
         knob = KNOBS[name]
         assert {type(knob.off), type(knob.on)} == {type(defaults[name])}, name
         assert knob.off != knob.on, name
+
+
+def test_every_knob_is_in_the_docs() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) → (\w+) \|", (ROOT / "docs" / "overlap.md").read_text(), re.MULTILINE)
+    assert {name: (off, on) for name, off, on in rows} == {
+        name: (typed(knob.off), typed(knob.on)) for name, knob in KNOBS.items()
+    }
 
 
 def parsed(tmp_path: Path, *words: str) -> Request:
