@@ -14,6 +14,7 @@ from train.ledger.waterfall_html import waterfall_html
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.label import label_of
 from train.metrics.recorder import Recorder
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
@@ -39,7 +40,7 @@ class Report:
         self._folder, self._attempt, self._started, self._config = folder, attempt, started, config
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
-        self._line = ProgressLine(total_steps)
+        self._line = ProgressLine(total_steps, label=label_of(config))
         self._books = LiveBooks(folder, number, started)
         self._last_step = 0.0
         self._named: dict[float, float] = {}
