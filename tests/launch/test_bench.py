@@ -177,6 +177,7 @@ def test_other_words_in_a_folder_are_refused(folder: Path, capsys: pytest.Captur
     assert err.count("\n") == 1
 
 
+@pytest.mark.soak
 def test_what_failed_is_run_again_when_asked(copied: Path) -> None:
     configs = copied.parent / "lost.yaml"
     configs.write_text(json.dumps({"lost": json.loads((copied.parent / "points.yaml").read_text())["lost"]}))
@@ -226,6 +227,7 @@ def test_a_measurement_that_lasts_too_long_is_said(tmp_path: Path) -> None:
     assert machine.complaints == ["ceilings.json: not measured in 0.1 s"]
 
 
+@pytest.mark.soak
 def test_bandwidths_are_of_so_many_ranks(tmp_path: Path) -> None:
     """Another number of ranks in the same folder has its own; and ceilings of before are measured again."""
     (tmp_path / "bus-3.json").write_text('{"all_reduce_gbs": 3.0}')

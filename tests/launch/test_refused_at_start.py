@@ -33,7 +33,7 @@ def test_one_line_and_code_2(module: list[str], tmp_path: Path) -> None:
 def test_torchrun_gives_the_cause_once_more_in_its_summary(tmp_path: Path) -> None:
     done = torchrun(2, "train.stepz=3", cwd=tmp_path)
     assert done.returncode == 1  # torchrun's own
-    assert done.seconds < 15  # nobody waited for a peer
+    assert done.seconds < 90  # nobody waited for a peer, which takes ten minutes
     printed, _, summary = done.stderr.partition("train FAILED")
     assert [line for line in printed.splitlines() if line.startswith("switchyard")] == [SAID.strip()]
     assert summary.count(SAID.strip()) == 1
