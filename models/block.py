@@ -3,9 +3,15 @@
     attention  ->  dispatch  ->  experts  ->  combine
 
     attention   norm, attention, residual, norm, route      weights
-    dispatch    rows to the ranks of their experts          no weights
-    experts     routed and shared experts                   weights
+    dispatch    rows off to the ranks of their experts      no weights
+    experts     routed and shared experts, rows off back    weights
     combine     rows back, weighted sum, residual           no weights
+
+Rows are on their way between these. Either each part waits for what it has sent off, and all of it is exposed; or
+shared experts, and rows of other slots (models/dispatcher.py), are computed meanwhile:
+
+    comm      rows to experts ───→          rows back ─────────→
+    compute   shared: gate, up     routed   shared: down          weighted sum
 
 Four modules with explicit inputs and outputs: whoever hides communication re-orders these four calls (two
 micro-batches', say) and needs no other model. They are modules, not methods, so that the hooks of FSDP2 fire whichever
@@ -15,14 +21,14 @@ experts do.
 B batch, S sequence, T = B·S tokens, D model width, N rows, E experts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.attention import build_attention
 from models.config import ModelConfig
-from models.dispatcher import Dispatched, Dispatcher, combine, dispatch
+from models.dispatcher import Dispatcher, Travelling, settle
 from models.experts import RoutedExperts
 from models.feed_forward import FeedForward
 from models.layers import RMSNorm
@@ -39,11 +45,24 @@ class Attended(NamedTuple):
     """None in a dense block."""
 
 
+class Departed(NamedTuple):
+    """Rows on their way to experts."""
+
+    travelling: tuple[Travelling, ...]
+    """In parts."""
+    tickets: tuple[Any, ...]
+    """Of each part."""
+    ticket: Any
+    """Of all, see models/dispatcher.py."""
+
+
 class ExpertOutput(NamedTuple):
-    """What the experts computed: the shared ones per token, the routed ones per row; None where there are none."""
+    """What the experts computed: the shared ones per token; the routed ones per row, on their way back in parts."""
 
     shared_BSD: Tensor | None
-    rows_ND: Tensor | None
+    """None where there are none."""
+    travelling: tuple[Travelling, ...]
+    """Empty where there are none."""
 
 
 class AttentionPart(nn.Module):
@@ -64,18 +83,19 @@ class AttentionPart(nn.Module):
 
 
 class DispatchPart(nn.Module):
-    """Sends rows to experts, and counts them: here, outside whatever is recomputed, each pair is counted once, and the
-    router's entropy too."""
+    """Sends rows off to experts, and counts them: here, outside whatever is recomputed, each pair is counted once, and
+    the router's entropy too."""
 
     chosen_E: Tensor
     dropped_E: Tensor
 
-    def __init__(self, model: ModelConfig, dispatcher: Dispatcher | None) -> None:
+    def __init__(self, model: ModelConfig, around: Surroundings | None) -> None:
         super().__init__()
-        self.dispatcher = dispatcher
+        self.dispatcher = around.dispatcher if around else None
+        self.hidden = around is not None and around.hide_behind_shared
         self.entropy_sum: Tensor | None = None
         """Σ over tokens since the last reset, float64; None before the first. No buffer: libraries cast those."""
-        if dispatcher is not None:
+        if around is not None:
             for name in ("chosen_E", "dropped_E"):
                 counts_E = torch.zeros(model.moe.n_routed, dtype=torch.int64)
                 self.register_buffer(name, counts_E, persistent=False)
@@ -87,12 +107,15 @@ class DispatchPart(nn.Module):
             self.chosen_E.zero_()
             self.dropped_E.zero_()
 
-    def forward(self, normed_BSD: Tensor, routing: Routing | None) -> Dispatched | None:
+    def forward(self, normed_BSD: Tensor, routing: Routing | None) -> Departed | None:
         if self.dispatcher is None or routing is None:
             return None
-        dispatched = dispatch(self.dispatcher, normed_BSD.flatten(0, 1), routing)
+        leaving = self.dispatcher.leaving(normed_BSD.flatten(0, 1), routing)
+        travelling = tuple(part.begin() for part in leaving.parts)
+        if not self.hidden and len(travelling) == 1:
+            travelling = settle(travelling)
         if self.training:
-            self.chosen_E += dispatched.counts_E
+            self.chosen_E += leaving.counts_E
             if routing.kept_TK is not None:
                 dropped_N = (~routing.kept_TK).flatten().long()
                 for counts_E in (self.chosen_E, self.dropped_E):
@@ -100,7 +123,7 @@ class DispatchPart(nn.Module):
             if routing.entropy_sum is not None:
                 so_far = self.entropy_sum
                 self.entropy_sum = routing.entropy_sum if so_far is None else so_far + routing.entropy_sum
-        return dispatched
+        return Departed(travelling, tuple(part.ticket for part in leaving.parts), leaving.ticket)
 
 
 class ExpertsPart(nn.Module):
@@ -112,15 +135,25 @@ class ExpertsPart(nn.Module):
         shared_dim = model.dense_dim if around is None else model.moe.n_shared * model.moe.expert_dim
         self.shared = FeedForward(model.dim, shared_dim, residual_depth) if shared_dim else None
         self.routed: RoutedExperts | None = None
+        self.dispatcher = around.dispatcher if around else None
+        self.hides = around is not None and around.hide_behind_shared
         if around is not None:
             slots = around.dispatcher.placement.slots_of_rank[around.ep_rank]
             self.routed = RoutedExperts(model.moe, model.dim, residual_depth, slots, model.expert_backend)
 
-    def forward(self, normed_BSD: Tensor, dispatched: Dispatched | None) -> ExpertOutput:
-        rows_ND = None
-        if self.routed is not None and dispatched is not None:
-            rows_ND = self.routed(dispatched.rows_ND, dispatched.offsets_E)
-        return ExpertOutput(self.shared(normed_BSD) if self.shared is not None else None, rows_ND)
+    def forward(self, normed_BSD: Tensor, departed: Departed | None) -> ExpertOutput:
+        if self.shared is not None and self.hides:
+            wide_BSF = self.shared.widen(normed_BSD)
+            going = self._routed(departed)
+            return ExpertOutput(self.shared.narrow(wide_BSF), going)
+        back = settle(self._routed(departed))
+        return ExpertOutput(self.shared(normed_BSD) if self.shared is not None else None, back)
+
+    def _routed(self, departed: Departed | None) -> tuple[Travelling, ...]:
+        if self.routed is None or departed is None:
+            return ()
+        going: tuple[Travelling, ...] = self.routed(departed.travelling, departed.tickets, self.dispatcher)
+        return going
 
 
 class CombinePart(nn.Module):
@@ -130,13 +163,15 @@ class CombinePart(nn.Module):
         super().__init__()
         self.dispatcher = dispatcher
 
-    def forward(self, attended: Attended, dispatched: Dispatched | None, output: ExpertOutput) -> Tensor:
+    def forward(self, attended: Attended, departed: Departed | None, output: ExpertOutput) -> Tensor:
         y_BSD = attended.residual_BSD
         if output.shared_BSD is not None:
             y_BSD = y_BSD + output.shared_BSD
-        if self.dispatcher is None or dispatched is None or output.rows_ND is None or attended.routing is None:
+        if self.dispatcher is None or departed is None or attended.routing is None:
             return y_BSD
-        routed_TD = combine(self.dispatcher, output.rows_ND, dispatched, attended.routing)
+        parts_ND = [travelling.arrive() for travelling in output.travelling]
+        rows_ND = parts_ND[0] if len(parts_ND) == 1 else torch.cat(parts_ND)
+        routed_TD = self.dispatcher.returned(rows_ND, departed.ticket, attended.routing)
         return y_BSD + routed_TD.view_as(y_BSD)
 
 
@@ -147,14 +182,14 @@ class Block(nn.Module):
         super().__init__()
         dispatcher = around.dispatcher if around else None
         self.attention = AttentionPart(model, around)
-        self.dispatch = DispatchPart(model, dispatcher)
+        self.dispatch = DispatchPart(model, around)
         self.experts = ExpertsPart(model, around)
         self.combine = CombinePart(dispatcher)
 
     def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The residual stream after this layer, and what its router adds to the objective (a sum over tokens)."""
         attended = self.attention(x_BSD, mask_B1SS)
-        dispatched = self.dispatch(attended.normed_BSD, attended.routing)
-        output = self.experts(attended.normed_BSD, dispatched)
+        departed = self.dispatch(attended.normed_BSD, attended.routing)
+        output = self.experts(attended.normed_BSD, departed)
         routing = attended.routing
-        return self.combine(attended, dispatched, output), routing.loss_sum if routing is not None else None
+        return self.combine(attended, departed, output), routing.loss_sum if routing is not None else None

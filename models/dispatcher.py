@@ -1,13 +1,15 @@
 """Moving tokens to their experts and back: the interface, and the dispatcher that moves nothing between ranks.
 
-    dispatch   outgoing: rows in the order of ranks  →  exchange  →  arrived: rows by slot
-    combine    returning: rows as they came          →  exchange  →  returned: weighted sums
+    to experts   leaving: rows by rank    →  exchange  →  arrived: rows by slot
+    back         returning: rows by rank  →  exchange  →  returned: weighted sums of tokens
 
-An exchange is begun, and arrived at: what stands between hides it.
+An exchange is begun, and arrived at: what stands between hides it. Rows may leave in several parts, each for other
+slots: then the experts of one part hide the exchange of the next.
 
 T tokens, K experts per token, N rows, D model width, E experts (here: slots).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,7 +21,7 @@ from models.router import Routing
 
 
 class Travelling(Protocol):
-    """Rows on their way."""
+    """Rows on their way. A tuple with a tensor in it, so that hooks of FSDP2 see that gradients pass."""
 
     def arrive(self) -> Tensor:
         """Wait for them. Once."""
@@ -40,6 +42,21 @@ class Outgoing(NamedTuple):
     ticket: Any
     """What the dispatcher that made this needs once they are there."""
 
+    def begin(self) -> Travelling:
+        """Send them off."""
+        return self.exchange.begin(self.rows_ND)
+
+
+class Leaving(NamedTuple):
+    """The rows of this rank's tokens."""
+
+    parts: tuple[Outgoing, ...]
+    """Each for other slots (models/placement.py: groups_of_slots)."""
+    counts_E: Tensor
+    """int64: pairs of *this rank's tokens* that are kept, per logical expert of all ranks."""
+    ticket: Any
+    """What the dispatcher that made this needs for `returned`."""
+
 
 class Dispatched(NamedTuple):
     """Rows sorted by slot, and what it takes to bring them back."""
@@ -48,10 +65,8 @@ class Dispatched(NamedTuple):
     """One row per (token, expert) pair that is kept, all of a slot's rows together."""
     offsets_E: Tensor
     """int32: the end of each slot's rows."""
-    counts_E: Tensor
-    """int64: pairs of *this rank's tokens* that are kept, per logical expert of all ranks."""
     ticket: Any
-    """What the dispatcher that made this needs to bring them back."""
+    """What the dispatcher that made this needs for `returning`."""
 
 
 class Dispatcher(Protocol):
@@ -59,39 +74,32 @@ class Dispatcher(Protocol):
 
     placement: ExpertPlacement
 
-    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+    def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
         """A row for each of a token's K experts, but for the dropped pairs."""
 
-    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
-        """What came of them, by slot."""
+    def arrived(self, rows_ND: Tensor, ticket: Any) -> Dispatched:
+        """What came of one part, by slot; `ticket` of its Outgoing."""
 
-    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
-        """The experts' rows, on their way back."""
+    def returning(self, rows_ND: Tensor, ticket: Any) -> Outgoing:
+        """The experts' rows of one part, for the way back; `ticket` of its Dispatched."""
 
-    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
-        """The sum of each token's rows by weight: [T, D]."""
-
-
-def dispatch(dispatcher: Dispatcher, x_TD: Tensor, routing: Routing) -> Dispatched:
-    """Send each token's row to its K experts, and wait for those that come here."""
-    outgoing = dispatcher.outgoing(x_TD, routing)
-    return dispatcher.arrived(outgoing.exchange.begin(outgoing.rows_ND).arrive(), outgoing)
-
-
-def combine(dispatcher: Dispatcher, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
-    """Bring the experts' rows back, wait for them, and sum each token's by weight: [T, D]."""
-    returning = dispatcher.returning(rows_ND, dispatched)
-    return dispatcher.returned(returning.exchange.begin(returning.rows_ND).arrive(), dispatched, routing)
+    def returned(self, rows_ND: Tensor, ticket: Any, routing: Routing) -> Tensor:
+        """The sum of each token's rows by weight, [T, D]; `rows_ND` of all parts, `ticket` of their Leaving."""
 
 
 class Staying(NamedTuple):
-    """Rows that need not travel."""
+    """Rows that are there."""
 
     rows_ND: Tensor
 
     def arrive(self) -> Tensor:
         """See Travelling."""
         return self.rows_ND
+
+
+def settle(travelling: Sequence[Travelling]) -> tuple[Staying, ...]:
+    """Wait for them now: nothing is to hide them."""
+    return tuple(Staying(one.arrive()) for one in travelling)
 
 
 class NoExchange:
@@ -113,7 +121,7 @@ class LocalDispatcher:
         # Kept per device: building it in each forward would copy from pageable memory, and that waits for the GPU.
         self._slot_of_E: dict[torch.device, Tensor] = {}
 
-    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+    def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
         """Sorted by slot already."""
         if x_TD.device not in self._slot_of_E:
             self._slot_of_E[x_TD.device] = torch.tensor(self._slot_of_expert, device=x_TD.device)
@@ -123,18 +131,17 @@ class LocalDispatcher:
         some_have_none = routing.kept_TK is not None or not self._all_here
         pairs = sort_pairs(slot_N, self._n_slots, some_have_none)
         rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
-        counts_E = count_pairs(routing, self.placement.n_experts)
-        return Outgoing(rows_ND, NoExchange(), Dispatched(rows_ND, pairs.ends_E.int(), counts_E, pairs))
+        part = Outgoing(rows_ND, NoExchange(), pairs.ends_E.int())
+        return Leaving((part,), count_pairs(routing, self.placement.n_experts), pairs)
 
-    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+    def arrived(self, rows_ND: Tensor, ticket: Tensor) -> Dispatched:
         """See Dispatcher."""
-        dispatched: Dispatched = outgoing.ticket
-        return dispatched
+        return Dispatched(rows_ND, ticket, None)
 
-    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+    def returning(self, rows_ND: Tensor, ticket: Any) -> Outgoing:
         """See Dispatcher."""
         return Outgoing(rows_ND, NoExchange(), None)
 
-    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    def returned(self, rows_ND: Tensor, ticket: Any, routing: Routing) -> Tensor:
         """See Dispatcher."""
-        return weigh(from_rows(rows_ND, dispatched.ticket), routing)
+        return weigh(from_rows(rows_ND, ticket), routing)

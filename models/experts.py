@@ -3,11 +3,16 @@
 N rows, E slots, D model width, F expert width.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ExpertBackend, MoEConfig
+from models.dispatcher import Dispatcher, Travelling
+from models.placement import groups_of_slots
 
 
 class RoutedExperts(nn.Module):
@@ -33,10 +38,29 @@ class RoutedExperts(nn.Module):
             "down_EDF": (moe.expert_dim * residual_depth) ** -0.5,
         }
 
-    def forward(self, rows_ND: Tensor, offsets_E: Tensor) -> Tensor:
+    def forward(
+        self, coming: Sequence[Travelling], tickets: Sequence[Any], dispatcher: Dispatcher
+    ) -> tuple[Travelling, ...]:
+        """Take what comes, part by part, and send it back: a part's rows travel while the next one is computed.
+
+        `tickets`: of what went out (models/dispatcher.py).
+        """
+        weights = (self.gate_EFD, self.up_EFD, self.down_EDF)
+        of_parts: Sequence[tuple[Tensor, ...]] = [weights]
+        if len(coming) > 1:  # cut once: each cut of a weight makes a whole gradient of it
+            sizes = groups_of_slots(len(self.expert_of_slot), len(coming))
+            of_parts = list(zip(*(weight.split(sizes) for weight in weights), strict=True))
+        going = []
+        for travelling, ticket, of_part in zip(coming, tickets, of_parts, strict=True):
+            dispatched = dispatcher.arrived(travelling.arrive(), ticket)
+            rows_ND = self.compute(dispatched.rows_ND, dispatched.offsets_E, *of_part)
+            going.append(dispatcher.returning(rows_ND, dispatched.ticket).begin())
+        return tuple(going)
+
+    def compute(self, rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
         """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine."""
-        weights = tuple(w.to(rows_ND.dtype) for w in (self.gate_EFD, self.up_EFD, self.down_EDF))
-        if choose_backend(self.backend, rows_ND, self.gate_EFD.shape[1]) is ExpertBackend.grouped_mm:
+        weights = tuple(weight.to(rows_ND.dtype) for weight in (gate_EFD, up_EFD, down_EDF))
+        if choose_backend(self.backend, rows_ND, gate_EFD.shape[1]) is ExpertBackend.grouped_mm:
             return _grouped(rows_ND, offsets_E, *weights)
         return _loop(rows_ND, offsets_E, *weights)
 

@@ -7,7 +7,7 @@ from models.layers import Linear
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) · up(x)): [..., D] to [..., D]."""
+    """down(silu(gate(x)) · up(x)): [..., D] to [..., D]. In halves, for whoever has something else to do between."""
 
     def __init__(self, dim: int, hidden_dim: int, residual_depth: int) -> None:
         super().__init__()
@@ -16,4 +16,12 @@ class FeedForward(nn.Module):
         self.down = Linear(hidden_dim, dim, residual_depth)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.narrow(self.widen(x))
+
+    def widen(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., F]."""
+        return F.silu(self.gate(x)) * self.up(x)
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """[..., F] to [..., D]."""
+        return self.down(wide)

@@ -58,6 +58,11 @@ class ExpertPlacement:
         return position
 
 
+def groups_of_slots(n_slots: int, n_groups: int) -> list[int]:
+    """Sizes of `n_groups` groups of neighbouring slots, as equal as can be."""
+    return [(group + 1) * n_slots // n_groups - group * n_slots // n_groups for group in range(n_groups)]
+
+
 def _per_rank(n_experts: int, n_ranks: int) -> int:
     if n_experts % n_ranks:
         raise ValueError(f"{n_experts} experts do not divide over {n_ranks} ranks")

@@ -18,6 +18,8 @@ class Surroundings:
 
     dispatcher: Dispatcher
     """Serves all MoE layers."""
+    hide_behind_shared: bool = False
+    """Whether shared experts are computed while rows travel."""
     ep_rank: int = 0
     """Whose slots of the dispatcher's placement live here."""
     sum_over_data_ranks: Callable[[Tensor], Tensor] = over_one_rank

@@ -12,7 +12,7 @@ what stands between these hides it, in both directions: autograd goes back the w
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,15 +76,15 @@ class Scatter(Exchange):
         return self.among.comm.start_all_gather(grad, self.among.group, self.among.kind)
 
 
-class Travelling:
+class Travelling(NamedTuple):
     """What an exchange was begun with, until it is there."""
 
-    def __init__(self, token: Tensor, link: "_Link") -> None:
-        self._token, self._link = token, link
+    token: Tensor
+    link: "_Link"
 
     def arrive(self) -> Tensor:
         """Wait for it. Once."""
-        arrived: Tensor = _Arrive.apply(self._token, self._link)
+        arrived: Tensor = _Arrive.apply(self.token, self.link)
         return arrived
 
 

@@ -83,9 +83,10 @@ class ShardedGradients:
     left to arrange is what is wanted once per step: HSDP's sum over replicas, and the sums over ranks that no mesh of
     FSDP2 spans, tensor-parallel ranks (of weights that these do not split) and DualPipe's pairs.
 
-    A schedule that splits backward makes weight gradients by hand, where no hook of FSDP2 fires (and parameters must
-    stay gathered, or they silently get none: overlap.reshard_after_forward=false). Then all micro-batches add up in
-    whole, unsharded gradients of the reduce dtype, and are scattered once, after the last one.
+    With `overlap` off all micro-batches add up in whole, unsharded gradients of the reduce dtype, and are scattered
+    once, after the last one. So they are under a schedule that splits backward: it makes weight gradients by hand,
+    where no hook of FSDP2 fires (and parameters must stay gathered, or they silently get none: see
+    overlap.reshard_after_forward).
     """
 
     def __init__(
@@ -94,10 +95,12 @@ class ShardedGradients:
         owned: Mapping[str, Owned],
         beyond: Mapping[str, Axis],
         comm: Communicator,
+        overlap: bool,
         split_backward: bool,
     ) -> None:
         """`beyond`: by parameter, the ranks outside FSDP2's mesh to sum over."""
-        self._stages, self._owned, self._comm, self._split_backward = stages, owned, comm, split_backward
+        self._stages, self._owned, self._comm = stages, owned, comm
+        self._split_backward, self._once = split_backward, split_backward or not overlap
         self._parameters = {name: p for stage in stages.values() for name, p in stage.named_parameters()}
         self._beyond: dict[ProcessGroup, list[str]] = {}
         for name in sorted(owned):  # the same order on every rank, whichever stage it has first
@@ -109,18 +112,18 @@ class ShardedGradients:
         for name, parameter in self._parameters.items():
             parameter.grad = None
             self._owned[name].master.grad = None
-        if self._split_backward:
+        if self._once:
             for stage in self._stages.values():
                 assert isinstance(stage, FSDPModule)
                 stage.set_is_last_backward(False)
-                stage.set_reshard_after_backward(False)
+                stage.set_reshard_after_backward(not self._split_backward)
                 stage.set_requires_gradient_sync(False)
 
     def begin_backward(self, stage: StageKey, last: bool) -> None:
         """Let the last micro-batch's backward sum over replicas."""
         module = self._stages[stage]
         assert isinstance(module, FSDPModule)
-        if not self._split_backward:
+        if not self._once:
             module.set_requires_all_reduce(last)
 
     def arrived(self, stage: StageKey, name: str) -> None:
@@ -132,7 +135,7 @@ class ShardedGradients:
 
     def finish_step(self) -> None:
         """Reduce what has not been reduced, and hand the shards' gradients over."""
-        if self._split_backward:
+        if self._once:
             # By stage number: two ranks that hold the same stages in two chains agree on the order.
             for key in sorted(self._stages, key=lambda key: (key.stage, key.chain)):
                 reduce_accumulated(self._stages[key])

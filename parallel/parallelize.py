@@ -104,7 +104,7 @@ def parallelize(
     layout = Layout.over_world(degrees, world.rank)
     schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
     layers = split_layers(model_config, schedule.n_stages, sequence_length)
-    around = _surroundings(model_config, strategy, layout, comm)
+    around = _surroundings(model_config, strategy, overlap, layout, comm)
     tp = layout.dense.axis("tp")
 
     stages: dict[StageKey, Transformer] = {}
@@ -120,7 +120,7 @@ def parallelize(
                 buffer.data = buffer.data.to(precision.parameters.torch)
         if degrees.tp > 1:
             splits |= tensor_parallel(stage, Among(comm, tp.group, CommKind.tp), degrees.etp > 1)
-        recompute_parts(stage, strategy.recompute)
+        recompute_parts(stage, strategy.recompute, around.hide_behind_shared)
         stages[key] = stage
 
     if strategy.reduction is Reduction.shard:
@@ -147,7 +147,9 @@ def parallelize(
     return parallel
 
 
-def _surroundings(model: ModelConfig, strategy: StrategyConfig, layout: Layout, comm: Communicator) -> Surroundings:
+def _surroundings(
+    model: ModelConfig, strategy: StrategyConfig, overlap: OverlapConfig, layout: Layout, comm: Communicator
+) -> Surroundings:
     """What the network needs from outside this rank."""
     degrees = layout.degrees
     tokens = layout.dense.axis("dp_replicate", "dp_shard", "tp")
@@ -163,9 +165,12 @@ def _surroundings(model: ModelConfig, strategy: StrategyConfig, layout: Layout, 
         ep.rank,
         Among(comm, ep.group, CommKind.ep),
         among_tp if degrees.etp > 1 else None,
+        overlap.dispatch_chunks,
     )
+    travels = degrees.ep * degrees.etp > 1 and model.moe.n_shared > 0
     sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()
-    return Surroundings(dispatcher, ep.rank, sum_over_data_ranks, sequence)
+    hides = travels and overlap.shared_experts is not False
+    return Surroundings(dispatcher, hides, ep.rank, sum_over_data_ranks, sequence)
 
 
 def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMesh]:
@@ -247,5 +252,5 @@ def _lay_gradients(
     }
     if sharding:
         beyond = {name: holders(name).summed for name in owned}
-        return owned, ShardedGradients(stages, owned, beyond, comm, schedule.splits_backward)
+        return owned, ShardedGradients(stages, owned, beyond, comm, overlap.grad_reduce, schedule.splits_backward)
     return owned, GradientReducer(reduced, comm, bucket_bytes, overlap.grad_reduce)

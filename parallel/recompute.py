@@ -23,11 +23,11 @@ EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
 """Names of aten operators whose results `selective` keeps; and every scaled_dot_product kernel."""
 
 
-def recompute_parts(stage: Transformer, what: Recompute) -> None:
-    """Have `stage`'s parts recompute, in place. By their `forward`, not by a wrapper: names stay as they are, and the
+def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool) -> None:
+    """Have `stage`'s parts recompute, in place. By their methods, not by a wrapper: names stay as they are, and the
     hooks of FSDP2, which gather weights before a part runs, stay around it. None may be inside: in backward it does
     other things than in forward, which `selective` takes for another computation. So shared and routed experts, which
-    may be sharded apart, are parts of their own."""
+    may be sharded apart, are parts of their own; and no row may travel inside, or it would travel twice."""
     if what is Recompute.none:
         return
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -35,9 +35,12 @@ def recompute_parts(stage: Transformer, what: Recompute) -> None:
         again = partial(again, context_fn=_keep_products)
     for block in stage.layers.values():
         assert isinstance(block, Block)
-        part: nn.Module
-        for part in filter(None, (block.attention, block.experts.shared, block.experts.routed)):
-            part.forward = partial(again, part.forward)
+        methods: list[tuple[nn.Module | None, str]] = [(block.attention, "forward"), (block.experts.routed, "compute")]
+        halves = ("widen", "narrow") if shared_in_halves and block.experts.routed is not None else ("forward",)
+        methods += [(block.experts.shared, name) for name in halves]
+        for part, name in methods:
+            if part is not None:
+                setattr(part, name, partial(again, getattr(part, name)))
 
 
 def _keep_products() -> Any:

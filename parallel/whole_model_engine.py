@@ -126,11 +126,13 @@ def build_whole_model(
 
     experts = LocalDispatcher(ExpertPlacement.contiguous(config.moe.n_routed))
     with torch.device("meta"):
-        model = Transformer(config, precision.compute.torch, Surroundings(experts, 0, sum_over_data_ranks))
+        model = Transformer(
+            config, precision.compute.torch, Surroundings(experts, sum_over_data_ranks=sum_over_data_ranks)
+        )
     for parameter in model.parameters():
         parameter.data = parameter.data.to(resident)
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.data = buffer.data.to(precision.parameters.torch)
-    recompute_parts(model, recompute)
+    recompute_parts(model, recompute, shared_in_halves=False)
     return model

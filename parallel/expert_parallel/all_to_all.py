@@ -9,19 +9,27 @@
 The host must know how many rows come before it can receive them: one wait a layer, which every dispatcher of this kind
 pays. Backward is the same exchange the other way.
 
-T tokens, K experts per token, N rows, D model width, E experts of all ranks, s slots of this rank, R ranks.
+In several parts, rows go by group of slots before rank: the slots of one group, on all ranks, are computed while the
+rows of the next one travel (Tutel, Hwang et al. 2023, cuts tokens instead: each expert would then compute smaller
+products, and add up its weights' gradient part by part).
+
+    comm      to group 0 │ to group 1        │ back from 0          │ back from 1
+    compute              │ experts of 0      │ experts of 1         │
+
+T tokens, K experts per token, N rows, D model width, E experts of all ranks, s slots of this rank, R ranks, G groups.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from models.dispatcher import Dispatched, Outgoing
+from models.dispatcher import Dispatched, Leaving, Outgoing
 from models.permutation import Sorted, count_pairs, from_rows, reorder, sort_pairs, to_rows, weigh
-from models.placement import ExpertPlacement
+from models.placement import ExpertPlacement, groups_of_slots
 from models.router import Routing
 from parallel.collective_functions import Among, Exchange
 from parallel.comm import Pending
@@ -30,31 +38,40 @@ from parallel.comm import Pending
 class RowCounts:
     """How many rows this rank sends to each rank, and how many come from each, once their exchange is over."""
 
-    def __init__(self, out_E: Tensor, slots_of_rank: Sequence[int], rank: int, among: Among) -> None:
-        """`out_E`: rows of this rank's tokens by slot, of all ranks. Begins to exchange them."""
+    def __init__(self, out_E: Tensor, slots_of_rank: Sequence[int], n_groups: int, rank: int, among: Among) -> None:
+        """`out_E`: rows of this rank's tokens by slot, of all ranks in turn. Begins to exchange them."""
         self._out_E, self._slots_of_rank, self._among = out_E, list(slots_of_rank), among
-        self._shape = (len(slots_of_rank), slots_of_rank[rank])
+        self._groups_of_rank = [groups_of_slots(n, n_groups) for n in slots_of_rank]
+        self._rank = rank
         received = [slots_of_rank[rank]] * len(slots_of_rank)
         self._coming = among.comm.start_all_to_all(out_E, self._slots_of_rank, received, among.group, among.kind)
 
     @cached_property
-    def in_Rs(self) -> Tensor:
-        """Rows that come, by the rank that sends them and slot."""
-        return self._among.comm.wait(self._coming).view(self._shape)
+    def in_GRs(self) -> tuple[Tensor, ...]:
+        """Rows that come, by group, the rank that sends them, and slot."""
+        in_Rs = self._among.comm.wait(self._coming).view(len(self._slots_of_rank), -1)
+        return in_Rs.split(self._groups_of_rank[self._rank], dim=1)
 
     @cached_property
-    def sent_and_received(self) -> tuple[list[int], list[int]]:
-        """Rows to each rank and from each. Waits for the GPU, the only time where no pair is dropped."""
-        sent_R = torch.stack([counts.sum() for counts in self._out_E.split(self._slots_of_rank)])
-        sent, received = torch.stack((sent_R, self.in_Rs.sum(1))).tolist()
-        return sent, received
+    def sent_and_received(self) -> list[list[list[int]]]:
+        """By group: rows to each rank, and from each. Waits for the GPU, the only time where no pair is dropped."""
+        out_RGs = [
+            of_rank.split(groups)
+            for of_rank, groups in zip(self._out_E.split(self._slots_of_rank), self._groups_of_rank, strict=True)
+        ]
+        sent_GR = torch.stack(
+            [torch.stack([rows.sum() for rows in of_group]) for of_group in zip(*out_RGs, strict=True)]
+        )
+        received_GR = torch.stack([in_Rs.sum(1) for in_Rs in self.in_GRs])
+        counts: list[list[list[int]]] = torch.stack((sent_GR, received_GR), dim=1).tolist()
+        return counts
 
 
 class RowExchange(Exchange):
-    """Rows to the ranks of their experts, or `back`. Asks for the counts when it is begun, and not before."""
+    """A group's rows to the ranks of their experts, or `back`. Asks for the counts when it is begun, and not before."""
 
-    def __init__(self, counts: RowCounts, among: Among, back: bool) -> None:
-        self.counts, self.among, self._back = counts, among, back
+    def __init__(self, counts: RowCounts, group: int, among: Among, back: bool) -> None:
+        self.counts, self.among, self._group, self._back = counts, among, group, back
 
     def start(self, x: Tensor) -> Pending:
         return self._start(x, self._back)
@@ -63,22 +80,19 @@ class RowExchange(Exchange):
         return self._start(grad, not self._back)
 
     def _start(self, rows_ND: Tensor, back: bool) -> Pending:
-        sent, received = self.counts.sent_and_received
+        sent, received = self.counts.sent_and_received[self._group]
         if back:
             sent, received = received, sent
         return self.among.comm.start_all_to_all(rows_ND, sent, received, self.among.group, self.among.kind)
 
 
-class _Leaving(NamedTuple):
-    pairs: Sorted
+class _Part(NamedTuple):
     counts: RowCounts
-    counts_E: Tensor
-    """Pairs of this rank's tokens, by logical expert."""
+    group: int
 
 
 class _Ticket(NamedTuple):
-    pairs: Sorted
-    counts: RowCounts
+    part: _Part
     order_N: Tensor
     """From (source, slot) to slot order."""
     inverse_N: Tensor
@@ -88,47 +102,70 @@ class _Ticket(NamedTuple):
 class AllToAllDispatcher:
     """Rows of this rank's tokens go to the ranks that `placement` says; this one is `rank` of them."""
 
-    def __init__(self, placement: ExpertPlacement, rank: int, among: Among) -> None:
+    def __init__(self, placement: ExpertPlacement, rank: int, among: Among, n_parts: int = 1) -> None:
+        """`n_parts`: in how many they leave."""
         self.placement = placement
-        self._rank, self._among = rank, among
+        self._rank, self._among, self._n_parts = rank, among, n_parts
         self._slots_of_rank = [len(slots) for slots in placement.slots_of_rank]
-        self._place_of_E: dict[torch.device, Tensor] = {}
+        self._positions = _by_group(self._slots_of_rank, n_parts)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+    def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
         """See Dispatcher. Their counts travel while rows are gathered."""
-        n_experts, device = self.placement.n_experts, x_TD.device
-        if device not in self._place_of_E:
-            self._place_of_E[device] = torch.tensor(self.placement.position_of_expert(), device=device)
-        place_N = self._place_of_E[device][routing.experts_TK.flatten()]
+        n_experts = self.placement.n_experts
+        place_of_E, place_of_position_E = self._places(x_TD.device)
+        place_N = place_of_E[routing.experts_TK.flatten()]
         if routing.kept_TK is not None:
             place_N = place_N.masked_fill(~routing.kept_TK.flatten(), n_experts)
         pairs = sort_pairs(place_N, n_experts, routing.kept_TK is not None)
         out_E = pairs.ends_E.diff(prepend=pairs.ends_E.new_zeros(1))
-        counts = RowCounts(out_E, self._slots_of_rank, self._rank, self._among)
+        if self._n_parts > 1:
+            out_E = out_E[place_of_position_E]
+        counts = RowCounts(out_E, self._slots_of_rank, self._n_parts, self._rank, self._among)
         rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
-        ticket = _Leaving(pairs, counts, count_pairs(routing, n_experts))
-        return Outgoing(rows_ND, RowExchange(counts, self._among, back=False), ticket)
+        parts_ND = (rows_ND,)
+        if self._n_parts > 1:
+            parts_ND = rows_ND.split([sum(sent) for sent, _ in counts.sent_and_received])
+        parts = [
+            Outgoing(rows_ND, RowExchange(counts, group, self._among, back=False), _Part(counts, group))
+            for group, rows_ND in enumerate(parts_ND)
+        ]
+        return Leaving(tuple(parts), count_pairs(routing, n_experts), pairs)
 
-    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+    def arrived(self, rows_ND: Tensor, ticket: _Part) -> Dispatched:
         """See Dispatcher."""
-        leaving: _Leaving = outgoing.ticket
-        in_Rs = leaving.counts.in_Rs
+        in_Rs = ticket.counts.in_GRs[ticket.group]
         slots_Rs = torch.arange(in_Rs.shape[1], device=rows_ND.device).repeat(len(in_Rs))
         slot_N = slots_Rs.repeat_interleave(in_Rs.flatten(), output_size=len(rows_ND))
         order_N = slot_N.argsort(stable=True)
         inverse_N = torch.empty_like(order_N)
         inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-        ticket = _Ticket(leaving.pairs, leaving.counts, order_N, inverse_N)
-        by_slot_ND = reorder(rows_ND, order_N, inverse_N)
-        return Dispatched(by_slot_ND, in_Rs.sum(0).cumsum(0).int(), leaving.counts_E, ticket)
+        offsets_s = in_Rs.sum(0).cumsum(0).int()
+        return Dispatched(reorder(rows_ND, order_N, inverse_N), offsets_s, _Ticket(ticket, order_N, inverse_N))
 
-    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+    def returning(self, rows_ND: Tensor, ticket: _Ticket) -> Outgoing:
         """See Dispatcher."""
-        ticket: _Ticket = dispatched.ticket
         leaving_ND = reorder(rows_ND, ticket.inverse_N, ticket.order_N)
-        return Outgoing(leaving_ND, RowExchange(ticket.counts, self._among, back=True), None)
+        exchange = RowExchange(ticket.part.counts, ticket.part.group, self._among, back=True)
+        return Outgoing(leaving_ND, exchange, None)
 
-    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    def returned(self, rows_ND: Tensor, ticket: Sorted, routing: Routing) -> Tensor:
         """See Dispatcher."""
-        ticket: _Ticket = dispatched.ticket
-        return weigh(from_rows(rows_ND, ticket.pairs), routing)
+        return weigh(from_rows(rows_ND, ticket), routing)
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """In the order in which rows leave, the place of each expert, and of each slot of all ranks in turn."""
+        if device not in self._tables:
+            place_of_position_E = torch.tensor(self._positions, device=device).argsort()
+            place_of_E = place_of_position_E[torch.tensor(self.placement.position_of_expert(), device=device)]
+            self._tables[device] = place_of_E, place_of_position_E
+        return self._tables[device]
+
+
+def _by_group(slots_of_rank: Sequence[int], n_groups: int) -> list[int]:
+    """All ranks' slots, numbered rank by rank, in the order of group, then rank."""
+    groups_of_rank = []
+    for first, n_slots in zip(accumulate(slots_of_rank, initial=0), slots_of_rank, strict=False):
+        ends = list(accumulate(groups_of_slots(n_slots, n_groups), initial=first))
+        groups_of_rank.append([range(*bounds) for bounds in pairwise(ends)])
+    return [slot for of_group in zip(*groups_of_rank, strict=True) for slots in of_group for slot in slots]

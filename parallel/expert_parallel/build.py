@@ -28,14 +28,20 @@ def build_placement(name: PlacementName, n_experts: int, n_ranks: int) -> Expert
 
 
 def build_dispatcher(
-    name: DispatcherName, placement: ExpertPlacement, rank: int, among_ep: Among, among_etp: Among | None
+    name: DispatcherName,
+    placement: ExpertPlacement,
+    rank: int,
+    among_ep: Among,
+    among_etp: Among | None,
+    n_parts: int = 1,
 ) -> Dispatcher:
-    """The dispatcher of expert-parallel `rank`; `among_etp` are the ranks that split experts by width, if any do."""
+    """The dispatcher of expert-parallel `rank`; `among_etp` are the ranks that split experts by width, if any do;
+    `n_parts` in which rows travel each to its own."""
     dispatcher: Dispatcher
     if len(placement.slots_of_rank) == 1:
         dispatcher = LocalDispatcher(placement)
     elif name is DispatcherName.all_to_all:
-        dispatcher = AllToAllDispatcher(placement, rank, among_ep)
+        dispatcher = AllToAllDispatcher(placement, rank, among_ep, n_parts)
     else:
         dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank), among_ep)
     return dispatcher if among_etp is None else GatheredDispatcher(dispatcher, among_etp)

@@ -10,25 +10,20 @@ split experts by width: each takes all pairs, and makes a part of every row.
 T tokens of this rank, R ranks, K experts per token, D model width.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.dispatcher import Dispatched, Dispatcher, Outgoing, combine, dispatch
+from models.dispatcher import Dispatched, Dispatcher, Leaving, Outgoing
 from models.permutation import count_pairs
 from models.router import Routing
 from parallel.collective_functions import Among, Gather, Scatter, all_gather
 
 
-class _Leaving(NamedTuple):
-    routing: Routing
-    """Of all ranks' tokens."""
-    counts_E: Tensor
-    """Pairs of this rank's tokens, by logical expert."""
-
-
 class _Ticket(NamedTuple):
-    inner: Dispatched
+    inner: Any
+    """Of what came, and of its leaving, in the inner dispatcher."""
+    inner_leaving: Any
     routing: Routing
     """Of all ranks' tokens."""
 
@@ -40,7 +35,7 @@ class GatheredDispatcher:
         self._inner, self._among = inner, among
         self.placement = inner.placement
 
-    def outgoing(self, x_TD: Tensor, routing: Routing) -> Outgoing:
+    def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
         """See Dispatcher: the tokens themselves. Their choices and weights are gathered here."""
         among = self._among
         kept_TK = routing.kept_TK
@@ -51,19 +46,21 @@ class GatheredDispatcher:
             kept_TK=None if kept_TK is None else all_gather(kept_TK.byte(), among).bool(),
         )
         counts_E = count_pairs(routing, self.placement.n_experts)
-        return Outgoing(x_TD, Gather(among), _Leaving(whole, counts_E))
+        return Leaving((Outgoing(x_TD, Gather(among), whole),), counts_E, None)
 
-    def arrived(self, rows_ND: Tensor, outgoing: Outgoing) -> Dispatched:
+    def arrived(self, rows_ND: Tensor, ticket: Routing) -> Dispatched:
         """See Dispatcher."""
-        leaving: _Leaving = outgoing.ticket
-        inner = dispatch(self._inner, rows_ND, leaving.routing)
-        return Dispatched(inner.rows_ND, inner.offsets_E, leaving.counts_E, _Ticket(inner, leaving.routing))
+        leaving = self._inner.leaving(rows_ND, ticket)
+        (part,) = leaving.parts
+        inner = self._inner.arrived(part.begin().arrive(), part.ticket)
+        return Dispatched(inner.rows_ND, inner.offsets_E, _Ticket(inner.ticket, leaving.ticket, ticket))
 
-    def returning(self, rows_ND: Tensor, dispatched: Dispatched) -> Outgoing:
+    def returning(self, rows_ND: Tensor, ticket: _Ticket) -> Outgoing:
         """See Dispatcher: partial sums of the tokens."""
-        ticket: _Ticket = dispatched.ticket
-        return Outgoing(combine(self._inner, rows_ND, ticket.inner, ticket.routing), Scatter(self._among), None)
+        returned_ND = self._inner.returning(rows_ND, ticket.inner).begin().arrive()
+        partial_TD = self._inner.returned(returned_ND, ticket.inner_leaving, ticket.routing)
+        return Outgoing(partial_TD, Scatter(self._among), None)
 
-    def returned(self, rows_ND: Tensor, dispatched: Dispatched, routing: Routing) -> Tensor:
+    def returned(self, rows_ND: Tensor, ticket: None, routing: Routing) -> Tensor:
         """See Dispatcher."""
         return rows_ND

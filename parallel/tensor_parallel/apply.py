@@ -44,7 +44,8 @@ def tensor_parallel(stage: Transformer, among: Among, split_experts: bool) -> di
         if shared is not None:
             for name, dim in (("gate", 0), ("up", 0), ("down", 1)):
                 cut.linear(getattr(shared, name), f"layers.{number}.experts.shared.{name}", dim)
-            shared.forward = partial(_on_whole_sequence, shared.forward, among)  # type: ignore[method-assign]
+            shared.widen = partial(_of_whole_sequence, shared.widen, among)  # type: ignore[method-assign]
+            shared.narrow = partial(_to_sequence_part, shared.narrow, among)  # type: ignore[method-assign]
         if routed is not None and split_experts:
             for name, dim in (("gate_EFD", 1), ("up_EFD", 1), ("down_EDF", 2)):
                 cut.parameter(routed, f"layers.{number}.experts.routed.{name}", dim)
@@ -149,6 +150,14 @@ def _cut_attention(
     if mixer.output.bias is not None:
         mixer.output = _PartialOutput(mixer.output, cut.count)
     mixer.forward = partial(_on_whole_sequence, mixer.forward, among)  # type: ignore[method-assign]
+
+
+def _of_whole_sequence(forward: Callable[[Tensor], Tensor], among: Among, x_BsD: Tensor) -> Tensor:
+    return forward(gather_sequence(x_BsD, among))
+
+
+def _to_sequence_part(forward: Callable[[Tensor], Tensor], among: Among, x: Tensor) -> Tensor:
+    return scatter_sequence(forward(x), among)
 
 
 def _on_whole_sequence(forward: Callable[..., Tensor], among: Among, x_BsD: Tensor, *rest: Tensor | None) -> Tensor:

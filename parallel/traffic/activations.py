@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from models.config import ModelConfig
 from parallel.comm_kind import CommKind
-from parallel.config import PrecisionConfig, Recompute, StrategyConfig
+from parallel.config import OverlapConfig, PrecisionConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName
 from parallel.mesh import Degrees
 from parallel.traffic.step_shape import StepShape
@@ -43,11 +43,12 @@ class MicroBatchTraffic:
         self,
         model: ModelConfig,
         strategy: StrategyConfig,
+        overlap: OverlapConfig,
         precision: PrecisionConfig,
         degrees: Degrees,
         step: StepShape,
     ) -> None:
-        self._model, self._strategy, self._degrees = model, strategy, degrees
+        self._model, self._strategy, self._overlap, self._degrees = model, strategy, overlap, degrees
         self._itemsize = precision.compute.torch.itemsize
         self._wide = max(4, self._itemsize)
         """Bytes of a routing weight, and of a logit in the loss."""
@@ -114,7 +115,7 @@ class MicroBatchTraffic:
         yield _Said(channel, self._model.moe.n_routed * INDEX_SIZE)
         # A rank may send more than its share, and another one less: their sum is this.
         rows = n_tokens * self._model.moe.top_k * self._model.dim * self._itemsize
-        yield from 2 * [_Said(channel, rows, rows)]
+        yield from 2 * [_Said(channel, rows, rows, n_calls=self._overlap.dispatch_chunks)]
 
     def _all_tokens(self, kind: CommKind, size: int, n_tokens: int | None = None) -> list[_Said]:
         """Choices, weights and rows to all ranks, and the sum of what they make of them back."""

@@ -35,8 +35,11 @@ def gradient_traffic(
     }
     if strategy.reduction is Reduction.shard:
         parts = {key: fsdp_parts(some, degrees, overlap.reshard_after_forward) for key, some in weights.items()}
-        once = schedule.splits_backward
-        of_stages = [_fully_sharded(parts[key], _ops(schedule, key), once, precision, n_ranks) for key in weights]
+        gathered_once, scattered_once = schedule.splits_backward, schedule.splits_backward or not overlap.grad_reduce
+        of_stages = [
+            _fully_sharded(parts[key], _ops(schedule, key), gathered_once, scattered_once, precision, n_ranks)
+            for key in weights
+        ]
         return Traffic.total([*of_stages, _beyond(list(chain(*weights.values())), precision, degrees)])
     of_stage = _zero1 if strategy.reduction is Reduction.shard_optimizer else _all_reduced
     bucket_bytes = int(overlap.bucket_mib * 2**20)
@@ -72,14 +75,18 @@ def _buckets(weights: Sequence[Weight], bucket_bytes: int, itemsize: int) -> Ite
 
 
 def _fully_sharded(
-    parts: Sequence[Part], ops: Sequence[Op], once: bool, precision: PrecisionConfig, n_ranks: int
+    parts: Sequence[Part],
+    ops: Sequence[Op],
+    gathered_once: bool,
+    scattered_once: bool,
+    precision: PrecisionConfig,
+    n_ranks: int,
 ) -> Traffic:
-    """FSDP2 of one stage, of which a rank computes `ops` in this order; `once`: weight gradients are made by hand, and
-    so all of it is gathered, and scattered, once per step."""
+    """FSDP2 of one stage, of which a rank computes `ops` in this order; what is done once is once per step."""
     traffic = Traffic()
     wire, reduced = precision.compute.torch.itemsize, precision.reduce.torch.itemsize
-    n_scatters = 1 if once else ops.count(Op.backward)
-    for part, n_gathers in zip(parts, [1] * len(parts) if once else _count_gathers(parts, ops), strict=True):
+    n_scatters = 1 if scattered_once else ops.count(Op.backward)
+    for part, n_gathers in zip(parts, [1] * len(parts) if gathered_once else _count_gathers(parts, ops), strict=True):
         numel = n_ranks * part.shard_numel
         if part.n_shards > 1:
             gather = Channel(CommKind.fsdp, "all_gather", part.n_shards)

@@ -31,7 +31,7 @@ def predict_traffic(
     """
     schedule = build_schedule(strategy.schedule, degrees.pp, step.n_micro_batches, strategy.stages_per_rank)
     layers = split_layers(model, schedule.n_stages, step.sequence_length)
-    tokens = MicroBatchTraffic(model, strategy, precision, degrees, step)
+    tokens = MicroBatchTraffic(model, strategy, overlap, precision, degrees, step)
     n_forwards = step.n_micro_batches * degrees.dp * degrees.tp
     parts = [
         gradient_traffic(model, strategy, overlap, precision, degrees, schedule, layers),

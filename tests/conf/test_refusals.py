@@ -373,7 +373,24 @@ COMBINATIONS = [
         4,
         "parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
-    ("strategy=fsdp overlap=none", 2, "overlap.grad_reduce=false: FSDP2 reduces gradients inside backward; set"),
+    ("overlap.shared_experts=true", 2, "overlap.shared_experts=true: with strategy.ep=1 no row travels that it could"),
+    (
+        "strategy=ep overlap.shared_experts=true model.moe.n_shared=0",
+        2,
+        "overlap.shared_experts=true: model.moe.n_shared=0, there are none to hide behind; leave it out",
+    ),
+    ("overlap.dispatch_chunks=0", 2, "overlap.dispatch_chunks=0: set it to at least 1 (all at once)"),
+    ("strategy=fsdp overlap.dispatch_chunks=2", 2, "overlap.dispatch_chunks=2: with strategy.ep=1 no row travels;"),
+    (
+        "strategy=ep strategy.dispatcher=all_gather overlap.dispatch_chunks=2",
+        2,
+        "overlap.dispatch_chunks=2: only strategy.dispatcher=all_to_all with strategy.etp=1 sends rows in parts;",
+    ),
+    (
+        "strategy=ep overlap.dispatch_chunks=1000",
+        2,
+        "overlap.dispatch_chunks=1000: a rank has ",
+    ),
     (
         "strategy=ddp strategy.reduction=shard_gradients",
         2,

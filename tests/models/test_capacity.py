@@ -3,6 +3,7 @@
 import pytest
 import torch
 from harness.dense_experts import D, E, K, T, dense, experts
+from harness.expert_trip import there_and_back
 
 from models.capacity import expert_capacity, within_capacity
 from models.config import ExpertBackend, ModelConfig, MoEConfig
@@ -54,10 +55,10 @@ def test_a_dropped_pair_is_one_of_weight_zero(backend: str, dtype: str, toleranc
     dispatcher = LocalDispatcher(ExpertPlacement.on_one_rank(slots))
     x_TD = torch.randn(T, D, generator=generator, dtype=torch.float64).to(getattr(torch, dtype)).requires_grad_()
     route = Routing(experts_TK, weights_TK.clone().requires_grad_(), kept_TK)
-    dispatched = dispatcher.dispatch(x_TD, route)
-    y_TD = dispatcher.combine(module(dispatched.rows_ND, dispatched.offsets_E), dispatched, route)
-    assert len(dispatched.rows_ND) == kept_TK.sum()  # what is dropped is not computed
-    assert torch.equal(dispatched.counts_E, torch.bincount(experts_TK[kept_TK], minlength=E))
+    y_TD, counts_E = there_and_back(dispatcher, module, x_TD, route)
+    (part,) = dispatcher.leaving(x_TD, route).parts
+    assert len(part.rows_ND) == kept_TK.sum()  # what is dropped is not computed
+    assert torch.equal(counts_E, torch.bincount(experts_TK[kept_TK], minlength=E))
 
     wide = experts(ExpertBackend.loop, torch.float64, slots)
     x_wide = x_TD.detach().double().requires_grad_()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from harness.dense_experts import D, E, K, T, dense, experts
+from harness.expert_trip import there_and_back
 
 from models.config import ExpertBackend, MoEConfig, ScoreFunction
 from models.dispatcher import LocalDispatcher
@@ -34,9 +35,8 @@ def test_equals_the_dense_computation(kind: str, slots: tuple, backend: str, dty
     weights_TK = route.weights_TK.clone().requires_grad_()
     route = Routing(route.experts_TK, weights_TK)
 
-    dispatched = dispatcher.dispatch(x_TD, route)
-    y_TD = dispatcher.combine(module(dispatched.rows_ND, dispatched.offsets_E), dispatched, route)
-    assert torch.equal(dispatched.counts_E, torch.bincount(route.experts_TK.flatten(), minlength=E))
+    y_TD, counts_E = there_and_back(dispatcher, module, x_TD, route)
+    assert torch.equal(counts_E, torch.bincount(route.experts_TK.flatten(), minlength=E))
 
     leaves = [x_TD, weights_TK, *module.parameters()]
     probe_TD = torch.randn(T, D, generator=generator, dtype=torch.float64).to(y_TD.dtype)
@@ -66,7 +66,8 @@ def test_auto_backend() -> None:
 def test_any_width_runs() -> None:
     moe = MoEConfig(n_routed=E, expert_dim=30)
     module = RoutedExperts(moe, 33, 1, tuple(range(E)), ExpertBackend.auto)
-    assert module(torch.zeros(4, 33), torch.tensor([1, 1, 2, 4, 4], dtype=torch.int32)).shape == (4, 33)
+    offsets_E = torch.tensor([1, 1, 2, 4, 4], dtype=torch.int32)
+    assert module.compute(torch.zeros(4, 33), offsets_E, *module.parameters()).shape == (4, 33)
 
 
 @pytest.mark.parametrize("score", list(ScoreFunction))
@@ -126,8 +127,10 @@ def test_auto_takes_the_loop_under_compile_on_cpu() -> None:
     module = experts(ExpertBackend.auto, torch.float32, tuple(range(E)))
     rows_ND = torch.randn(6, D, generator=torch.Generator().manual_seed(4))
     offsets_E = torch.tensor([1, 1, 3, 6, 6], dtype=torch.int32)
-    compiled = torch.compile(module, backend="aot_eager")
-    torch.testing.assert_close(compiled(rows_ND, offsets_E), module(rows_ND, offsets_E))
-    forced = torch.compile(experts(ExpertBackend.grouped_mm, torch.float32, tuple(range(E))), backend="aot_eager")
+    weights = tuple(module.parameters())
+    compiled = torch.compile(module.compute, backend="aot_eager")
+    torch.testing.assert_close(compiled(rows_ND, offsets_E, *weights), module.compute(rows_ND, offsets_E, *weights))
+    grouped = experts(ExpertBackend.grouped_mm, torch.float32, tuple(range(E)))
+    forced = torch.compile(grouped.compute, backend="aot_eager")
     with pytest.raises(RuntimeError, match=r"(?i)bf16|bfloat16"):
-        forced(rows_ND, offsets_E)
+        forced(rows_ND, offsets_E, *weights)

@@ -5,11 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from harness.expert_trip import there_and_back
 from harness.worker_pool import WorkerPool
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import ExpertBackend, MoEConfig
-from models.dispatcher import Dispatcher, LocalDispatcher, combine, dispatch
+from models.dispatcher import Dispatcher, LocalDispatcher
 from models.experts import RoutedExperts
 from models.placement import ExpertPlacement
 from models.router import Routing
@@ -44,16 +45,15 @@ def experts(slots: tuple[int, ...]) -> RoutedExperts:
 
 
 def through(
-    dispatcher: Dispatcher, module: nn.Module, x_TD: Tensor, routing: Routing, probe_TD: Tensor
+    dispatcher: Dispatcher, module: RoutedExperts, x_TD: Tensor, routing: Routing, probe_TD: Tensor
 ) -> list[Tensor]:
     """Outputs, and the gradients of tokens and routing weights; the module's are in its parameters."""
     x_TD, weights_TK = x_TD.requires_grad_(), routing.weights_TK.requires_grad_()
-    dispatched = dispatch(dispatcher, x_TD, routing)
-    y_TD = combine(dispatcher, module(dispatched.rows_ND, dispatched.offsets_E), dispatched, routing)
+    y_TD, counts_E = there_and_back(dispatcher, module, x_TD, routing)
     (y_TD * probe_TD).sum().backward()
     assert x_TD.grad is not None
     assert weights_TK.grad is not None
-    return [y_TD.detach(), x_TD.grad, weights_TK.grad, dispatched.counts_E]
+    return [y_TD.detach(), x_TD.grad, weights_TK.grad, counts_E]
 
 
 def gradients(module: RoutedExperts) -> dict[tuple[str, int], np.ndarray]:
@@ -66,15 +66,19 @@ def gradients(module: RoutedExperts) -> dict[tuple[str, int], np.ndarray]:
     }
 
 
-def over_ranks(name: DispatcherName, placement: ExpertPlacement, drop: bool) -> tuple[list, dict]:
+def over_ranks(name: DispatcherName, placement: ExpertPlacement, drop: bool, n_parts: int = 1) -> tuple[list, dict]:
     rank, comm = torch.distributed.get_rank(), Communicator()
     world = torch.distributed.group.WORLD
     assert world is not None
-    dispatcher = build_dispatcher(name, placement, rank, Among(comm, world, CommKind.ep), among_etp=None)
+    dispatcher = build_dispatcher(name, placement, rank, Among(comm, world, CommKind.ep), None, n_parts)
     assert not isinstance(dispatcher, LocalDispatcher)
     module = experts(placement.slots_of_rank[rank])
     outcome = through(dispatcher, module, *tokens_of(rank, drop))
     assert comm.calls[CommKind.ep, name.value] > 0
+    if name is DispatcherName.all_to_all:
+        assert (
+            comm.calls[CommKind.ep, name.value] == 1 + 4 * n_parts
+        )  # counts; rows there and back, and their gradients
     return [tensor.numpy() for tensor in outcome], gradients(module)
 
 
@@ -99,9 +103,22 @@ PLACEMENTS = {
 def test_any_placement_equals_all_experts_on_one_rank(
     placement: str, name: DispatcherName, drop: bool, pool: WorkerPool
 ) -> None:
-    table = PLACEMENTS[placement]
+    equals_all_experts_on_one_rank(PLACEMENTS[placement], pool, name, drop)
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["dropless", "drop"])
+@pytest.mark.parametrize("n_parts", [2, 3, 5])
+@pytest.mark.parametrize("placement", ["round_robin", "permuted"])
+def test_so_do_rows_that_travel_in_parts(placement: str, n_parts: int, drop: bool, pool: WorkerPool) -> None:
+    """Five slots a rank: 2 and 3, or 1, 2 and 2, or each by itself."""
+    equals_all_experts_on_one_rank(PLACEMENTS[placement], pool, DispatcherName.all_to_all, drop, n_parts)
+
+
+def equals_all_experts_on_one_rank(
+    table: ExpertPlacement, pool: WorkerPool, name: DispatcherName, drop: bool, n_parts: int = 1
+) -> None:
     n_ranks = len(table.slots_of_rank)
-    outcomes = pool.run(n_ranks, over_ranks, name, table, drop)
+    outcomes = pool.run(n_ranks, over_ranks, name, table, drop, n_parts)
     everything = experts(tuple(range(E)))
     local = LocalDispatcher(ExpertPlacement.contiguous(E))
     for rank, (got, _) in enumerate(outcomes):  # gradients of the experts add up over the ranks' tokens

@@ -41,6 +41,7 @@ from train.config import TrainConfig
 
 NO_OVERLAP = OverlapConfig(grad_reduce=False)
 MAX_OVERLAP = OverlapConfig(param_prefetch=2, reshard_after_forward=False)
+ROWS_HIDDEN = OverlapConfig(shared_experts=True, dispatch_chunks=2)
 SMALL_BUCKETS = OverlapConfig(bucket_mib=0.005)
 
 DOCUMENTS_IN_LOSS = BatchMaker(DOCUMENTS.separator, split_attention=False)
@@ -69,6 +70,7 @@ CASES = {
     "ddp_mla_softmax": (2, Layout(DDP, model=MODEL_MLA_SOFTMAX)),
     "fsdp": (2, Layout(FSDP)),
     "fsdp_accumulation": (2, Layout(FSDP, micro_batch_size=1)),
+    "fsdp_no_overlap": (2, Layout(FSDP, NO_OVERLAP, micro_batch_size=2)),
     "fsdp_max_overlap": (2, Layout(FSDP, MAX_OVERLAP)),
     "fsdp_4_uneven_experts": (4, Layout(FSDP)),  # 6 experts over 4 ranks: 2, 2, 2, 0
     "fsdp_mla_softmax": (2, Layout(FSDP, model=MODEL_MLA_SOFTMAX)),
@@ -97,6 +99,9 @@ CASES = {
     "pp_ep_round_robin": (4, Layout(dealt(replace(ep(2), pp=2), DispatcherName.all_gather))),
     "fsdp_ep": (4, Layout(replace(FSDP, ep=2), micro_batch_size=1)),
     "hsdp_ep_all_options": (4, Layout(replace(HSDP, ep=2), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
+    "ep_rows_hidden": (2, Layout(ep(2), ROWS_HIDDEN, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
+    "fsdp_ep_rows_hidden": (4, Layout(replace(FSDP, ep=2), ROWS_HIDDEN, micro_batch_size=1)),
+    "tp_etp_rows_hidden": (2, Layout(replace(TP, etp=2), OverlapConfig(shared_experts=True))),
     "tp": (2, Layout(TP)),
     "tp_4_one_head_each": (4, Layout(TP, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
     "tp_mla": (2, Layout(TP, model=MODEL_MLA_SOFTMAX, micro_batch_size=2)),

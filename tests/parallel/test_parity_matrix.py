@@ -57,6 +57,7 @@ ROUTINGS: dict[str, MoEConfig] = {
 }
 DENSE_LAYERS = {"top1": 0, "dense": BASE.n_layers}
 OVERLAPS = {name: overlap(name) for name in ("none", "default", "max")}
+OVERLAPS["parts"] = replace(OVERLAPS["max"], dispatch_chunks=2)
 WORLDS = {
     **dict.fromkeys(NAMES, (4,)),
     "single": (1,),
@@ -101,13 +102,17 @@ def allowed(case: Case) -> bool:
         return False
     if chosen.ep == 1 and get("dispatcher", "all_to_all") != "all_to_all":
         return False
+    if get("overlap") == "parts" and (chosen.ep == 1 or get("dispatcher", "all_to_all") != "all_to_all"):
+        return False
+    if get("overlap") == "parts" and get("experts") == "split":
+        return False
     if (get("experts") == "split" and chosen.tp == 1) or (get("experts") == "copied" and chosen.ep != -1):
         return False
     if get("routing") == "dense" and (chosen.ep != 1 or get("experts", "whole") != "whole"):
         return False
     if chosen.reduction is not Reduction.shard:
         return True
-    return get("overlap") != "none" and not (split_backward and get("overlap", "max") != "max")
+    return not (split_backward and get("overlap", "max") not in ("max", "parts"))
 
 
 CASES = covering_cases(FACTORS, allowed)
