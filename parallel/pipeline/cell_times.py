@@ -1,18 +1,19 @@
 """What a rank's share of the model takes of one micro-batch, and what a schedule's cells take then, alone and paired.
 
-A pair walks the layers of a forward and of a backward in the order that DeepSeek's trace, Megatron and PithTrain share.
-On paper it has two streams, each of which keeps its order; an operation starts when its stream is free and what it
-needs is there (F forward, B gradients of inputs, W of weights; attention(B) has its weights' gradients in it):
+A pair walks the layers of a forward (F) and a backward (B) in the order that DeepSeek's trace, Megatron and PithTrain
+share. On paper it has two streams, each of which keeps its order; an operation starts when its stream is free and what
+it needs is there:
 
-    compute         attention(F)   experts(B)    experts(W)    experts(F)   attention(B)
-    communication   combine(B)     dispatch(F)   dispatch(B)                combine(F)
+    compute         attention(F)   experts(B)    experts(F)    attention(B)
+    exchange        combine(B)     dispatch(F)   dispatch(B)   combine(F)
 
     dispatch(F)    after attention(F)          experts(B)     after combine(B)
     experts(F)     after dispatch(F)           dispatch(B)    after experts(B)
     combine(F)     after experts(F)            attention(B)   after dispatch(B)
 
-The next layer's attention(F) needs combine(F), and its combine(B) attention(B): whichever is last, both streams go on
-from there. So a pair takes as long whatever the number of layers that a share is cut into.
+Weights' gradients are made with those of inputs (DeepSeek puts the experts' off, behind dispatch(B)). The next layer's
+attention(F) needs combine(F), and its combine(B) attention(B): whichever is last, both streams go on from there. So a
+pair takes as long whatever the number of layers that a share is cut into.
 """
 
 from dataclasses import dataclass, replace
@@ -51,13 +52,14 @@ class CellTimes:
     def pair(self) -> float:
         """A forward beside a backward."""
         before, after, travel = self.attention, 1 - self.attention, self.all_to_all / 2
+        backward = self.input + self.weight
         attended_f, combined_b = self.forward * before, travel
-        expert_b = max(attended_f, combined_b) + self.input * after
+        expert_b = max(attended_f, combined_b) + backward * after
         dispatched_f = max(combined_b, attended_f) + travel
         dispatched_b = max(dispatched_f, expert_b) + travel
-        expert_f = max(expert_b + self.weight * after, dispatched_f) + self.forward * after
+        expert_f = max(expert_b, dispatched_f) + self.forward * after
         combined_f = max(dispatched_b, expert_f) + travel
-        attended_b = max(expert_f, dispatched_b) + (self.input + self.weight) * before
+        attended_b = max(expert_f, dispatched_b) + backward * before
         return max(combined_f, attended_b)
 
     def costs(self, paired: bool) -> Costs:

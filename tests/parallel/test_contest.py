@@ -78,9 +78,8 @@ ORDER = (
     # What, its stream, its part of what, after what in the same layer or (-1) the one before.
     ("combine_b", "wire", "travel", "attention_b", -1),
     ("attention_f", "compute", "forward_before", "combine_f", -1),
-    ("experts_b", "compute", "input_after", "combine_b", 0),
+    ("experts_b", "compute", "backward_after", "combine_b", 0),
     ("dispatch_f", "wire", "travel", "attention_f", 0),
-    ("experts_w", "compute", "weight_after", "experts_b", 0),
     ("dispatch_b", "wire", "travel", "experts_b", 0),
     ("experts_f", "compute", "forward_after", "dispatch_f", 0),
     ("combine_f", "wire", "travel", "experts_f", 0),
@@ -98,8 +97,7 @@ def test_a_pair_is_what_two_streams_make_of_the_canonical_order(layers: int) -> 
             "travel": times.all_to_all / 2,
             "forward_before": times.forward * times.attention,
             "forward_after": times.forward * after,
-            "input_after": times.input * after,
-            "weight_after": times.weight * after,
+            "backward_after": (times.input + times.weight) * after,
             "backward_before": (times.input + times.weight) * times.attention,
         }
         free, ends = defaultdict[str, float](float), defaultdict[tuple[str, int], float](float)
