@@ -125,6 +125,15 @@ def test_paper_beside_what_was_measured(cells: Path, tmp_path: Path, capsys: pyt
     assert lines[2].endswith(f"on paper {alone * 1e3:.1f} ms, measured {hid * 1e3:.1f} ms ({alone / hid - 1:+.1%})")
 
 
+def test_paper_is_within_5_percent_of_two_gpus(tmp_path: Path) -> None:
+    """What `switchyard bench` measured on 2 × H100 on 2026-11-25 (docs/LOG.md, strategy=pp): the bubble follows."""
+    words = ("strategy=pp", "model=moe_5b", "model.n_layers=5", "train.global_batch_size=8", "precision=bf16")
+    breakdown = {"compute_fwd": 0.0773, "compute_bwd": 0.1266, "compute_opt": 0.0208, "bubble": 0.0540, "log": 0.0016}
+    run = MeasuredRun.read(run_of(tmp_path / "pp", *words, world_size=2, breakdown=breakdown))
+    assert run.n_micro_batches == 4
+    assert run.simulated(run).makespan == pytest.approx(run.measured_s, rel=0.05)
+
+
 def test_a_run_of_balanced_routing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("strategy=single", "model.moe.routing=balanced", "model.moe.balance=none")
     folder = run_of(tmp_path / "a", *words, world_size=1, breakdown={"compute_fwd": 1.0, "compute_bwd": 2.0})
