@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from conf.idle_overlap import check_idle_overlap
 from conf.keys import Keys, values
+from models.balanced_routing import balanced, even_length
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.check_engine import check_engine
@@ -164,11 +165,16 @@ def _check_bytes(config: JobConfig) -> None:
 
 
 def _check_sequence(config: JobConfig) -> None:
-    length, longest = config.data.sequence_length, config.model.max_sequence_length
+    length, longest, moe = config.data.sequence_length, config.model.max_sequence_length, config.model.moe
     if length < 1:
         raise ConfigError(f"data.sequence_length={length}: set it to at least 1")
     if length > longest:
         raise ConfigError(
             f"data.sequence_length={length} is longer than model.max_sequence_length={longest}: "
             f"set data.sequence_length to at most {longest}"
+        )
+    if balanced(config.model) and length % (even := even_length(moe)):
+        raise ConfigError(
+            f"data.sequence_length={length}: with model.moe.routing=balanced every expert is to have as many of its "
+            f"tokens, and {moe.n_routed} experts, {moe.top_k} a token, make that a multiple of {even}; set it to one"
         )

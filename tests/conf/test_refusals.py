@@ -220,6 +220,22 @@ COMBINATIONS = [
         1,
         "model.n_dense_layers=4 leaves no layer with experts, and",
     ),
+    (
+        "model.moe.routing=balanced",
+        1,
+        "model.moe.balance=bias: with model.moe.routing=balanced no bias moves a choice; set model.moe.balance=none",
+    ),
+    (
+        "model.moe.routing=balanced model.moe.balance=none data.sequence_length=30",
+        1,
+        "data.sequence_length=30: with model.moe.routing=balanced every expert is to have as many of its tokens, and "
+        "8 experts, 2 a token, make that a multiple of 4; set it to one",
+    ),
+    (
+        "model.moe.routing=balanced model.moe.balance=none model.n_dense_layers=4",
+        1,
+        "model.moe.routing=balanced: model.n_dense_layers=4 leaves no layer with experts; leave it out",
+    ),
     ("model.n_dense_layers=4 model.moe.capacity_factor=1", 1, "model.n_dense_layers=4 leaves no layer with experts"),
     # the data
     ("data.sequence_length=512", 1, "longer than model.max_sequence_length=256: set data.sequence_length to at most"),
