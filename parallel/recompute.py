@@ -34,9 +34,9 @@ def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool,
     """
     if what is Recompute.none:
         return
-    again: Callable[..., Any] = partial(
-        checkpoint, use_reentrant=False, preserve_rng_state=False, early_stop=not to_the_end
-    )
+    again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if to_the_end:
+        again = partial(again, early_stop=False)
     if what is Recompute.selective:
         again = partial(again, context_fn=_keep_products)
     for block in stage.layers.values():
