@@ -81,11 +81,14 @@ class AccelerateEngine(WholeModelEngine):
             else "waits for DDP's all-reduces are in compute_bwd"
         )
 
-    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
-        """See Engine. The norm is summed in float32, as Accelerate does."""
-        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), max_norm)
+    def set_rate(self, rate: float) -> None:
+        """See Engine."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+
+    def update(self, max_norm: float, losses: Tensor) -> Update:
+        """See Engine. The norm is summed in float32, as Accelerate does."""
+        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), max_norm)
         whole_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
         left_out = not_finite(whole_norm, losses)
         step_unless(left_out, self._optimizer.optimizer)

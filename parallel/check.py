@@ -31,6 +31,12 @@ def check_layout(
     check_expert_parallel(model.moe, degrees.ep, degrees.etp)
     if degrees.tp > 1:
         check_tensor_parallel(model, degrees.tp, sequence_length)
+        part = sequence_length // degrees.tp
+        if part % overlap.async_tp:
+            raise ConfigError(
+                f"overlap.async_tp={overlap.async_tp}: a rank's part of a sequence, {part} tokens, is not so many "
+                "equal chunks; set it to a divisor of that, or to 1"
+            )
     _check_travel(model, strategy, overlap, degrees)
     if overlap.forward_backward:
         _check_side_by_side(strategy, overlap, degrees, n_micro_batches)
@@ -39,6 +45,7 @@ def check_layout(
     )
     split_layers(model, schedule.n_stages, sequence_length)
     sharding = strategy.reduction is Reduction.shard and strategy.engine is EngineName.native
+    _check_early_updates(strategy, overlap, schedule.splits_backward)
     if schedule.splits_backward and sharding and overlap.reshard_after_forward:
         raise ConfigError(
             f"strategy.schedule={strategy.schedule.value} computes weight gradients apart, for which FSDP2's "
@@ -99,6 +106,30 @@ def _check_side_by_side(
         raise ConfigError(
             f"{said} goes back part by part, for which FSDP2's parameters must stay gathered: set "
             "overlap.reshard_after_forward=false"
+        )
+    if strategy.reduction is Reduction.shard and overlap.optimizer:
+        raise ConfigError(
+            f"overlap.optimizer=true: under {said[:-5]} FSDP2 reduces gradients when all are there; set one to false"
+        )
+
+
+def _check_early_updates(strategy: StrategyConfig, overlap: OverlapConfig, splits_backward: bool) -> None:
+    if not overlap.optimizer:
+        return
+    if strategy.reduction is Reduction.none:
+        raise ConfigError(
+            "overlap.optimizer=true: with strategy.reduction=none no gradient is reduced over data-parallel ranks; set "
+            "it to false, or choose strategy=ddp, zero1 or fsdp"
+        )
+    if splits_backward and strategy.reduction is Reduction.shard:
+        raise ConfigError(
+            f"overlap.optimizer=true: strategy.schedule={strategy.schedule.value} computes weight gradients apart, "
+            "which FSDP2 reduces when all are there; set it to false, or choose another schedule"
+        )
+    if not overlap.grad_reduce:
+        raise ConfigError(
+            "overlap.optimizer=true: with overlap.grad_reduce=false no gradient is reduced before backward is over; "
+            "set that to true"
         )
 
 

@@ -96,11 +96,14 @@ class DeepSpeedEngine(WholeModelEngine):
         """See Engine."""
         return "waits for DeepSpeed's collectives are in compute_fwd, compute_bwd and compute_opt"
 
-    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
-        """See Engine. DeepSpeed itself leaves out steps by their norm alone."""
-        self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0
+    def set_rate(self, rate: float) -> None:
+        """See Engine."""
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
+
+    def update(self, max_norm: float, losses: Tensor) -> Update:
+        """See Engine. DeepSpeed itself leaves out steps by their norm alone."""
+        self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0
         finite = bool(losses.isfinite().all())
         with nullcontext() if finite else _standing_still(self._engine.basic_optimizer):
             self._engine.step()

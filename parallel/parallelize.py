@@ -54,14 +54,13 @@ class ParallelModel:
     forward without backward), `stage.parameters()` are the gathered ones, and gradients cleared there are not ours."""
     gradients: GradientSync
     layout: Layout
+    overlap: OverlapConfig
     data: Axis
     """The ranks that see different data, and are equal to this one in all else."""
     shards: bool
     """Whether data-parallel ranks share out parameters, or masters."""
     pipeline: Axis
     """The ranks that hold the other stages of the same model."""
-    side_by_side: bool
-    """Whether a forward and a backward hide each other's rows (overlap.forward_backward)."""
 
     @property
     def counts_loss(self) -> bool:
@@ -123,8 +122,11 @@ def parallelize(
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(precision.parameters.torch)
         if degrees.tp > 1:
-            splits |= tensor_parallel(stage, Among(comm, tp.group, CommKind.tp), degrees.etp > 1)
-        recompute_parts(stage, strategy.recompute, around.hide_behind_shared)
+            among = Among(comm, tp.group, CommKind.tp)
+            splits |= tensor_parallel(stage, among, degrees.etp > 1, overlap.async_tp)
+        recompute_parts(
+            stage, strategy.recompute, around.hide_behind_shared, to_the_end=degrees.tp > 1 and overlap.async_tp > 1
+        )
         stages[key] = stage
 
     if strategy.reduction is Reduction.shard:
@@ -141,10 +143,10 @@ def parallelize(
         owned=owned,
         gradients=gradients,
         layout=layout,
+        overlap=overlap,
         data=layout.dense.axis("dp_replicate", "dp_shard"),
         pipeline=layout.dense.axis("pipe", "mirror"),
         shards=strategy.reduction in (Reduction.shard, Reduction.shard_optimizer),
-        side_by_side=overlap.forward_backward,
     )
     for stage in stages.values():
         initialise(stage, seed, parallel.shard_of)

@@ -236,6 +236,18 @@ def begin_as_root(stage: nn.Module) -> None:
     fully_shard.state(stage)._lazy_init()  # type: ignore[attr-defined]
 
 
+def reduced_by_fsdp(stage: nn.Module) -> list[list[nn.Parameter]]:
+    """The sharded parameters whose gradients FSDP2 reduces at a time. Known before the first forward, which
+    `_fsdp_groups` are not."""
+    states = {id(state): state for state in map(fully_shard.state, _fsdp_modules(stage))}  # type: ignore[attr-defined]
+    groups = [state._fsdp_param_group for state in states.values()]
+    return [[parameter.sharded_param for parameter in group.fsdp_params] for group in groups if group is not None]
+
+
+def _fsdp_modules(stage: nn.Module) -> list[FSDPModule]:
+    return [module for module in stage.modules() if isinstance(module, FSDPModule)]
+
+
 def accumulate_in_reduce_dtype(stage: nn.Module) -> None:
     """FSDP2: add the unsharded gradients that were made by hand to those of earlier micro-batches, in the reduce dtype.
 

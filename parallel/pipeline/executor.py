@@ -1,10 +1,14 @@
 """The one executor: walks a rank's row of a schedule, whatever the schedule.
 
-    row      F0   send a0   F1   recv g0   send a1   B0   …
-    comm          a0 ─────────→ behind F1     g0 ──────→ waited for by B0
+    row      F0   send a0   F1   recv g0   W0   B1   …
+    comm          a0 ───────────→ behind F1                a send is waited for once it is answered
+                                 g0 ──────────→ behind W0  a receive by the cell that takes it: B1
+
+    row      F0   send a0         F1   recv g0         W0   B1            overlap.pipeline_p2p=false: each at once
+    comm          a0 ──→ exposed       g0 ──→ exposed
 
 Plain accumulation is a table of one rank; a pipeline is one of several, with messages in between. A message is started
-where the table says and waited for where it is needed: a receive by the cell that takes it, a send once it is answered.
+where the table says. There, too, it can be waited for: transfers.py says why no order of waits can deadlock.
 The executor never looks inside a stage, and a stage never learns of the others.
 """
 
@@ -42,13 +46,15 @@ class Executor:
         gradients: GradientSync,
         sequence_parts: int,
         dtype: torch.dtype,
+        hide_messages: bool,
         side_by_side: bool,
     ) -> None:
-        """`sequence_parts`: ranks that hold a part of each sequence; `dtype`: of activations; `side_by_side`: whether a
-        pair's forward and backward take turns (parallel/overlap/order.py), or one runs after the other."""
+        """`sequence_parts`: ranks that hold a part of each sequence; `dtype`: of activations; `hide_messages`: wait for
+        them where they are needed, not where they are started; `side_by_side`: whether a pair's forward and backward
+        take turns (parallel/overlap/order.py), or one runs after the other."""
         self._stages, self._schedule, self._pipeline, self._comm = stages, schedule, pipeline, comm
         self._gradients, self._sequence_parts, self._dtype = gradients, sequence_parts, dtype
-        self._side_by_side = side_by_side
+        self._hide_messages, self._side_by_side = hide_messages, side_by_side
         self._row = with_transfers(schedule)[pipeline.rank]
         makers = [
             a for cell in schedule.rows[pipeline.rank] for a in actions_of(cell) if a.op in _MAKE_WEIGHT_GRADIENTS
@@ -187,11 +193,15 @@ class _Step:
             # Nothing answers a gradient, nor an activation of an evaluation. (NCCL knows what is done; gloo only once
             # it was waited for.)
             self._sends = {key: sent for key, sent in self._sends.items() if not sent.work.is_completed()}
-            pending = comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp)
-            self._sends[transfer.gradient, at] = pending
+            sent = comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp)
+            if self._of._hide_messages:
+                self._sends[transfer.gradient, at] = sent
+            else:
+                comm.wait(sent)
             return
         tokens_BS = self._batches[transfer.micro_batch].tokens_BS
         width = next(iter(self._of._stages.values())).config.dim
         shape = (tokens_BS.shape[0], tokens_BS.shape[1] // self._of._sequence_parts, width)
         buffer = torch.empty(shape, dtype=self._of._dtype, device=tokens_BS.device)
-        where[at] = comm.start_receive(buffer, transfer.peer, group, CommKind.pp)
+        received = comm.start_receive(buffer, transfer.peer, group, CommKind.pp)
+        where[at] = received if self._of._hide_messages else comm.wait(received)

@@ -140,6 +140,7 @@ def test_a_word(word: str, said: str) -> None:
 
 
 # Jobs that cannot run: words, ranks, refusal.
+EARLY = "overlap.optimizer=true optim.clip_norm=null recovery.non_finite=fail"
 COMBINATIONS = [
     # the network
     ("model.dim=0", 1, "model.dim=0: set it to at least 1"),
@@ -474,6 +475,42 @@ COMBINATIONS = [
         "only sharding (fsdp, zero1) reduces in a",
     ),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
+    ("overlap.async_tp=0", 2, "overlap.async_tp=0: set it to 1 (whole sequences) or more"),
+    ("overlap.async_tp=2", 2, "overlap.async_tp=2: with strategy.tp=1 no sequence is cut; leave it out"),
+    ("overlap=max overlap.async_tp=2", 2, "overlap.async_tp=2: with strategy.tp=1 no sequence is cut; leave it out"),
+    (
+        "strategy=tp overlap.async_tp=3 data.sequence_length=64",
+        2,
+        "32 tokens, is not so many equal chunks; set",
+    ),
+    ("strategy=deepspeed_zero1 overlap.async_tp=2", 2, "overlap.async_tp=2: strategy=deepspeed_zero1 does not read it"),
+    (
+        "overlap.optimizer=true",
+        2,
+        "optim.clip_norm=1.0 scales gradients by a norm that is known only",
+    ),
+    (
+        "overlap.optimizer=true optim.clip_norm=null",
+        2,
+        "recovery.non_finite=skip leaves out a step that is not",
+    ),
+    (
+        f"strategy=pp_fsdp strategy.schedule=zbv overlap.reshard_after_forward=false {EARLY}",
+        4,
+        "strategy.schedule=zbv computes weight gradients apart, which FSDP2 reduces when all are there; set it to",
+    ),
+    (
+        f"strategy=tp {EARLY}",
+        2,
+        "no gradient is reduced over data-parallel ranks; set it to false",
+    ),
+    (f"{EARLY} overlap.grad_reduce=false", 2, "no gradient is reduced before backward is over; set that to true"),
+    (f"strategy=deepspeed_zero1 {EARLY}", 2, "strategy=deepspeed_zero1 does not read it; set it to false"),
+    (
+        "overlap.pipeline_p2p=false",
+        2,
+        "overlap.pipeline_p2p=false: with strategy.pp=1 there is no pipeline; leave it out",
+    ),
     ("overlap.bucket_mib=0", 2, "overlap.bucket_mib=0.0: set it above 0"),
     # dtypes
     ("precision.parameters=bfloat16", 1, "AdamW's small steps round away; set it to float32"),
