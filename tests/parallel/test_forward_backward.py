@@ -1,5 +1,6 @@
 """overlap.forward_backward: a forward and a backward take turns, and nothing else comes of it."""
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,7 +38,9 @@ from parallel.config import OverlapConfig, Recompute
 from parallel.expert_parallel.build import PlacementName
 from parallel.native_engine import NativeEngine
 from parallel.overlap.order import ORDER, Part, alone, together
+from parallel.overlap.passage import Passage
 from parallel.pipeline.action import Op, Pair, Schedule, actions_of
+from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.schedules import PAIRED, ScheduleName, build_schedule
 from parallel.pipeline.simulator import Costs, simulate
 from parallel.pipeline.transfers import with_transfers
@@ -174,6 +177,35 @@ def hidden_and_exposed(events: list[tuple[str, Phase, int | None]]) -> Counter[t
         between = events[at + 1 : arrived]
         found[phase, any(event == "compute" and other is not phase for event, other, _ in between)] += 1
     return found
+
+
+def values_left(layout: Layout, in_segments: bool) -> tuple[int, int]:
+    """Of the rows that travelled in a forward on this rank: how many there were, and how many are there still."""
+    rows: list[weakref.ref[Tensor]] = []
+
+    class Weighing(Communicator):
+        def start_all_to_all(
+            self, tensor: Tensor, sent: Sequence[int], received: Sequence[int], group: ProcessGroup, kind: CommKind
+        ) -> Pending:
+            pending = super().start_all_to_all(tensor, sent, received, group, kind)
+            if tensor.dim() > 1:
+                rows.extend(map(weakref.ref, (tensor, pending.output)))
+            return pending
+
+    world = this_world()
+    parallel, _ = lay_out(layout, world, Weighing())
+    batch = layout.batching(next(batches_of(layout, parallel.data))[0])
+    passage = Passage(next(iter(parallel.stages.values())), batch.tokens_BS, batch, LossScale(1, 1))
+    alone(passage.forward(in_segments))
+    counted = len(rows), sum(row() is not None for row in rows)
+    alone(passage.backward(None))
+    return counted
+
+
+@pytest.mark.parametrize("in_segments", [False, True])
+def test_what_travelled_is_not_kept(in_segments: bool, pool: WorkerPool) -> None:
+    """To two layers and back, sent and received: experts and sums save others."""
+    assert pool.run(2, values_left, Layout(EP, ON), in_segments) == 2 * [(8, 0)]
 
 
 F, B = Phase.compute_fwd, Phase.compute_bwd
