@@ -54,7 +54,13 @@ KNOBS: Mapping[str, Knob] = {
     "forward_backward": Knob(False, True, ("exposed_comm/ep",), Asks.ep),
     "async_tp": Knob(1, 2, ("exposed_comm/tp",), Asks.tp, sums="weight gradients, chunk by chunk"),
     "pipeline_p2p": Knob(False, True, ("exposed_comm/pp", "bubble"), Asks.pp),
-    "optimizer": Knob(False, True, ("compute_opt", "exposed_comm/dp"), Asks.ranks, {"optim.clip_norm": "null"}),
+    "optimizer": Knob(
+        False,
+        True,
+        ("compute_opt", "exposed_comm/dp"),
+        Asks.ranks,
+        {"optim.clip_norm": "null", "recovery.non_finite": "fail"},
+    ),
 }
 """All of them, also those that OverlapConfig does not have yet: see `offered`."""
 
