@@ -17,7 +17,7 @@ class Order:
 
     n: int
     covered: int | None
-    """Of how many compute of ours ran between start and wait, and how many updates began before backward was over; None
+    """Of how many compute of ours ran between start and wait; how many updates began before backward's last product. None
     where the trace tells of none of them."""
 
     @classmethod

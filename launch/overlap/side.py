@@ -34,7 +34,7 @@ class Step:
     begun: list[Begun]
     """Its collectives."""
     updates: tuple[int, int]
-    """Of weights: how many had begun before backward was over, and how many there are."""
+    """Of weights: how many had begun before backward's last product, and how many there are."""
 
     @classmethod
     def read(cls, run: Path) -> Self | None:

@@ -35,7 +35,7 @@ def notes(proofs: Sequence[Proof], device: str) -> list[str]:
         "ms a step; exposed: what compute waited for, mean over ranks and rounds",
         "tokens/s: the median over rounds, the least and the most",
         "begun ahead: of how many collectives of a traced step on rank 0 compute ran between the start and the wait",
-        "(of the optimizer: how many of its updates began before backward was over)",
+        "(of the optimizer: how many of its updates began before backward's last product)",
     ]
     if device != "cpu":
         said.append("total: kernels of that step with the knob on; those of NCCL last while they wait for slower ranks")
@@ -81,8 +81,8 @@ def _hidden(row: Hidden) -> tuple[str, ...]:
     return (
         name if row.claimed else f"({name})",
         ms(row.total_s),
-        ms(row.exposed_off_s),
-        ms(row.exposed_on_s),
+        ms(row.exposed_off_s if row.there else None),
+        ms(row.exposed_on_s if row.there else None),
         _percent(row.hidden),
         _percent(row.taken_off),
         _order(row.order_off, None),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from train.trace.chrome import Range, Trace, read_trace
-from train.trace.issue_order import Begun, issue_order
+from train.trace.issue_order import Begun, issue_order, updates_behind_backward
 
 HOST, AUTOGRAD = (1, 1), (1, 2)
 
@@ -68,6 +68,22 @@ def test_what_is_in_no_step_is_left_out() -> None:
     late = trace([(10, 20)], ("comm/control/all_reduce#9", 100, 101), ("comm/dp/all_reduce#8", 90, 91))
     assert issue_order(late) == [Begun("dp", "all_reduce", 1, None)]
     assert issue_order(Trace()) == []
+
+
+def test_an_update_hides_only_where_a_product_is_still_to_come() -> None:
+    """The last of four is in backward's phase and has none after it."""
+    names = [
+        "aten::mm",
+        "aten::addcdiv_",
+        "aten::_fused_adamw_",
+        "aten::_foreach_addcdiv_",
+        "aten::mm",
+        "aten::addcdiv_",
+    ]
+    work = [Range(name, HOST, 10 * i, 10 * i + 5) for i, name in enumerate(names)]
+    step = Trace(ranges=[Range("phase/compute_bwd", HOST, 0, 100)], work=work)
+    assert updates_behind_backward(step) == (3, 4)
+    assert updates_behind_backward(Trace()) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,13 @@ def issue_order(trace: Trace) -> list[Begun]:
 
 
 def updates_behind_backward(trace: Trace) -> tuple[int, int]:
-    """How many of the step's updates of weights had begun before its last backward was over, and how many there are."""
-    backward = max((each.end_ns for each in trace.ranges if each.name == "phase/compute_bwd"), default=0)
+    """How many of the step's updates of weights had begun before its last matrix product did, and how many there are.
+
+    Not before the phase of backward ended: what is left of reducing gradients is in there, and hides nothing.
+    """
+    last = max((each.begin_ns for each in trace.work if not UPDATE.match(each.name)), default=0)
     updates = [each for each in trace.work if UPDATE.match(each.name)]
-    return sum(each.begin_ns < backward for each in updates), len(updates)
+    return sum(each.begin_ns < last for each in updates), len(updates)
 
 
 def _begun(start: Range, wait: Range | None, work: list[Range], begins: list[int]) -> Begun:
