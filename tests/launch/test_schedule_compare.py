@@ -75,8 +75,12 @@ def test_the_fastest_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_picture_has_a_bar_for_each(tmp_path: Path) -> None:
     assert schedule(["compare", *SIZES, "--svg", str(tmp_path / "a.svg")]) == 0
     titles = [element.text or "" for element in ElementTree.parse(tmp_path / "a.svg").getroot().iter()]
-    assert "zbv, 8 ranks, 32: exposed_comm/ep 3.2e+04 ms" in titles
+    assert "zbv: exposed_comm/ep 3.2e+04 ms" in titles
     assert "compute 72.0%" in titles
+    assert "8 ranks, 32 micro-batches: forward=1 input=1 weight=1 all_to_all=0.5 send=0 attention=0.5" in titles
+    assert schedule(["compare", "pp=2,4", "microbatches=8", "--svg", str(tmp_path / "a.svg")]) == 0
+    titles = [element.text or "" for element in ElementTree.parse(tmp_path / "a.svg").getroot().iter()]
+    assert "zbv, 4 ranks, 8 micro-batches" in titles
 
 
 def test_cells_are_a_runs(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
