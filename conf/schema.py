@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from conf.idle_overlap import check_idle_overlap
 from conf.keys import Keys, values
 from models.balanced_routing import balanced, even_length
 from models.config import ConfigError, ExpertBackend, ModelConfig
@@ -13,7 +14,7 @@ from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
 from train.faults.config import FaultsConfig
-from train.faults.recovery_config import RecoveryConfig
+from train.faults.recovery_config import NonFinite, RecoveryConfig
 from train.metrics.config import LoggingConfig, MeasureConfig
 
 LONGEST_NAME = 100
@@ -78,6 +79,9 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)
     check_engine(config.strategy, config.overlap, config.precision, degrees)
+    check_idle_overlap(config.overlap, degrees, config.model)
+    if config.overlap.optimizer:
+        _check_early_updates(config)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
@@ -133,6 +137,20 @@ def _check_grouped_mm(model: ModelConfig, compute: Dtype) -> None:
                 f"model.{key}={size}: grouped_mm takes multiples of {multiple} in {compute.value}; "
                 f"set it to {size + -size % multiple}, or model.expert_backend=loop"
             )
+
+
+def _check_early_updates(config: JobConfig) -> None:
+    """Weights move before the gradient norm and the losses of all ranks are known."""
+    if config.optim.clip_norm is not None:
+        raise ConfigError(
+            f"overlap.optimizer=true: optim.clip_norm={config.optim.clip_norm} scales gradients by a norm that is "
+            "known only after backward; set it to null"
+        )
+    if config.recovery.non_finite is not NonFinite.fail:
+        raise ConfigError(
+            f"overlap.optimizer=true: recovery.non_finite={config.recovery.non_finite.value} leaves out a step that is "
+            "not finite, which is known only after weights have moved; set it to fail"
+        )
 
 
 def _check_bytes(config: JobConfig) -> None:

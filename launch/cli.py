@@ -13,6 +13,11 @@ switchyard train [nproc=N] [restarts=K] [key=value …]   start N ranks on this 
 switchyard verify [nproc=N] [strategy=NAME,… | all] [key=value …]   a layout beside one process, on this machine
 switchyard bench to=FOLDER [nproc=N] [rounds=3] [peer=transformers] strategy=NAME,… [key=value,… …]
     tokens/s, MFU, memory and where a step goes, point beside point (see switchyard bench --help)
+switchyard sweep sweep.dir=FOLDER [nproc=N] strategy=NAME,… [key=value,… …]   a job for each combination, resumable
+    [--slurm nodes=N gpus_per_node=G …]        and a page that compares them (see switchyard sweep --help)
+switchyard report RUN… [to=FILE.html]      that page for any runs, or for all of a sweep or bench
+switchyard overlap KNOB[,KNOB …] | --all to=FOLDER [nproc=N] [rounds=3] strategy=NAME [key=value …]
+    what a setting of overlap.* hides: jobs with it off and on (see switchyard overlap --help)
 switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over, then queue them with SLURM's sbatch
     [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
@@ -36,6 +41,9 @@ COMMANDS = {
     "train": "launch.local",
     "verify": "launch.verify.command",
     "bench": "launch.bench.command",
+    "sweep": "launch.sweep.command",
+    "report": "launch.report.command",
+    "overlap": "launch.overlap.command",
     "submit": "launch.submit",
     "tokenize": "launch.tokenize",
     "show": "launch.show",
@@ -47,7 +55,7 @@ COMMANDS = {
 """The module of each, which has a function of its name that takes the words and returns the exit code. Imported once it
 is asked for: what all of them need together takes seconds."""
 HELP = ("--help", "-h")
-OWN_HELP = {"train", "verify", "bench", "submit", "tokenize"}
+OWN_HELP = {"train", "verify", "bench", "sweep", "overlap", "submit", "tokenize"}
 """Commands that have more to say about themselves than USAGE does."""
 
 

@@ -13,6 +13,7 @@ from conf.command_line import CommandLine
 from conf.compose import compose
 from conf.schema import validate
 from launch.ranks import code_environment, take_count
+from train.faults.parent import die_with_parent
 from train.ledger.launcher import stamp
 
 
@@ -78,4 +79,5 @@ def torchrun_arguments(nproc: int, program: Sequence[str], restarts: int | None 
 
 
 if __name__ == "__main__":  # for a command that starts jobs and goes on
+    die_with_parent()  # killed, it ends no job: one that went on would be in the way of the next
     sys.exit(be_torchrun(sys.argv[1:]))

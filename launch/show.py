@@ -7,12 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from conf.compose import read_job
+from launch.run_summary import read_summary
 from models.config import ConfigError
-from models.flops import count_parameters
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
-from train.metrics.peak import Peak
-from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, standing_rows, summarise
+from train.metrics.summary import standing_rows
 from train.run_folder import read_config
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -34,20 +32,7 @@ def show(words: Sequence[str]) -> int:
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     if not losses:
         raise ConfigError(f"{folder} has logged no step yet: try again in a moment")
-    settings = read_config(folder / "config.yaml")
-    environment = settings["environment"]
-    parameters = count_parameters(read_job(folder / "config.yaml").model)
-    attempt = Attempt(
-        resumed_after_step=environment["resumed_after_step"],
-        world_size=environment["world_size"],
-        device=environment["device"],
-        peak=Peak(environment["peak_tflops"], environment["peak_source"]),
-        parameters=parameters.total,
-        parameters_active=parameters.active,
-    )
-    finished = RunSummary.read(folder / SUMMARY_FILE)
-    wall_s = finished.wall_s if finished else None
-    summary = summarise(rows, folder, attempt, wall_s, settings)
+    summary = read_summary(folder, rows, read_config(folder / "config.yaml"))
     console = Console()
     console.print(summary.table(), markup=False)
     console.print(f"loss {losses[0]:.3f} {curve(losses, console.width - 20)} {losses[-1]:.3f}", markup=False)

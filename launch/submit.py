@@ -104,6 +104,11 @@ class Order:
             *(str(SCRIPT), *self.job_words),
         ]
 
+    def as_typed(self) -> str:
+        """The same for a shell, with its environment."""
+        variables = [f"{name}={value}" for name, value in self.environment().items()]
+        return shlex.join(["env", *variables, *self.command()])
+
     def environment(self) -> dict[str, str]:
         """What the script reads, and its ranks."""
         ranks = str(self.ranks_per_node)
@@ -127,18 +132,33 @@ def submit(words: Sequence[str]) -> int:
     if line.print_config:
         print(composed.yaml, end="")
         return 0
-    _check(composed.config, order)
+    check_submitted(composed.config, order)
     if order.dry_run:
-        variables = [f"{name}={value}" for name, value in order.environment().items()]
-        print(shlex.join(["env", *variables, *order.command()]))
+        print(order.as_typed())
         return 0
+    return queue(order).returncode
+
+
+def queue(order: Order, flags: Sequence[str] = (), output: int | None = None) -> "subprocess.CompletedProcess[str]":
+    """Call sbatch, with more `flags`; its standard output goes to `output`, as subprocess has it.
+
+    Raises:
+        ConfigError: where there is none.
+    """
+    program, *rest = order.command()
     try:
-        return subprocess.run(order.command(), env=os.environ | order.environment()).returncode
+        environment = os.environ | order.environment()
+        return subprocess.run([program, *flags, *rest], env=environment, stdout=output, text=True)
     except FileNotFoundError as error:
         raise ConfigError("no sbatch here: submit where SLURM is, or look at the command with --dry-run") from error
 
 
-def _check(config: JobConfig, order: Order) -> None:
+def check_submitted(config: JobConfig, order: Order) -> None:
+    """Refuse what the nodes of `order` cannot run; what they can, but slowly, is said.
+
+    Raises:
+        ConfigError: one line that says what to change.
+    """
     world_size = order.nodes * order.ranks_per_node
     validate(config, world_size, order.ranks_per_node)
     if config.train.device is Device.cuda and not order.gpus:

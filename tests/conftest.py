@@ -29,6 +29,7 @@ LONGEST = (
     "test_parity.py",
     "test_verify.py",
     "test_bench.py",
+    "test_sweep.py",
     "test_where_time_goes.py",
 )
 """Files that take longest. Where two processes share the files (`make test`), they are begun first, so that both end

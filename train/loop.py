@@ -111,7 +111,7 @@ class Trainer:
                     with self.meter.apart(Phase.eval):
                         row["eval/loss"] = self.evaluate()
                 if self.report and self.guard.fence.still_ours():
-                    self.report.log(row)
+                    self.report.log(row, result.routing)
             if self.non_finite.must_go_back and stopping:  # the next start goes back: here time may not do
                 self.stop(stopping, step, saved=False, why_not="its last steps were not finite")
             if self.non_finite.must_go_back:

@@ -7,12 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from models.routing_totals import RoutingTotals
 from train.failure import JobEnds
 from train.ledger.ending import FENCED, FINISHED
 from train.ledger.live import LiveBooks, goodput_row
 from train.ledger.waterfall_html import waterfall_html
 from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
+from train.metrics.expert_load import ExpertLoadLog
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.label import label_of
 from train.metrics.recorder import Recorder
@@ -34,12 +36,14 @@ class Report:
         attempt: Attempt,
         started: float,
         number: int = 0,
+        expert_load: bool = False,
     ) -> None:
         """Say what is about to run. `config` goes to wandb; `started` is the attempt's start by time.monotonic(),
-        `number` its own in the ledger, 0 without one."""
+        `number` its own in the ledger, 0 without one; `expert_load`: write every expert's."""
         self._folder, self._attempt, self._started, self._config = folder, attempt, started, config
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
+        self._expert_load = ExpertLoadLog(folder) if expert_load else None
         self._line = ProgressLine(total_steps, label=label_of(config))
         self._books = LiveBooks(folder, number, started)
         self._last_step = 0.0
@@ -50,10 +54,12 @@ class Report:
         if attempt.resumed_after_step:
             self._line.note(f"resuming after step {attempt.resumed_after_step}")
 
-    def log(self, row: Mapping[str, float]) -> None:
-        """Record and show one row, and in it now and then the books."""
+    def log(self, row: Mapping[str, float], routing: RoutingTotals) -> None:
+        """Record and show one row, and in it now and then the books. `routing`: its step's, of the global batch."""
         self._last_step = row["train/step"]
         self._recorder.log(dict(row) | self._books.row())
+        if self._expert_load:
+            self._expert_load.append(int(self._last_step), routing)
         self._line.update(row)
         self._name_slow_rank(row)
 
@@ -75,6 +81,8 @@ class Report:
             if self._last_step and last_word and last_word != FENCED:
                 self._close_books(last_word)
         finally:
+            if self._expert_load:
+                self._expert_load.close()
             self._recorder.__exit__(kind, error, trace)
 
     def _close_books(self, last_word: str) -> None:

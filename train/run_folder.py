@@ -80,7 +80,7 @@ def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str
         return
     advice = "set it back to continue that run, or name another run.name"
     before = read_config(path)
-    old, new = _identity(before), _identity(config)
+    old, new = identity(before), identity(config)
     # A preset's name first: it is what was typed, and the values below it differ for its sake.
     for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if old.get(key) != new.get(key):
@@ -141,7 +141,8 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}: {maker or platform.machine()}"
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the job that it is, of its plain configuration, by dotted key."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, key: str) -> None:

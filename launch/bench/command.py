@@ -6,11 +6,9 @@ machine that grows warm or busy is no point's disadvantage. A folder that is not
 
 import datetime
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 
 import torch
 from rich.progress import Progress, TextColumn
@@ -22,12 +20,12 @@ from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
 from launch.bench.result import PointResult, by_speed
 from launch.bench.roofline import Line, caveats, roofline
+from launch.bench.run_jobs import run_jobs
 from launch.bench.table import print_bus, print_results, print_roofline
 from launch.clean_end import ended_cleanly
+from launch.jobs.own_folder import own_folder
 from launch.table_console import table_console
-from models.config import ConfigError
 from train.data.atomic_json import write_json
-from train.data.file_lock import FileLock
 
 
 def bench(words: Sequence[str]) -> int:
@@ -47,22 +45,13 @@ def bench(words: Sequence[str]) -> int:
     rounds = rounds_of(order)
     jobs = list(chain(*rounds))
     for job in jobs:
-        job.check()
-    try:
-        order.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"to={order.folder}: {error.strerror}; name a folder that you may write to") from error
+        job.check("to")
     console = table_console()
     shown = Progress(TextColumn("{task.description}"), console=console, transient=True)
-    with ended_cleanly(), _alone_in(order.folder), shown as progress:
+    with ended_cleanly(), own_folder(order.folder, "to", "bench"), shown as progress:
         task = progress.add_task("what this machine can do")
         machine = measure_machine(order.folder, order.device, order.nproc)
-        for number, job in enumerate(jobs, start=1):
-            if job.done or (job.failure and not order.retry):
-                continue
-            progress.update(task, description=f"{job.name} ({number} of {len(jobs)})")
-            job.run()
-            _write(order, words, machine, jobs)
+        run_jobs(jobs, order.retry, progress, task, after=lambda: _write(order, words, machine, jobs))
     results = _write(order, words, machine, jobs)
     for complaint in machine.complaints:
         print(f"switchyard: {complaint}", file=sys.stderr)
@@ -74,15 +63,6 @@ def bench(words: Sequence[str]) -> int:
         print_roofline(result.title, _roofline(order, result, machine), notes, result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in results) else 0
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder in which another bench runs."""
-    with FileLock(folder / ".lock") as lock:
-        if not lock.try_acquire():
-            raise ConfigError(f"to={folder}: another bench runs there; let it end, or name another folder")
-        yield
 
 
 def _write(order: Order, words: Sequence[str], machine: Machine, jobs: Sequence[Job]) -> list[PointResult]:
@@ -101,7 +81,7 @@ def _write(order: Order, words: Sequence[str], machine: Machine, jobs: Sequence[
         "bus_bandwidth": machine.bus,
     }
     written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = {"command": as_typed(words), "date": written, "machine": described, "points": plain}
+    content = {"command": as_typed("bench", words), "date": written, "machine": described, "points": plain}
     write_json(order.folder / "bench.json", content)
     if bars := [_bar(result) for result in results if result.summaries]:
         where = f"{machine.ceilings.device}, " if machine.ceilings else ""

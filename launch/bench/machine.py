@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.bench.ceilings import Ceilings
-from launch.bench.patient_run import run_to_end
+from launch.jobs.patient_run import run_to_end
 from launch.local import rank_environment, torchrun_arguments
 from train.data.atomic_json import read_json
 

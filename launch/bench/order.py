@@ -1,25 +1,34 @@
 """The words after `switchyard bench`, sorted."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from conf.command_line import CommandLine
-from conf.compose import Composed, compose
 from conf.options import Options
-from conf.schema import JobConfig, validate
+from conf.schema import JobConfig
 from launch.bench.peer import PEER, check_peer, peer_points
-from launch.bench.points import DEFAULTS, Point, check_names, points_of
+from launch.bench.traced import look_over_traced
+from launch.jobs.own_words import refuse_run_folders, take_own, truth
+from launch.jobs.points import Point, check_names, points_of
+from launch.jobs.points_composed import compose_points, look_over, naming
 from launch.local import take_nproc
 from launch.ranks import take_count
 from models.config import ConfigError
-from parallel.check_engine import check_engine_device
 from parallel.world import Launch, choose_device
 
+DEFAULTS = {
+    "data": "synthetic",  # as for the peer; no disk slows it
+    "checkpoint": "off",
+    "logging": "off",
+    "train.steps": "40",
+    "train.log_every": "5",  # reading a loss drains the device
+    "train.eval_sequences": "0",
+}
+"""What a point's job is where its words do not say otherwise."""
 PROGRAM = "switchyard bench to=FOLDER [nproc=N]"
 HELP = f"""
   to=FOLDER          bench.json, bench.svg and the runs go there; the same words again do what is not done yet
@@ -36,7 +45,6 @@ HELP = f"""
 ROUNDS = 3
 OURS = {"to": None, "configs": None, "peer": None, "peer.compile": "true", "trace": "false", "retry": "false"}
 """Words that are no job's, and what they are where they are not given."""
-RUN_KEYS = ("run.dir", "run.name", "run.root")
 
 
 @dataclass(frozen=True)
@@ -75,112 +83,49 @@ class Order:
         line = CommandLine.parse(words, PROGRAM, HELP)
         nproc, rest = take_nproc(line.overrides)
         rounds, rest = take_count(rest, "rounds", "rounds")
-        given, rest = _take(rest, OURS)
+        given, rest = take_own(rest, OURS)
         if not given["to"]:
             raise ConfigError("where do results go? write to=FOLDER")
-        for word in rest:
-            if word.partition("=")[0] in RUN_KEYS:
-                raise ConfigError(f"{word}: bench names the run folders, in to=FOLDER; leave it out")
+        refuse_run_folders(rest, "bench", "to=FOLDER")
         if given["peer"] not in (None, PEER):
             raise ConfigError(f"peer={given['peer']}: set it to {PEER}, or leave it out")
         configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
-        points = points_of(rest, configs, Options.find(line.config_dir))
-        trace = _truth("trace", given["trace"])
+        points = points_of(rest, configs, Options.find(line.config_dir), DEFAULTS)
+        trace = truth("trace", given["trace"])
         check_names(points)
-        composed = _compose(points, line.config_dir)
+        composed = compose_points(points, line.config_dir)
         for point in [] if line.print_config else points:
-            with _naming(point, points):
-                _look_over(composed[point.name].config, nproc)
+            with naming(point, points):
+                look_over(composed[point.name].config, nproc)
                 if trace:
-                    _look_over_traced(point, composed[point.name].config, nproc, line.config_dir)
+                    look_over_traced(
+                        point.words, composed[point.name].config, nproc, line.config_dir, asked_by="trace=true"
+                    )
         peers = peer_points(points, {name: one.config for name, one in composed.items()}) if given["peer"] else []
         check_names([*points, *peers])
-        composed |= _compose(peers, line.config_dir)
+        composed |= compose_points(peers, line.config_dir)
         for point in [] if line.print_config else peers:
-            with _naming(point, points):
-                _look_over(composed[point.name].config, nproc)
+            with naming(point, points):
+                look_over(composed[point.name].config, nproc)
                 check_peer(composed[point.name].config)
         return cls(
             folder=Path(given["to"]).expanduser().resolve(),
             nproc=nproc,
             rounds=rounds or ROUNDS,
             trace=trace,
-            retry=_truth("retry", given["retry"]),
+            retry=truth("retry", given["retry"]),
             points=points,
             peers=peers,
-            peer_compile=_truth("peer.compile", given["peer.compile"]),
+            peer_compile=truth("peer.compile", given["peer.compile"]),
             flags=["--config-dir", str(line.config_dir.resolve())] if line.config_dir else [],
             configs={name: one.config for name, one in composed.items()},
             yaml="".join(f"# {name}\n{one.yaml}" for name, one in composed.items()) if line.print_config else None,
         )
 
 
-def as_typed(words: Sequence[str]) -> str:
+def as_typed(command: str, words: Sequence[str]) -> str:
     """The command that had these words, to be pasted."""
-    return shlex.join(["switchyard", "bench", *words])
-
-
-def trace_words(config: JobConfig) -> list[str]:
-    """Words by which one step of a job is traced: in the second half, and not before the third, which is the first that
-    can be (train/trace/plan.py)."""
-    return [f"measure.trace_every={max(3, config.train.steps // 2 + 1)}", "measure.trace_limit=1"]
-
-
-def _look_over_traced(point: Point, config: JobConfig, nproc: int, config_dir: Path | None) -> None:
-    if config.train.steps < 3:
-        raise ConfigError(
-            f"trace=true with train.steps={config.train.steps}: two steps come before a traced one; set train.steps=3"
-        )
-    if not config.measure.clock:
-        raise ConfigError("trace=true shows what the clock times: set measure.clock=true, or leave trace=true out")
-    try:
-        validate(compose([*point.words, *trace_words(config)], config_dir).config, nproc)
-    except ConfigError as error:
-        raise ConfigError(f"trace=true: {error}") from error
-
-
-def _compose(points: Sequence[Point], config_dir: Path | None) -> dict[str, Composed]:
-    """By name."""
-    composed = {}
-    for point in points:
-        with _naming(point, points):
-            composed[point.name] = compose(point.words, config_dir)
-    return composed
-
-
-@contextmanager
-def _naming(point: Point, points: Sequence[Point]) -> Iterator[None]:
-    """A refusal inside says which point it is about, unless there is one alone."""
-    try:
-        yield
-    except ConfigError as error:
-        if [point] == list(points):
-            raise
-        raise ConfigError(f"{point.name}: {error}") from error
-
-
-def _look_over(config: JobConfig, nproc: int) -> None:
-    validate(config, nproc)
-    device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
-    check_engine_device(config.strategy, device)
-
-
-def _take(words: Sequence[str], defaults: Mapping[str, str | None]) -> tuple[dict[str, str | None], list[str]]:
-    """The last values of our own words, and the job's words."""
-    given, rest = dict(defaults), []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key in given and equals:
-            given[key] = value
-        else:
-            rest.append(word)
-    return given, rest
-
-
-def _truth(key: str, value: str | None) -> bool:
-    if value not in ("true", "false"):
-        raise ConfigError(f"{key}={value}: set it to true or false")
-    return value == "true"
+    return shlex.join(["switchyard", command, *words])
 
 
 def _read_configs(path: Path) -> dict[str, list[str]]:

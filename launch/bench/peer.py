@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conf.schema import JobConfig
-from launch.bench.points import Point
+from launch.jobs.points import Point
 from models.config import ConfigError
 from models.hf_architecture import architecture_of
 from parallel.config import Dtype, Reduction

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launch.bench.job import Failure, Job
-from launch.bench.points import Point
+from launch.bench.job import Job
+from launch.jobs.points import Point
+from launch.jobs.torchrun_job import Failure
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import mean_breakdown, mean_of
 from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from launch.bench.machine import measure_machine
-from launch.bench.patient_run import run_to_end
 from launch.cli import main
+from launch.jobs.patient_run import run_to_end
 from launch.local import rank_environment, torchrun_arguments
 from train.data.file_lock import FileLock
 from train.metrics.breakdown import row_key

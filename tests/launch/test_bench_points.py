@@ -16,14 +16,16 @@ from conf.compose import compose
 from conf.options import Options
 from conf.schema import JobConfig, validate
 from conf.sweep import choices
+from launch.bars_picture import AXIS
 from launch.bench.ceilings import Ceilings, fastest_seconds
-from launch.bench.order import Order, trace_words
+from launch.bench.order import DEFAULTS, Order
 from launch.bench.peer import peer_points
-from launch.bench.picture import AXIS, Bar, draw
+from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
-from launch.bench.points import DEFAULTS, Point, check_names, points_of
 from launch.bench.roofline import caveats, optimizer_parameters, roofline
+from launch.bench.traced import trace_words
 from launch.cli import main
+from launch.jobs.points import Point, check_names, points_of
 from models.config import ConfigError
 from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
@@ -45,17 +47,27 @@ SVG = "{http://www.w3.org/2000/svg}"
         ("overlap.grad_reduce=true,false", ["overlap.grad_reduce=true", "overlap.grad_reduce=false"]),
         ("data.path='a,b'", ["data.path='a,b'"]),
         ("data.path='a,b',c", ["data.path='a,b'", "data.path=c"]),
+        ("strategy=glob(pp_f*)", ["strategy=pp_fsdp", "strategy=pp_fsdp_ep", "strategy=pp_fsdp_tp_ep"]),
+        ("strategy=glob(pp_f*,exclude=*_ep)", ["strategy=pp_fsdp"]),
+        ("optim.lr=sort(3e-4,1e-4)", ["optim.lr=0.0001", "optim.lr=0.0003"]),
         ("measure.trace_ranks=[0,1]", ["measure.trace_ranks=[0,1]"]),
         ("data.path=/é ü", ["data.path=/é ü"]),  # Hydra's grammar has none of it: its own word, judged later
     ],
 )
 def test_commas_are_read_as_hydra_reads_them(word: str, stands_for: list[str]) -> None:
-    assert choices(word) == stands_for
+    assert choices(word, Options.find()) == stands_for
 
 
 def test_an_interval_names_no_values() -> None:
     with pytest.raises(ConfigError, match="name the values"):
-        choices("optim.lr=interval(0,1)")
+        choices("optim.lr=interval(0,1)", Options.find())
+
+
+def test_a_glob_that_fits_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fits no option"):
+        choices("strategy=glob(nothing*)", Options.find())
+    with pytest.raises(ConfigError, match="fits no option"):
+        choices("train.steps=glob(*)", Options.find())
 
 
 def names(words: list[str], configs: dict[str, list[str]] | None = None) -> list[str]:
@@ -78,13 +90,14 @@ def test_a_list_of_one_value_is_that_value(word: str, value: str) -> None:
 
 
 def test_a_points_words_are_a_jobs_and_the_last_one_counts() -> None:
-    (point,) = points_of(["data=stdlib", "train.steps=3", "train.steps=4"], {"a": ["train.seed=2"]}, Options.find())
+    words = ["data=stdlib", "train.steps=3", "train.steps=4"]
+    (point,) = points_of(words, {"a": ["train.seed=2"]}, Options.find(), DEFAULTS)
     rest = tuple(f"{key}={value}" for key, value in DEFAULTS.items() if key not in ("data", "train.steps"))
     assert point.words == ("data=stdlib", "train.steps=4", "train.seed=2", *rest)
 
 
 def peers(*words: str) -> list[Point]:
-    points = points_of(words, None, Options.find())
+    points = points_of(words, None, Options.find(), DEFAULTS)
     return peer_points(points, {point.name: compose(point.words).config for point in points})
 
 
@@ -112,10 +125,11 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
     first, last, traced = rounds_of(Order.parse(words))
     names = [job.name for job in (*first, *last, *traced)]
     assert names == ["ddp-r1", "fsdp-r1", "fsdp-r2", "ddp-r2", "ddp-trace", "fsdp-trace"]
-    assert not any(job.more for job in (*first, *last))
-    assert all(job.more == ["measure.trace_every=4", "measure.trace_limit=1"] for job in traced)
+    assert all(job.words == job.point.words for job in (*first, *last))
+    more_words = ("measure.trace_every=4", "measure.trace_limit=1")
+    assert all(job.words == (*job.point.words, *more_words) for job in traced)
     more = rounds_of(Order.parse([*words, "rounds=3"]))
-    assert [job.more for job in more[-1]] == [job.more for job in traced]
+    assert [job.words for job in more[-1]] == [job.words for job in traced]
     assert more[:2] == [first, last]
 
 

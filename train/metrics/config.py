@@ -63,6 +63,9 @@ class MeasureConfig:
     nvtx: bool = False
     """Mark phases, waits and collectives as NVTX ranges too, for Nsight Systems; on GPUs only."""
 
+    expert_load: bool = False
+    """Write how many tokens each expert took (expert_load.jsonl), for the map in switchyard report."""
+
     gpu_hour_usd: Optional[float] = None
     """Price of one GPU for an hour, for cost/usd; null: no cost is logged, nor is one without GPUs."""
 

@@ -207,7 +207,11 @@ def _open_report(job: Accepted, folder: Path, attempt: Attempt, started: float, 
     environment = describe_environment(attempt, job.corpus.fingerprint)
     write_config(folder, job.plain, environment)
     described = job.plain | {"environment": environment}
-    return Report(folder, job.config.logging, described, job.config.train.steps, attempt, started, number)
+    config = job.config
+    return Report(
+        *(folder, config.logging, described, config.train.steps, attempt, started, number),
+        expert_load=config.measure.expert_load,
+    )
 
 
 def open_loader(job: Accepted, engine: Engine, degrees: Degrees, world: World, start_step: int) -> BatchLoader:

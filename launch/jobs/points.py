@@ -2,22 +2,13 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from conf.options import Options
 from conf.sweep import choices
 from models.config import ConfigError
 
-DEFAULTS = {
-    "data": "synthetic",  # as for the peer; no disk slows it
-    "checkpoint": "off",
-    "logging": "off",
-    "train.steps": "40",
-    "train.log_every": "5",  # reading a loss drains the device
-    "train.eval_sequences": "0",
-}
-"""What a point's job is where its words do not say otherwise."""
 LONGEST_NAME = 100
 """Characters: a run folder and its log are called by it."""
 
@@ -28,11 +19,19 @@ class Point:
 
     name: str
     words: tuple[str, ...]
-    """Of a job, with DEFAULTS, without its run folder."""
+    """Of a job, without its run folder."""
+    values: dict[str, str] = field(default_factory=dict, compare=False)
+    """Of the keys that have several, as typed: what distinguishes it."""
 
 
-def points_of(words: Sequence[str], configs: Mapping[str, Sequence[str]] | None, options: Options) -> list[Point]:
+def points_of(
+    words: Sequence[str],
+    configs: Mapping[str, Sequence[str]] | None,
+    options: Options,
+    defaults: Mapping[str, str] | None = None,
+) -> list[Point]:
     """The points that `words` stand for: the product of their lists, for each of `configs` (name → more words).
+    `defaults` are values of a point's job where its words do not say otherwise.
 
     A point is named by what distinguishes it: its name in `configs`, and its values of the lists; one alone by its
     strategy.
@@ -42,13 +41,15 @@ def points_of(words: Sequence[str], configs: Mapping[str, Sequence[str]] | None,
     """
     points: list[Point] = []
     for name, more in ({"": []} if configs is None else configs).items():
-        values = {key: choices(word) for key, word in _last_of_each([*words, *more]).items()}
+        values = {key: choices(word, options) for key, word in _last_of_each([*words, *more]).items()}
         given = {key: listed[0] for key, listed in values.items()}
         several = {key: listed for key, listed in values.items() if len(listed) > 1}
         for chosen in product(*several.values()):
             merged = given | dict(zip(several, chosen, strict=True))
             labels = [_label(key, merged[key], options) for key in several]
-            points.append(Point("-".join(filter(None, [name, *labels])) or _alone(merged), _with_defaults(merged)))
+            called = "-".join(filter(None, [name, *labels])) or _alone(merged)
+            typed = {key: merged[key].partition("=")[2] for key in several}
+            points.append(Point(called, _with_defaults(merged, defaults or {}), typed))
     return points
 
 
@@ -57,8 +58,8 @@ def _last_of_each(words: Iterable[str]) -> dict[str, str]:
     return {word.partition("=")[0]: word for word in words}
 
 
-def _with_defaults(words: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(words.values()) + tuple(f"{key}={value}" for key, value in DEFAULTS.items() if key not in words)
+def _with_defaults(words: Mapping[str, str], defaults: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(words.values()) + tuple(f"{key}={value}" for key, value in defaults.items() if key not in words)
 
 
 def _label(key: str, word: str, options: Options) -> str:

@@ -1,0 +1,1 @@
+"""`switchyard report`: runs beside each other, on one page that opens from disk."""

@@ -1,0 +1,1 @@
+"""`switchyard sweep`: every combination of values, a job each, resumable; and a page that compares them."""

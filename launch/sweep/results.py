@@ -1,0 +1,83 @@
+"""What a sweep amounts to: a row for each point, as results.json, .csv and, where pyarrow is installed, .parquet.
+
+All three hold the same rows. NaN and the infinities stand by name in the first two, as in every JSON file of ours.
+"""
+
+import csv
+import datetime
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.sweep.point_job import PointJob
+from train.data.atomic_json import write_json
+from train.ledger.events import attempts
+from train.ledger.fold import fold
+from train.ledger.read import read_ledger
+from train.metrics.breakdown import COMMUNICATION, mean_breakdown, row_key
+from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
+from train.metrics.summary import standing_rows, steady_rows
+
+NUMBERS = (
+    *("tokens_per_sec", "step_time_s", "step_time_iqr_s", "mfu", "peak_memory_gib", "steps", "tokens"),
+    *("loss_first", "loss_last", "eval_loss", "wall_s"),
+)
+"""Of a summary."""
+JSON_FILE, CSV_FILE, PARQUET_FILE = "results.json", "results.csv", "results.parquet"
+Result = dict[str, Any]
+"""A point's row: its state and values; numbers of one that is done; why, of one that has none to come."""
+
+
+def result_of(job: PointJob, swept: Sequence[str]) -> Result:
+    """The row of one point. A key that has nothing to say is there, as None.
+
+    Raises:
+        ConfigError: if its summary cannot be read.
+    """
+    row: Result = {"point": job.name, "state": job.state.value}
+    row |= {key: job.point.values.get(key) for key in swept}
+    summary = job.summary() if job.done else None
+    row |= {name: getattr(summary, name, None) for name in NUMBERS}
+    divided = {}
+    if summary:
+        rows = standing_rows(read_jsonl(job.folder / METRICS_FILE))
+        divided = mean_breakdown(steady_rows([one for one in rows if "perf/step_time_s" in one]))
+    exposed = [divided[f"exposed_comm/{kind}"] for kind in COMMUNICATION if f"exposed_comm/{kind}" in divided]
+    row["exposed_comm_s"] = sum(exposed) if exposed else None
+    row |= {row_key(bucket): seconds for bucket, seconds in divided.items()}
+    starts = len(attempts(job.folder)) if job.folder.exists() else 0
+    # Of the ledger, in which the last attempt's own end is, too.
+    row["ettr"] = fold(read_ledger(job.folder)).ettr if summary and starts else None
+    bound = summary.bound_by if summary else None
+    return row | {"starts": starts, "bound_by": bound, "why": job.why, "run": str(job.folder) if starts else None}
+
+
+def write_results(folder: Path, results: Sequence[Result], command: str) -> None:
+    """Replace the files of an earlier call. Raises OSError."""
+    columns = list(dict.fromkeys(key for row in results for key in row))
+    rows = [{key: row.get(key) for key in columns} for row in results]
+    written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    strict = [{key: strict_value(value) for key, value in row.items()} for row in rows]
+    write_json(folder / JSON_FILE, {"command": command, "date": written, "points": strict})
+    with (folder / CSV_FILE).open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(strict)
+    if importlib.util.find_spec("pyarrow"):
+        _write_parquet(folder / PARQUET_FILE, rows)
+
+
+def parquet_missing() -> str | None:
+    """Why there is no results.parquet; None if there is."""
+    if importlib.util.find_spec("pyarrow"):
+        return None
+    return f"no {PARQUET_FILE}: pip install 'switchyard[parquet]'; {CSV_FILE} has the same rows"
+
+
+def _write_parquet(path: Path, rows: list[Result]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    # A column without a value has no type to be read from: all are numbers, or texts that some row has.
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
