@@ -138,6 +138,18 @@ def test_paper_is_within_5_percent_of_two_gpus(tmp_path: Path) -> None:
     assert run.simulated(run).makespan == pytest.approx(run.measured_s, rel=0.05)
 
 
+def test_a_run_that_pairs_is_paired_on_paper(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain accumulation: a forward alone, three pairs that hide all, a backward alone."""
+    took = 4 * (FORWARD + BACKWARD) + 2 * TRAVEL
+    busy = {"compute_fwd": 4 * FORWARD, "compute_bwd": 4 * BACKWARD, "exposed_comm/ep": 2 * TRAVEL}
+    words = ("strategy=ep", "train.micro_batch_size=2", "overlap.forward_backward=true")
+    pairs = run_of(tmp_path / "pairs", *words, world_size=2, breakdown=busy)
+    assert schedule(["compare", "pp=2", "microbatches=4", f"cells={cells}", f"measured={pairs}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    what = "accumulation, paired, pp=1 ep=2, 4 micro-batches"
+    assert last == f"{pairs}: {what}: on paper {took * 1e3:.1f} ms, measured {took * 1e3:.1f} ms (+0.0%)"
+
+
 def test_a_run_of_balanced_routing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("strategy=single", "model.moe.routing=balanced", "model.moe.balance=none")
     folder = run_of(tmp_path / "a", *words, world_size=1, breakdown={"compute_fwd": 1.0, "compute_bwd": 2.0})
