@@ -84,8 +84,9 @@ class MeasuredRun:
     @property
     def schedule(self) -> Schedule:
         """Its own."""
-        strategy = self.job.strategy
-        return build_schedule(strategy.schedule, self.degrees.pp, self.n_micro_batches, strategy.stages_per_rank)
+        strategy, pp = self.job.strategy, self.degrees.pp
+        paired = self.job.overlap.forward_backward
+        return build_schedule(strategy.schedule, pp, self.n_micro_batches, strategy.stages_per_rank, paired)
 
     @property
     def cells(self) -> CellTimes:
@@ -112,6 +113,7 @@ class MeasuredRun:
         """Its layout, in words."""
         degrees, n = self.degrees, self.n_micro_batches
         name = self.job.strategy.schedule.value if degrees.pp > 1 else "accumulation"
+        name += ", paired" if self.job.overlap.forward_backward else ""
         label = f", {self.label}" if self.label else ""
         return f"{name}, pp={degrees.pp} ep={degrees.ep}, {n} micro-batch{'es' if n > 1 else ''}{label}"
 
@@ -125,7 +127,8 @@ class MeasuredRun:
         if ours != theirs or self.device != of.device:
             raise ConfigError(f"{self.folder} has another model or device than {of.folder}: name runs of the same")
         times = with_ranks(of, self.degrees.ep) if self.degrees.ep != of.degrees.ep else of.cells
-        return enter(self.schedule, self.job.strategy.schedule, times.scaled(self._share / of._share), paired=False)
+        times = times.scaled(self._share / of._share)
+        return enter(self.schedule, self.job.strategy.schedule, times, self.job.overlap.forward_backward)
 
     @property
     def _share(self) -> float:

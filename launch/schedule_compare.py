@@ -109,9 +109,8 @@ def compare(words: Sequence[str]) -> int:
             _say(console, f"not among them: {line}")
     for line in [*_assumptions(order), *checks]:
         _say(console, line)
-    bars = [_bar(entry, contest) for contest in contests for entry in contest.entries]
-    if order.svg and bars:
-        write_picture(order.svg, "--svg", draw(bars, _times(order)).encode())
+    if order.svg:
+        write_picture(order.svg, "--svg", _picture(contests, order).encode())
     return 0
 
 
@@ -169,9 +168,27 @@ def _check(run: MeasuredRun, of: MeasuredRun) -> str:
     )
 
 
-def _bar(entry: Entry, contest: Contest) -> Bar:
-    parts = {"compute_fwd": entry.compute, "exposed_comm/ep": entry.exposed, "bubble": entry.bubble, WALL: 1.0}
-    name = f"{_named(entry)}, {contest.pp} ranks, {contest.micro_batches}"
+def _picture(contests: Sequence[Contest], order: CompareOrder) -> str:
+    """A bar for each schedule, as long as its step; the sizes once if there is one choice of them."""
+    several, times = len(contests) > 1, order.times
+    sizes = [f"{contest.pp} ranks, {contest.micro_batches} micro-batches" for contest in contests]
+    bars = [
+        _bar(f"{_named(entry)}, {size}" if several else _named(entry), entry, times.forward / times.compute)
+        for contest, size in zip(contests, sizes, strict=True)
+        for entry in contest.entries
+    ]
+    return draw(bars, _times(order) if several else f"{sizes[0]}: {_times(order)}")
+
+
+def _bar(name: str, entry: Entry, forward: float) -> Bar:
+    """`forward`: its part of compute."""
+    parts = {
+        "compute_fwd": entry.compute * forward,
+        "compute_bwd": entry.compute * (1 - forward),
+        "exposed_comm/ep": entry.exposed,
+        "bubble": entry.bubble,
+        WALL: 1.0,
+    }
     seconds = {part: share * entry.makespan for part, share in parts.items()}
     return Bar(name, f"compute {entry.compute:.1%}", seconds, entry.makespan)
 

@@ -75,8 +75,12 @@ def test_the_fastest_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_picture_has_a_bar_for_each(tmp_path: Path) -> None:
     assert schedule(["compare", *SIZES, "--svg", str(tmp_path / "a.svg")]) == 0
     titles = [element.text or "" for element in ElementTree.parse(tmp_path / "a.svg").getroot().iter()]
-    assert "zbv, 8 ranks, 32: exposed_comm/ep 3.2e+04 ms" in titles
+    assert "zbv: exposed_comm/ep 3.2e+04 ms" in titles
     assert "compute 72.0%" in titles
+    assert "8 ranks, 32 micro-batches: forward=1 input=1 weight=1 all_to_all=0.5 send=0 attention=0.5" in titles
+    assert schedule(["compare", "pp=2,4", "microbatches=8", "--svg", str(tmp_path / "a.svg")]) == 0
+    titles = [element.text or "" for element in ElementTree.parse(tmp_path / "a.svg").getroot().iter()]
+    assert "zbv, 4 ranks, 8 micro-batches" in titles
 
 
 def test_cells_are_a_runs(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +136,18 @@ def test_paper_is_within_5_percent_of_two_gpus(tmp_path: Path) -> None:
     run = MeasuredRun.read(run_of(tmp_path / "pp", *words, world_size=2, breakdown=breakdown))
     assert run.n_micro_batches == 4
     assert run.simulated(run).makespan == pytest.approx(run.measured_s, rel=0.05)
+
+
+def test_a_run_that_pairs_is_paired_on_paper(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain accumulation: a forward alone, three pairs that hide all, a backward alone."""
+    took = 4 * (FORWARD + BACKWARD) + 2 * TRAVEL
+    busy = {"compute_fwd": 4 * FORWARD, "compute_bwd": 4 * BACKWARD, "exposed_comm/ep": 2 * TRAVEL}
+    words = ("strategy=ep", "train.micro_batch_size=2", "overlap.forward_backward=true")
+    pairs = run_of(tmp_path / "pairs", *words, world_size=2, breakdown=busy)
+    assert schedule(["compare", "pp=2", "microbatches=4", f"cells={cells}", f"measured={pairs}"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    what = "accumulation, paired, pp=1 ep=2, 4 micro-batches"
+    assert last == f"{pairs}: {what}: on paper {took * 1e3:.1f} ms, measured {took * 1e3:.1f} ms (+0.0%)"
 
 
 def test_a_run_of_balanced_routing_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ KNOWN = {
     (ScheduleName.dualpipev, False): 68.4,
     (ScheduleName.dualpipev, True): 84.8,
     (ScheduleName.dualpipe, True): 85.3,
+    (ScheduleName.interleaved_1f1b, True): 83.8,
 }
 """Useful compute, %, of 8 ranks and 32 micro-batches where forward and the halves of backward take 1, all-to-alls 0.5
 each way: simulated by another program, before this one was."""
@@ -30,7 +31,7 @@ def test_known_figures() -> None:
     assert {key: round(100 * found[key].compute, 1) for key in KNOWN} == KNOWN
     assert found[ScheduleName.dualpipev, True].activations == 17 / 2
     assert found[ScheduleName.interleaved_1f1b, False].activations == 23 / 2
-    assert [found[key].copies for key in KNOWN] == [1, 1, 1, 1, 1, 2]
+    assert [found[key].copies for key in KNOWN] == [1, 1, 1, 1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("times", [CellTimes(), CellTimes(2, 3, 1, 4, send=0.25, attention=0.3)])
