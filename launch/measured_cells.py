@@ -84,8 +84,10 @@ class MeasuredRun:
     @property
     def schedule(self) -> Schedule:
         """Its own."""
-        strategy = self.job.strategy
-        return build_schedule(strategy.schedule, self.degrees.pp, self.n_micro_batches, strategy.stages_per_rank)
+        strategy, paired = self.job.strategy, self.job.overlap.forward_backward
+        return build_schedule(
+            strategy.schedule, self.degrees.pp, self.n_micro_batches, strategy.stages_per_rank, paired
+        )
 
     @property
     def cells(self) -> CellTimes:
@@ -125,7 +127,8 @@ class MeasuredRun:
         if ours != theirs or self.device != of.device:
             raise ConfigError(f"{self.folder} has another model or device than {of.folder}: name runs of the same")
         times = with_ranks(of, self.degrees.ep) if self.degrees.ep != of.degrees.ep else of.cells
-        return enter(self.schedule, self.job.strategy.schedule, times.scaled(self._share / of._share), paired=False)
+        paired = self.job.overlap.forward_backward
+        return enter(self.schedule, self.job.strategy.schedule, times.scaled(self._share / of._share), paired)
 
     @property
     def _share(self) -> float:

@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from models.config import ConfigError
 from parallel.pipeline.action import Schedule
 from parallel.pipeline.cell_times import CellTimes
-from parallel.pipeline.schedules import ScheduleName, build_schedule, count_stages
+from parallel.pipeline.schedules import PAIRED, ScheduleName, build_schedule, count_stages
 from parallel.pipeline.simulator import simulate
-
-PAIRED = (ScheduleName.dualpipev, ScheduleName.dualpipe)
-"""Schedules with pairs of a forward and a backward."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,14 @@ def hold_contest(pp: int, micro_batches: int, times: CellTimes, stages_per_rank:
     for name in ScheduleName:
         try:
             stages = stages_per_rank if _has_choice(name) else None
-            schedule = build_schedule(name, pp, micro_batches, stages)
+            of_both = [
+                (build_schedule(name, pp, micro_batches, stages, paired), paired)
+                for paired in ((False, True) if name in PAIRED else (False,))
+            ]
         except ConfigError as error:
             refused.append(str(error))
             continue
-        entries += [enter(schedule, name, times, paired) for paired in ((False, True) if name in PAIRED else (False,))]
+        entries += [enter(schedule, name, times, paired) for schedule, paired in of_both]
     return Contest(pp, micro_batches, sorted(entries, key=lambda entry: entry.makespan), refused)
 
 
