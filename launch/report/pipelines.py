@@ -28,13 +28,14 @@ class PipelineDrawing:
 
 def pipelines(runs: Sequence[RunView]) -> list[PipelineDrawing]:
     """A drawing for each different schedule."""
-    found: dict[tuple[ScheduleName, int, int, int | None], list[RunView]] = {}
+    found: dict[tuple[ScheduleName, int, int, int | None, bool], list[RunView]] = {}
     for run in runs:
         strategy = run.job.strategy
         degrees = Degrees.resolve(strategy, run.summary.world_size)
         if degrees.pp > 1:
             n_micro_batches = run.job.train.micro_batches(degrees.dp, degrees.pp)
-            asked = (strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
+            paired = run.job.overlap.forward_backward
+            asked = (strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank, paired)
             found.setdefault(asked, []).append(run)
     return [_drawing(build_schedule(*asked), of) for asked, of in found.items()]
 

@@ -7,11 +7,12 @@ import pytest
 
 from parallel.pipeline.cell_times import CellTimes
 from parallel.pipeline.contest import Entry, hold_contest
-from parallel.pipeline.schedules import ScheduleName
+from parallel.pipeline.schedules import PAIRED, ScheduleName
 
 KNOWN = {
     (ScheduleName.one_f_one_b, False): 61.5,
     (ScheduleName.interleaved_1f1b, False): 67.6,
+    (ScheduleName.interleaved_1f1b, True): 83.8,
     (ScheduleName.zbv, False): 72.0,
     (ScheduleName.dualpipev, False): 68.4,
     (ScheduleName.dualpipev, True): 84.8,
@@ -31,6 +32,7 @@ def test_known_figures() -> None:
     assert {key: round(100 * found[key].compute, 1) for key in KNOWN} == KNOWN
     assert found[ScheduleName.dualpipev, True].activations == 17 / 2
     assert found[ScheduleName.interleaved_1f1b, False].activations == 23 / 2
+    assert found[ScheduleName.interleaved_1f1b, True].activations == 24 / 2, "one forward more ahead"
     assert [found[key].copies for key in KNOWN] == [1, 1, 1, 1, 1, 2, 1]
 
 
@@ -48,7 +50,7 @@ def test_compute_exposed_and_bubble_are_the_whole(times: CellTimes) -> None:
 
 def test_without_all_to_alls_pairs_gain_nothing() -> None:
     found = entries(4, 16, CellTimes(all_to_all=0))
-    for name in (ScheduleName.dualpipe, ScheduleName.dualpipev):
+    for name in PAIRED:
         assert found[name, True].makespan == pytest.approx(found[name, False].makespan)
         assert found[name, True].hidden == 0
 

@@ -14,6 +14,7 @@ from harness.layout_run import (
     DDP,
     DOCUMENTS,
     FSDP,
+    HSDP,
     MODEL,
     MODEL_ALL_OPTIONS,
     ZERO1,
@@ -75,6 +76,7 @@ MECHANISMS = {
 BASES = {
     "ddp": EP,
     "fsdp": FSDP_EP,
+    "hsdp": replace(HSDP, ep=2),
     "zero1": replace(ZERO1, ep=2),
     "tp": replace(EP, tp=2),
     "tp_copied": replace(EP, tp=2, dp_replicate=2),
