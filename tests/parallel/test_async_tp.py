@@ -85,6 +85,10 @@ LONG = {
     "fsdp_tp_recomputed": (4, with_recompute("fsdp_tp", Recompute.full)),
     "fsdp_tp": (4, Layout(strategy("fsdp_tp"), chunks(4), model=EIGHT)),
     "tp_ep": (4, Layout(strategy("tp_ep"), chunks(2), model=EIGHT)),
+    "side_by_side": (
+        4,
+        Layout(strategy("tp_ep"), replace(chunks(4), forward_backward=True), model=EIGHT, micro_batch_size=1),
+    ),
     "behind_shared": (4, Layout(strategy("tp_ep"), replace(chunks(4), shared_experts=True), model=EIGHT)),
     "behind_shared_recomputed": (
         4,

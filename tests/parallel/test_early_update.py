@@ -34,6 +34,7 @@ from train.step import OptimizerStep
 
 AFTER = OverlapConfig(bucket_mib=0.01)
 BEHIND = replace(AFTER, optimizer=True)
+SIDE_BY_SIDE = OverlapConfig(forward_backward=True)
 DEEP = replace(MODEL, n_layers=9, moe=replace(MODEL.moe, n_routed=8))
 
 
@@ -112,6 +113,20 @@ LONG = {
     ),
     "ep": (2, Layout(strategy("ep"), micro_batch_size=2)),  # routed experts are this rank's alone
     "tp_ep": (4, Layout(strategy("tp_ep"), model=EIGHT)),
+    "ep_side_by_side": (2, Layout(strategy("ep"), SIDE_BY_SIDE, model=EIGHT, micro_batch_size=1)),
+    "zero1_ep_side_by_side": (
+        2,
+        Layout(replace(strategy("ep"), reduction=ZERO1.reduction), SIDE_BY_SIDE, model=EIGHT, micro_batch_size=1),
+    ),
+    "pp_ep_dualpipev_side_by_side": (
+        4,
+        Layout(
+            replace(strategy("pp_ep"), schedule=ScheduleName.dualpipev),
+            SIDE_BY_SIDE,
+            model=DEEP,
+            global_batch_size=16,
+        ),
+    ),
     "pp_ep": (4, Layout(strategy("pp_ep"), model=DEEP, global_batch_size=16)),
     "pp_tp_zero1": (4, Layout(replace(strategy("pp_tp"), reduction=ZERO1.reduction), model=DEEP)),
     **{
@@ -135,8 +150,11 @@ def test_numbers_are_the_same_to_the_bit(name: str, pool: WorkerPool) -> None:
     """Nothing is added up in another order. A rank that has no gradient of its own yet would show here too."""
     world_size, layout = (CASES | LONG)[name]
     layout = replace(layout, clip_norm=None)
-    behind = pool.run(world_size, run_layout, replace(layout, overlap=BEHIND))
-    after = pool.run(world_size, run_layout, replace(layout, overlap=AFTER))
+    side_by_side = layout.overlap.forward_backward
+    behind, after = (
+        pool.run(world_size, run_layout, replace(layout, overlap=replace(overlap, forward_backward=side_by_side)))
+        for overlap in (BEHIND, AFTER)
+    )
     for a, b in zip(behind, after, strict=True):
         assert (a.losses, a.evals, a.grad_norms) == (b.losses, b.evals, b.grad_norms)
         assert a.weights.keys() == b.weights.keys()
