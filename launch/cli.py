@@ -31,6 +31,8 @@ switchyard export RUN --format hf          its weights for Hugging Face transfor
 switchyard schedule NAME pp=P microbatches=M   draw and time a pipeline schedule: gpipe, 1f1b, interleaved_1f1b,
     [stages_per_rank=V]                        interleaved_zero_bubble, zbv, dualpipev, dualpipe
     [forward=1 input=1 weight=1 pair=3 send=0] [--svg FILE] [--png FILE]
+switchyard schedule compare pp=P,… microbatches=M,… [cells=RUN] [ep=N] [measured=RUN,…] [--svg FILE]   all of them on
+    [forward=1 input=1 weight=1 all_to_all=0.5 send=0 attention=0.5] [stages_per_rank=V]   paper, in tables
 
 nproc=N is the number of ranks: by default one per GPU, or 2 on a machine without.
 """

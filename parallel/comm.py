@@ -60,7 +60,21 @@ class Communicator:
         self.clock, self._everyone = clock or Clock(), everyone
         self.issued: Counter[Issued] = Counter()
         self.waits: Counter[CommKind] = Counter()
-        self._n_begun = 0
+        self._n_begun, self._aside = 0, False
+
+    @contextmanager
+    def aside(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+        """Issue and wait on `stream` instead of the compute stream, for which no such wait is one: none is timed. None,
+        where there are no streams: this thread waits as always."""
+        if stream is None:
+            yield
+            return
+        with torch.cuda.stream(stream):
+            self._aside = True
+            try:
+                yield
+            finally:
+                self._aside = False
 
     @property
     def calls(self) -> Counter[tuple[CommKind, str]]:
@@ -73,6 +87,9 @@ class Communicator:
     def wait(self, pending: Pending) -> Tensor:
         """Hold the compute stream (on CPU: this thread) until `pending` is done; its output."""
         self.waits[pending.kind] += 1
+        if self._aside:
+            pending.work.wait()
+            return pending.output
         with self.clock.waiting(pending.kind, pending.operation, pending.group, pending.number):
             pending.work.wait()
         return pending.output

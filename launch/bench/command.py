@@ -60,7 +60,7 @@ def bench(words: Sequence[str]) -> int:
     ours = [result for result in results if result.summaries and result.point in order.points]
     for result in [result for result in ours if result.trace] or ours[:1]:  # without a trace all say much the same
         notes = caveats(order.configs[result.point.name], order.nproc, machine.ceilings)
-        print_roofline(result.point.name, _roofline(order, result, machine), notes, result.trace, console)
+        print_roofline(result.title, _roofline(order, result, machine), notes, result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in results) else 0
 
@@ -99,4 +99,4 @@ def _bar(result: PointResult) -> Bar:
     assert speed is not None
     assert step is not None
     label = f"{speed.median:,.0f} tokens/s" + (f", MFU {mfu.median:.1%}" if mfu else "")
-    return Bar(result.point.name, label, result.breakdown, step.median)
+    return Bar(result.title, label, result.breakdown, step.median)

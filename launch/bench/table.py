@@ -20,7 +20,7 @@ def print_results(results: Sequence[PointResult], console: Console) -> None:
         console.print(_breakdowns(divided))
     for result in results:
         if result.bound_by:
-            say(console, f"{result.point.name}: bound by {result.bound_by}")
+            say(console, f"{result.title}: bound by {result.bound_by}")
     print_failures(results, console)
 
 
@@ -88,7 +88,7 @@ def _numbers(results: Sequence[PointResult]) -> Table:
             table.add_row(result.point.name, "[red]failed[/]" if result.failures else "–", *[""] * 5, counted)
             continue
         table.add_row(
-            result.point.name,
+            result.title,
             f"{speed.median:,.0f}",
             f"{speed.least:,.0f} – {speed.most:,.0f}",
             ms(step.median),
@@ -108,7 +108,7 @@ def _breakdowns(results: Sequence[PointResult]) -> Table:
     for bucket in (*there, WALL):
         table.add_column(bucket.replace("/", " ").replace("_", " "), justify="right")
     for result in results:
-        table.add_row(result.point.name, *(ms(result.breakdown.get(bucket, 0.0)) for bucket in (*there, WALL)))
+        table.add_row(result.title, *(ms(result.breakdown.get(bucket, 0.0)) for bucket in (*there, WALL)))
     return table
 
 

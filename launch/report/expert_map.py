@@ -14,7 +14,7 @@ from train.metrics.expert_load import read_expert_load
 BOUNDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 """Of a load over its layer's mean, between the colours."""
 SHADES = ("#2b5597", "#6f9fd8", "#b9cde6", "#e4e6e9", "#f6c99a", "#e8843a", "#a63603")
-WIDTH, GAP, TOP, LEFT = 1080, 8, 10, 86
+WIDTH, GAP, TOP, LEFT = 1080, 8, 10, 104
 TALLEST, LOWEST, ALL = 14, 2, 420
 """Pixels of an expert's line, and about so many of all."""
 COLUMNS = 60
@@ -53,9 +53,9 @@ def expert_map(loads: Loads, title: str) -> str:
     height = max(LOWEST, min(TALLEST, ALL // n_lines))
     lines, y = [], TOP
     for layer, experts in enumerate(loads.of_layer):
-        lines.append(text(LEFT - 8, y + len(experts) * height / 2, f"layer {layer}", "end"))
+        lines.append(text(LEFT - 8, y + len(experts) * height / 2, f"MoE layer {layer}", "end"))
         for expert, line in enumerate(experts):
-            lines += _line(f"layer {layer}, expert {expert}", line, loads.ends, y, height)
+            lines += _line(f"MoE layer {layer}, expert {expert}", line, loads.ends, y, height)
             y += height
         y += GAP
     lines += [text(LEFT, y + 8, "step 1", "start", "muted"), text(WIDTH, y + 8, f"{loads.ends[-1]:,}", "end", "muted")]

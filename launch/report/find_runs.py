@@ -6,7 +6,6 @@ from pathlib import Path
 from launch.report.run_view import RunView, labels
 from models.config import ConfigError
 from train.data.atomic_json import read_json
-from train.metrics.jsonl import METRICS_FILE
 
 RESULTS_FILE = "results.json"
 """Of a sweep."""
@@ -19,10 +18,10 @@ def find_runs(folders: Sequence[Path]) -> list[RunView]:
         ConfigError: for a folder that is no run's and holds none, and where no run has logged a step.
     """
     found = list(dict.fromkeys(run for folder in folders for run in _runs_of(folder)))
-    logged = [run for run in found if (run / METRICS_FILE).exists() and (run / METRICS_FILE).stat().st_size]
-    if not logged:
-        raise ConfigError(f"no run in {', '.join(map(str, folders))} has logged a step: name folders of runs that have")
-    return [RunView.read(run, label) for run, label in zip(logged, labels(logged), strict=True)]
+    read = [RunView.read(run, label) for run, label in zip(found, labels(found), strict=True)]
+    if logged := [run for run in read if run]:
+        return logged
+    raise ConfigError(f"no run in {', '.join(map(str, folders))} has logged a step: name folders of runs that have")
 
 
 def without_numbers(folders: Sequence[Path]) -> list[tuple[str, str, str]]:

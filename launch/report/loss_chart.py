@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from launch.report.axes import Axes, colour, svg, widened
-from launch.report.losses import LOSS, coinciding
+from launch.report.losses import LOSS, ROUNDING, coinciding
 from launch.report.run_view import RunView
 
 WIDTH, CURVES, APART = 1080, 300, 130
@@ -27,15 +27,14 @@ def loss_chart(runs: Sequence[RunView]) -> str | None:
     across = (float(min(steps)), float(max(steps)))
     size = (WIDTH - LEFT - 20, CURVES)
     axes = Axes(LEFT, MARGIN, *size, across, widened([loss for curve in curves for _, loss in curve]))
-    groups = coinciding(curves)
-    lines = [*axes.grid("step", "training loss, nats a token"), *_lines(runs, curves, groups, axes)]
+    lines = [*axes.grid("step", "training loss, nats a token"), *_lines(runs, curves, ROUNDING, axes)]
     first = dict(curves[0])
     apart = [[(step, loss - first[step]) for step, loss in curve if step in first] for curve in curves]
     values = [value for curve in apart for _, value in curve]
     height = MARGIN + CURVES + MARGIN
     if len(runs) > 1 and any(values):
         below = Axes(LEFT, height + MARGIN, WIDTH - LEFT - 20, APART, across, widened(values, 0.15))
-        lines += [*below.grid("step", f"loss less that of {runs[0].label}"), *_lines(runs, apart, groups, below)]
+        lines += [*below.grid("step", f"loss less that of {runs[0].label}"), *_lines(runs, apart, 0.0, below)]
         height += MARGIN + APART + MARGIN
     return svg(WIDTH, height, "loss curves", lines)
 
@@ -51,9 +50,9 @@ def legend(runs: Sequence[RunView]) -> str:
 
 
 def _lines(
-    runs: Sequence[RunView], curves: Sequence[list[tuple[int, float]]], groups: Sequence[list[int]], axes: Axes
+    runs: Sequence[RunView], curves: Sequence[list[tuple[int, float]]], within: float, axes: Axes
 ) -> Iterator[str]:
-    for group in groups:
+    for group in coinciding(curves, within):
         for place, i in enumerate(group):
             points = " ".join(f"{axes.x(step):.1f},{axes.y(value):.1f}" for step, value in curves[i])
             stroke = f'stroke="{colour(i)}" stroke-width="{THICK}"'

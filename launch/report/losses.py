@@ -59,11 +59,11 @@ def compare_losses(runs: Sequence[RunView]) -> list[LossDifference]:
     return found
 
 
-def coinciding(curves: Sequence[list[tuple[int, float]]]) -> list[list[int]]:
-    """Which of `curves` (steps and losses) are one but for rounding: their indices, in groups."""
+def coinciding(curves: Sequence[list[tuple[int, float]]], within: float) -> list[list[int]]:
+    """Which of `curves` (steps and values) are one but for a part `within` of each value: their indices, in groups."""
     groups: list[list[int]] = []
     for i, curve in enumerate(curves):
-        mine = next((group for group in groups if _same(curves[group[0]], curve)), None)
+        mine = next((group for group in groups if _same(curves[group[0]], curve, within)), None)
         if mine is None:
             groups.append([i])
         else:
@@ -71,7 +71,7 @@ def coinciding(curves: Sequence[list[tuple[int, float]]]) -> list[list[int]]:
     return groups
 
 
-def _same(one: list[tuple[int, float]], other: list[tuple[int, float]]) -> bool:
+def _same(one: list[tuple[int, float]], other: list[tuple[int, float]], within: float) -> bool:
     return [step for step, _ in one] == [step for step, _ in other] and all(
-        abs(a - b) <= ROUNDING * abs(a) for (_, a), (_, b) in zip(one, other, strict=True)
+        abs(a - b) <= within * abs(a) for (_, a), (_, b) in zip(one, other, strict=True)
     )

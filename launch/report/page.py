@@ -68,11 +68,11 @@ def _verdict(runs: Sequence[RunView], order: Sequence[int]) -> str:
     second, last = runs[order[1]], runs[order[-1]]
     ahead = second.summary.step_time_s - first.summary.step_time_s
     spread = max(first.summary.step_time_iqr_s, second.summary.step_time_iqr_s)
-    clear = "more" if ahead > spread else "less, so that either may be the faster,"
-    beside = f", {clear} than the spread of their steps ({spread * 1e3:,.1f} ms)" if spread else ""
+    either = ", so either may be the faster" if ahead <= spread else ""
+    beside = f"; their steps spread by {spread * 1e3:,.1f} ms{either}" if spread else ""
     return (
         f"Fastest is {said}, {first.summary.tokens_per_sec / last.summary.tokens_per_sec:.2f} times the slowest "
-        f"({escape(last.label)}). A step of it is {ahead * 1e3:,.1f} ms shorter than one of {escape(second.label)}"
+        f"({escape(last.label)}). Its step is {ahead * 1e3:,.1f} ms shorter than that of {escape(second.label)}"
         f"{beside}."
     )
 
@@ -128,7 +128,11 @@ def _experts(runs: Sequence[RunView]) -> Iterator[Section]:
                 same.append(run.label)
     if routed:
         note = "A line an expert: what it took, over the mean of its layer. Runs that routed the same share a map."
-        maps = [f"<p>{escape(', '.join(labels))}</p>{expert_map(loads, 'expert load')}" for loads, labels in routed]
+        every = [run.label for run in runs]
+        said = ["All runs" if labels == every and len(every) > 1 else ", ".join(labels) for _, labels in routed]
+        maps = [
+            f"<p>{escape(of)}:</p>{expert_map(one, 'expert load')}" for of, (one, _) in zip(said, routed, strict=True)
+        ]
         yield Section("experts", "Expert load", note, "".join(maps))
     elif drawn := expert_load(runs):
         note = "The fullest expert's; measure.expert_load=true writes every one's. 1 is even."

@@ -38,18 +38,18 @@ class RunView:
     """None without a ledger."""
 
     @classmethod
-    def read(cls, folder: Path, label: str) -> "RunView":
-        """From `folder`.
+    def read(cls, folder: Path, label: str) -> "RunView | None":
+        """From `folder`; None if it has logged no step with a loss and a speed.
 
         Raises:
-            ConfigError: if it is no run's, another version's, or of a run that has not logged a step.
+            ConfigError: if it is no run's, or another version's.
         """
         settings = read_config(folder / "config.yaml")
         try:
             rows = standing_rows(read_jsonl(folder / METRICS_FILE))
             summary = read_summary(folder, rows, settings)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder} has logged no step: name the folder of a run that has") from error
+        except (OSError, ValueError):
+            return None
         timed = [row for row in rows if "perf/step_time_s" in row]
         try:
             books = fold(read_ledger(folder))

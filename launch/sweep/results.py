@@ -13,13 +13,15 @@ from typing import Any
 from launch.sweep.point_job import PointJob
 from train.data.atomic_json import write_json
 from train.ledger.events import attempts
+from train.ledger.fold import fold
+from train.ledger.read import read_ledger
 from train.metrics.breakdown import COMMUNICATION, mean_breakdown, row_key
 from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
 from train.metrics.summary import standing_rows, steady_rows
 
 NUMBERS = (
     *("tokens_per_sec", "step_time_s", "step_time_iqr_s", "mfu", "peak_memory_gib", "steps", "tokens"),
-    *("loss_first", "loss_last", "eval_loss", "ettr", "wall_s"),
+    *("loss_first", "loss_last", "eval_loss", "wall_s"),
 )
 """Of a summary."""
 JSON_FILE, CSV_FILE, PARQUET_FILE = "results.json", "results.csv", "results.parquet"
@@ -45,6 +47,8 @@ def result_of(job: PointJob, swept: Sequence[str]) -> Result:
     row["exposed_comm_s"] = sum(exposed) if exposed else None
     row |= {row_key(bucket): seconds for bucket, seconds in divided.items()}
     starts = len(attempts(job.folder)) if job.folder.exists() else 0
+    # Of the ledger, in which the last attempt's own end is, too.
+    row["ettr"] = fold(read_ledger(job.folder)).ettr if summary and starts else None
     bound = summary.bound_by if summary else None
     return row | {"starts": starts, "bound_by": bound, "why": job.why, "run": str(job.folder) if starts else None}
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from launch.sweep.point_job import State
 from launch.sweep.results import Result
+from train.metrics.breakdown import WALL, row_key
 
 STYLES = {State.failed.value: "red", State.refused.value: "yellow", State.cut_off.value: "yellow"}
 
@@ -23,13 +24,13 @@ def print_sweep(results: Sequence[Result], console: Console) -> None:
             state = Text(row["state"], style=STYLES.get(row["state"], ""))
             table.add_row(row["point"], state, *[""] * 7, str(row["starts"] or ""))
             continue
-        step_s, exposed_s = row["step_time_s"], row["exposed_comm_s"]
+        exposed_s = row["exposed_comm_s"]
         table.add_row(
             row["point"],
             f"{row['tokens_per_sec']:,.0f}",
-            f"{step_s * 1e3:,.1f}",
+            f"{row['step_time_s'] * 1e3:,.1f}",
             f"{row['step_time_iqr_s'] * 1e3:,.1f}",
-            "–" if exposed_s is None else f"{exposed_s / step_s:.1%}",
+            "–" if exposed_s is None else f"{exposed_s / row[row_key(WALL)]:.1%}",
             *(_percent(row["mfu"]), "–" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f}"),
             f"{row['loss_last']:.4f}",
             *(_percent(row["ettr"]), str(row["starts"])),

@@ -13,9 +13,11 @@ import pytest
 from harness.made_run import made_run
 
 from launch.cli import main
+from launch.report import expert_map
 from launch.report.axes import PALETTE
 from launch.report.differences import differences
 from launch.report.expert_load import RAMP, shade_of
+from launch.report.expert_map import expert_loads
 from launch.report.goodput import TRAINED, shares
 from launch.report.losses import coinciding, compare_losses
 from launch.report.run_view import RunView, labels
@@ -58,6 +60,12 @@ def page(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def tree(page: str) -> ElementTree.Element:
     return ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+
+
+def view(folder: Path, name: str) -> RunView:
+    read = RunView.read(folder / "runs" / name, name)
+    assert read
+    return read
 
 
 def section(tree: ElementTree.Element, name: str) -> ElementTree.Element:
@@ -114,7 +122,7 @@ def test_bars_are_as_long_as_their_parts(tree: ElementTree.Element) -> None:
 
 
 def test_losses_are_equal_or_flagged_with_the_step(folder: Path, tree: ElementTree.Element) -> None:
-    runs = [RunView.read(folder / "runs" / name, name) for name in ("ddp<&>", "fsdp", "off", "pp")]
+    runs = [view(folder, name) for name in ("ddp<&>", "fsdp", "off", "pp")]
     equal, differs, other = compare_losses(runs)
     assert (equal.sentence, equal.flagged) == ("equal in all 4 steps", False)
     assert differs.flagged
@@ -130,7 +138,7 @@ def test_losses_are_equal_or_flagged_with_the_step(folder: Path, tree: ElementTr
 def test_runs_that_learnt_the_same_share_a_line() -> None:
     curve = [(1, 6.0), (2, 5.0)]
     near, far = [(1, 6.0), (2, 5.0 + 4e-4)], [(1, 6.0), (2, 5.0 + 6e-4)]
-    assert coinciding([curve, far, near, curve[:1]]) == [[0, 2], [1], [3]]
+    assert coinciding([curve, far, near, curve[:1]], 1e-4) == [[0, 2], [1], [3]]
 
 
 def luminance(colour: str) -> float:
@@ -167,7 +175,7 @@ def test_a_pipeline_is_drawn_beside_what_was_idle_in_fact(tree: ElementTree.Elem
 
 
 def test_differences_alone_are_shown(folder: Path) -> None:
-    settings = [RunView.read(folder / "runs" / name, name).settings for name in ("ddp<&>", "fsdp")]
+    settings = [view(folder, name).settings for name in ("ddp<&>", "fsdp")]
     found = differences(settings)
     assert found["strategy.name"] == ["ddp", "fsdp"]
     assert found["overlap.name"] == ["default", "max"]
@@ -179,6 +187,31 @@ def test_differences_alone_are_shown(folder: Path) -> None:
 def test_the_map_goes_from_even_to_uneven() -> None:
     assert [shade_of(load, 1.0, 2.0) for load in (1.0, 1.5, 2.0)] == [0, len(RAMP) // 2, len(RAMP) - 1]
     assert shade_of(1.0, 1.0, 1.0) == 0
+
+
+def test_every_expert_has_a_line_where_its_load_was_written(tmp_path: Path) -> None:
+    """Two runs that routed the same, one whose step 2 was taken back, and one that routed otherwise."""
+    loads = {1: [[4, 0], [2, 2]], 2: [[1, 3], [2, 2]], 3: [[3, 1], [2, 2]]}
+    written = {"a": [1, 2, 3], "b": [1, 2, 3, 2, 3], "c": [1, 3]}
+    for name, steps in written.items():
+        made_run(tmp_path / name, TINY, LOSSES)
+        lines = [json.dumps({"train/step": step, "chosen": loads[step]}) for step in steps]
+        (tmp_path / name / "expert_load.jsonl").write_text("\n".join(lines) + "\n")
+    found = expert_loads(tmp_path / "b")
+    assert found == expert_loads(tmp_path / "a")
+    assert found == ([1, 2, 3], [[[2.0, 0.5, 1.5], [0.0, 1.5, 0.5]], [[1.0] * 3, [1.0] * 3]])
+    assert main(["report", *(str(tmp_path / name) for name in written), f"to={tmp_path / 'r.html'}"]) == 0
+    tree = ElementTree.fromstring((tmp_path / "r.html").read_text().removeprefix("<!DOCTYPE html>\n"))
+    experts = section(tree, "experts")
+    assert ["".join(line.itertext()) for line in experts.iter("p")][1:] == ["a, b:", "c:"]
+    said = [title.text for title in experts.iter(f"{SVG}title")]
+    assert "MoE layer 0, expert 0, steps 1 to 1: 2.00 of the mean" in said
+    assert "MoE layer 1, expert 1, steps 1 to 3: 1.00 to 1.00 of the mean" in said
+
+
+@pytest.mark.parametrize(("load", "place"), [(0.0, 0), (0.25, 1), (0.9, 3), (1.25, 4), (100.0, 6)])
+def test_a_loads_colour_is_the_same_on_every_page(load: float, place: int) -> None:
+    assert expert_map.shade_of(load) == expert_map.SHADES[place]
 
 
 def test_what_no_other_beats() -> None:
@@ -228,9 +261,14 @@ def test_refusals(
 
 
 def test_a_run_that_logged_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside others it is left out."""
     made_run(tmp_path / "a", TINY, [])
     assert main(["report", str(tmp_path / "a")]) == 2
     assert "has logged a step" in capsys.readouterr().err
+    made_run(tmp_path / "b", TINY, LOSSES)
+    assert main(["report", str(tmp_path), f"to={tmp_path / 'r.html'}"]) == 0
+    tree = ElementTree.fromstring((tmp_path / "r.html").read_text().removeprefix("<!DOCTYPE html>\n"))
+    assert ["".join(row[0].itertext()) for row in section(tree, "numbers").iter("tr")] == ["run", "b"]
 
 
 PROBE = """

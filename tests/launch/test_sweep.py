@@ -23,6 +23,7 @@ from launch.sweep.order import SweepOrder
 from launch.sweep.point_job import PointJob, State
 from launch.sweep.results import write_results
 from train.data.file_lock import FileLock
+from train.metrics.expert_load import read_expert_load
 
 WORDS = ["nproc=1", "model=tiny", "strategy=single,ddp,hsdp", "data=synthetic", "train.steps=3"]
 LOST = ["nproc=1", "model=tiny", "strategy=ddp,hsdp", "data=tokens", "data.path=/nowhere", "train.steps=3"]
@@ -73,6 +74,17 @@ def test_runs_share_a_group_in_wandb_and_bear_their_points_names(folder: Path) -
         assert record.config["logging"]["wandb"] == "offline"
     order = SweepOrder.parse([f"sweep.dir={folder}", *WORDS, "logging.wandb_group=mine"])
     assert all("logging.wandb_group=mine" in job.words for job in order.jobs)
+
+
+def test_every_experts_load_is_written_and_the_same_in_every_layout(folder: Path) -> None:
+    loads = read_expert_load(folder / "runs" / "single")
+    assert [step for step, _ in loads] == [1, 3]  # those with a row
+    config = RunRecord(folder / "runs" / "single").config
+    pairs = config["train"]["global_batch_size"] * config["data"]["sequence_length"] * config["model"]["moe"]["top_k"]
+    assert all(sum(experts) == pairs for _, layers in loads for experts in layers)
+    assert read_expert_load(folder / "runs" / "ddp") == loads
+    order = SweepOrder.parse([f"sweep.dir={folder}", *WORDS, "measure.expert_load=false"])
+    assert all("measure.expert_load=false" in job.words for job in order.jobs)
 
 
 def test_the_tables_hold_the_same_rows(folder: Path) -> None:
