@@ -17,8 +17,8 @@ class Order:
 
     n: int
     covered: int | None
-    """Of how many compute of ours ran between start and wait; how many updates began before backward's last product. None
-    where the trace tells of none of them."""
+    """Of how many compute of ours ran between start and wait, or how many updates began before backward's last product;
+    None where the trace tells of none of them."""
 
     @classmethod
     def of(cls, step: Step | None, bucket: str) -> "Order | None":

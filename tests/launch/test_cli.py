@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import launch.local
-from launch.cli import main
+from launch.cli import COMMANDS, main
 from launch.local import rank_environment, take_nproc, torchrun_arguments
 from launch.show import curve
 from models.config import ConfigError
@@ -41,14 +41,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         ),
         (
             ["trian"],
-            "no command 'trian'; did you mean train? choose from train, verify, bench, submit, tokenize, show, "
-            "goodput, trace, export, schedule (switchyard --help)",
+            f"no command 'trian'; did you mean train? choose from {', '.join(COMMANDS)} (switchyard --help)",
         ),
-        (
-            ["nproc=2"],
-            "no command 'nproc=2'; choose from train, verify, bench, submit, tokenize, show, goodput, trace, export, "
-            "schedule (switchyard --help)",
-        ),
+        (["nproc=2"], f"no command 'nproc=2'; choose from {', '.join(COMMANDS)} (switchyard --help)"),
         (["train", "nproc=0"], "nproc=0: set it to the number of ranks, at least 1"),
         (["train", "nproc=two"], "nproc=two: set it to the number of ranks, at least 1"),
         (["train", "nproc="], "nproc=: set it to the number of ranks, at least 1"),
