@@ -33,7 +33,8 @@ from conf.compose import compose
 from conf.schema import JobConfig, validate
 from launch.bench.peer import check_peer
 from models.attention import KERNELS_BY_SPEED
-from models.config import ConfigError
+from models.balanced_routing import balanced, dealt_experts
+from models.config import ConfigError, ModelConfig, ScoreFunction
 from models.flops import count_parameters, flops_per_token
 from models.hf_config import write_config as published_config
 from parallel.clock.fsdp import fsdp_timed
@@ -124,6 +125,8 @@ def build(job: JobConfig, device: torch.device, compiled: bool) -> nn.Module:
             network = AutoModelForCausalLM.from_config(config, **how)
     network.set_experts_implementation("grouped_mm")
     network.train()
+    if balanced(model):
+        deal_experts_out(network, model)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=precision.compute.torch, reduce_dtype=precision.reduce.torch)
     if compiled:  # a layer of experts and a dense one share their code, and every layer has a number of its own
@@ -139,6 +142,27 @@ def build(job: JobConfig, device: torch.device, compiled: bool) -> nn.Module:
             module._is_hf_initialized = False
         network.initialize_weights()
     return network
+
+
+def deal_experts_out(network: nn.Module, model: ModelConfig) -> None:
+    """Make the routers of `network` deal experts out as ours do, weighed by score: model.moe.routing=balanced."""
+    layers: Any = network.model.layers
+    gates = [layer.mlp.gate for layer in layers if hasattr(layer.mlp, "gate")]
+    assert len(gates) == model.n_layers - model.n_dense_layers, "transformers calls its routers otherwise here"
+
+    def deal(gate: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        moe, (x_BSD,) = model.moe, inputs
+        logits_TE, _, _ = output
+        scores_TE = logits_TE.softmax(-1) if moe.score is ScoreFunction.softmax else logits_TE.sigmoid()
+        places_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
+        experts_TK = dealt_experts(moe, len(x_BSD), places_S).flatten(0, 1)
+        weights_TK = scores_TE.gather(1, experts_TK)
+        if moe.normalise_weights:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+        return logits_TE, weights_TK * moe.route_scale, experts_TK
+
+    for gate in gates:
+        gate.register_forward_hook(deal)
 
 
 def step(

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from conf.idle_overlap import check_idle_overlap
 from conf.keys import Keys, values
+from models.balanced_routing import balanced, even_length
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.check_engine import check_engine
@@ -12,7 +14,7 @@ from parallel.nodes import check_nodes
 from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
 from train.faults.config import FaultsConfig
-from train.faults.recovery_config import RecoveryConfig
+from train.faults.recovery_config import NonFinite, RecoveryConfig
 from train.metrics.config import LoggingConfig, MeasureConfig
 
 LONGEST_NAME = 100
@@ -77,6 +79,9 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)
     check_engine(config.strategy, config.overlap, config.precision, degrees)
+    check_idle_overlap(config.overlap, degrees, config.model)
+    if config.overlap.optimizer:
+        _check_early_updates(config)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
@@ -134,6 +139,20 @@ def _check_grouped_mm(model: ModelConfig, compute: Dtype) -> None:
             )
 
 
+def _check_early_updates(config: JobConfig) -> None:
+    """Weights move before the gradient norm and the losses of all ranks are known."""
+    if config.optim.clip_norm is not None:
+        raise ConfigError(
+            f"overlap.optimizer=true: optim.clip_norm={config.optim.clip_norm} scales gradients by a norm that is "
+            "known only after backward; set it to null"
+        )
+    if config.recovery.non_finite is not NonFinite.fail:
+        raise ConfigError(
+            f"overlap.optimizer=true: recovery.non_finite={config.recovery.non_finite.value} leaves out a step that is "
+            "not finite, which is known only after weights have moved; set it to fail"
+        )
+
+
 def _check_bytes(config: JobConfig) -> None:
     """Bytes are ids up to 255."""
     for key, part in config.data.sources().items():
@@ -146,11 +165,16 @@ def _check_bytes(config: JobConfig) -> None:
 
 
 def _check_sequence(config: JobConfig) -> None:
-    length, longest = config.data.sequence_length, config.model.max_sequence_length
+    length, longest, moe = config.data.sequence_length, config.model.max_sequence_length, config.model.moe
     if length < 1:
         raise ConfigError(f"data.sequence_length={length}: set it to at least 1")
     if length > longest:
         raise ConfigError(
             f"data.sequence_length={length} is longer than model.max_sequence_length={longest}: "
             f"set data.sequence_length to at most {longest}"
+        )
+    if balanced(config.model) and length % (even := even_length(moe)):
+        raise ConfigError(
+            f"data.sequence_length={length}: with model.moe.routing=balanced every expert is to have as many of its "
+            f"tokens, and {moe.n_routed} experts, {moe.top_k} a token, make that a multiple of {even}; set it to one"
         )

@@ -16,6 +16,8 @@ switchyard bench to=FOLDER [nproc=N] [rounds=3] [peer=transformers] strategy=NAM
 switchyard sweep sweep.dir=FOLDER [nproc=N] strategy=NAME,… [key=value,… …]   a job for each combination, resumable
     [--slurm nodes=N gpus_per_node=G …]        and a page that compares them (see switchyard sweep --help)
 switchyard report RUN… [to=FILE.html]      that page for any runs, or for all of a sweep or bench
+switchyard overlap KNOB[,KNOB …] | --all to=FOLDER [nproc=N] [rounds=3] strategy=NAME [key=value …]
+    what a setting of overlap.* hides: jobs with it off and on (see switchyard overlap --help)
 switchyard submit nodes=N gpus_per_node=G [key=value …]   look the words over, then queue them with SLURM's sbatch
     [--dry-run] [--partition=P --time=T …] (see switchyard submit --help)
 switchyard tokenize to=FOLDER [data.key=value …]   text into tokens, once (see switchyard tokenize --help)
@@ -29,6 +31,8 @@ switchyard export RUN --format hf          its weights for Hugging Face transfor
 switchyard schedule NAME pp=P microbatches=M   draw and time a pipeline schedule: gpipe, 1f1b, interleaved_1f1b,
     [stages_per_rank=V]                        interleaved_zero_bubble, zbv, dualpipev, dualpipe
     [forward=1 input=1 weight=1 pair=3 send=0] [--svg FILE] [--png FILE]
+switchyard schedule compare pp=P,… microbatches=M,… [cells=RUN] [ep=N] [measured=RUN,…] [--svg FILE]   all of them on
+    [forward=1 input=1 weight=1 all_to_all=0.5 send=0 attention=0.5] [stages_per_rank=V]   paper, in tables
 
 nproc=N is the number of ranks: by default one per GPU, or 2 on a machine without.
 """
@@ -39,6 +43,7 @@ COMMANDS = {
     "bench": "launch.bench.command",
     "sweep": "launch.sweep.command",
     "report": "launch.report.command",
+    "overlap": "launch.overlap.command",
     "submit": "launch.submit",
     "tokenize": "launch.tokenize",
     "show": "launch.show",
@@ -50,7 +55,7 @@ COMMANDS = {
 """The module of each, which has a function of its name that takes the words and returns the exit code. Imported once it
 is asked for: what all of them need together takes seconds."""
 HELP = ("--help", "-h")
-OWN_HELP = {"train", "verify", "bench", "sweep", "submit", "tokenize"}
+OWN_HELP = {"train", "verify", "bench", "sweep", "overlap", "submit", "tokenize"}
 """Commands that have more to say about themselves than USAGE does."""
 
 

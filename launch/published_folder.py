@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.balanced_routing import balanced
 from models.config import ConfigError, ModelConfig
 from models.hf import PublishedNames, PublishedTensor
 from models.hf_config import write_config
@@ -69,6 +70,11 @@ class PublishedFolder:
         Raises:
             ConfigError: if no published architecture says `model` with these weights, or its tokenizer is gone.
         """
+        if balanced(model):
+            raise ConfigError(
+                "model.moe.routing=balanced dealt experts out to tokens, as no published architecture does, and to no "
+                "use: train with model.moe.routing=learned"
+            )
         config = write_config(model, str(dtype).removeprefix("torch."), _end_of_document(data))
         names = PublishedNames(model, interleaved=True)
         pieces = []

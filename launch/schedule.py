@@ -1,6 +1,6 @@
-"""`switchyard schedule NAME pp=P microbatches=M`: a pipeline schedule, drawn and timed on paper."""
+"""`switchyard schedule NAME pp=P microbatches=M`: a pipeline schedule, drawn and timed on paper; `schedule compare …`
+times them all."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.console import Console
 from launch.picture_file import write_picture
 from launch.schedule_drawing import draw
 from launch.schedule_picture import Picture
+from launch.schedule_words import time, whole
 from models.config import ConfigError
 from parallel.pipeline.action import Schedule
 from parallel.pipeline.schedules import ScheduleName, build_schedule
@@ -60,13 +61,13 @@ class ScheduleOrder:
         for key in ("pp", "microbatches"):
             if key not in given:
                 raise ConfigError(f"schedule needs {key}=…: {USAGE}")
-        stages_per_rank = _whole("stages_per_rank", given["stages_per_rank"]) if "stages_per_rank" in given else None
+        stages_per_rank = whole("stages_per_rank", given["stages_per_rank"]) if "stages_per_rank" in given else None
         return cls(
             _name(names),
-            _whole("pp", given["pp"]),
-            _whole("microbatches", given["microbatches"]),
+            whole("pp", given["pp"]),
+            whole("microbatches", given["microbatches"]),
             stages_per_rank,
-            Costs(**{key: _time(key, given[key]) for key in COSTS if key in given}),
+            Costs(**{key: time(key, given[key], may_be_0=key == "send") for key in COSTS if key in given}),
             *(Path(given[flag]).expanduser() if flag in given else None for flag in PICTURES),
         )
 
@@ -77,6 +78,10 @@ def schedule(words: Sequence[str]) -> int:
     Raises:
         ConfigError: for words that make no sense, a schedule that cannot be, or a file that cannot be written.
     """
+    if words[:1] == ["compare"]:
+        from launch.schedule_compare import compare  # reads runs, and what reads those takes a second to import
+
+        return compare(words[1:])
     order = ScheduleOrder.parse(words)
     table = build_schedule(order.name, order.pp, order.micro_batches, order.stages_per_rank)
     simulation = simulate(table, order.costs)
@@ -123,20 +128,3 @@ def _name(names: Sequence[str]) -> ScheduleName:
     if names[0] not in known:
         raise ConfigError(f"no schedule {names[0]!r}: choose from {', '.join(known)}")
     return ScheduleName(names[0])
-
-
-def _whole(key: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise ConfigError(f"{key}={text}: set it to a whole number, at least 1")
-    return int(text)
-
-
-def _time(key: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    least = "0 or more" if key == "send" else "above 0"  # a cell without length could not be drawn
-    if not math.isfinite(value) or value < 0 or (value == 0 and key != "send"):
-        raise ConfigError(f"{key}={text}: set it to a time in any unit, {least}")
-    return value

@@ -3,6 +3,8 @@
 B batch, S sequence, D model width, H heads, G key-value heads, N nope width, R rope width, L latent width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,26 @@ KERNELS_BY_SPEED = [
 LATENT_NORM_EPS = 1e-6
 
 
-class GroupedQueryAttention(nn.Module):
+class Attention(nn.Module):
+    """Cut where tokens meet: what is before and after that is done token by token, and may be done in any order."""
+
+    output: Linear
+
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
+        """What `attend` needs of each token, [B, S, …] each."""
+        raise NotImplementedError
+
+    def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
+        """What each token saw of its whole sequence, [B, S, H·d_v]."""
+        raise NotImplementedError
+
+    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+        """[B, S, D] to [B, S, D]; the mask as in `_attend`."""
+        y_BSD: Tensor = self.output(self.attend(self.project(x_BSD), mask_B1SS))
+        return y_BSD
+
+
+class GroupedQueryAttention(Attention):
     """H query heads share G key-value heads (Ainslie et al. 2023)."""
 
     def __init__(self, model: ModelConfig) -> None:
@@ -41,16 +62,22 @@ class GroupedQueryAttention(nn.Module):
         self.key_norm = RMSNorm(a.head_dim, model.norm_eps) if a.qk_norm else nn.Identity()
         self.output = Linear(a.n_heads * a.head_dim, model.dim, residual_depth=2 * model.n_layers)
 
-    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values."""
+        return self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
+
+    def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
+        """See Attention."""
         a = self.config
-        table = rotary_table(x_BSD.shape[1], a, x_BSD.dtype, x_BSD.device)
-        q_BHSd = rotate(self.query_norm(_split_heads(self.query(x_BSD), a.head_dim)), table)
-        k_BGSd = rotate(self.key_norm(_split_heads(self.key(x_BSD), a.head_dim)), table)
-        v_BGSd = _split_heads(self.value(x_BSD), a.head_dim)
-        return self.output(_attend(q_BHSd, k_BGSd, v_BGSd, mask_B1SS, a))
+        queries, keys, values = projected
+        table = rotary_table(queries.shape[1], a, queries.dtype, queries.device)
+        q_BHSd = rotate(self.query_norm(_split_heads(queries, a.head_dim)), table)
+        k_BGSd = rotate(self.key_norm(_split_heads(keys, a.head_dim)), table)
+        v_BGSd = _split_heads(values, a.head_dim)
+        return _attend(q_BHSd, k_BGSd, v_BGSd, mask_B1SS, a)
 
 
-class MultiHeadLatentAttention(nn.Module):
+class MultiHeadLatentAttention(Attention):
     """Keys and values are expanded from one latent per token; position rides on a decoupled part of the query and on
     one key shared by all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
 
@@ -69,23 +96,29 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_up = Linear(a.kv_lora_rank, a.n_heads * (a.qk_nope_dim + a.v_dim))
         self.output = Linear(a.n_heads * a.v_dim, model.dim, residual_depth=2 * model.n_layers, bias=a.bias)
 
-    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, the key that all heads share, and what keys and values are expanded to."""
         a = self.config
-        table = rotary_table(x_BSD.shape[1], a, x_BSD.dtype, x_BSD.device)
         queries = self.query_up(self.query_norm(self.query_down(x_BSD))) if a.q_lora_rank else self.query(x_BSD)
-        q_nope, q_rope = _split_heads(queries, a.qk_dim).split([a.qk_nope_dim, a.qk_rope_dim], dim=-1)
-
         latent_BSL, k_rope_BSR = self.kv_down(x_BSD).split([a.kv_lora_rank, a.qk_rope_dim], dim=-1)
-        expanded = _split_heads(self.kv_up(self.kv_norm(latent_BSL)), a.qk_nope_dim + a.v_dim)
+        return queries, k_rope_BSR, self.kv_up(self.kv_norm(latent_BSL))
+
+    def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
+        """See Attention."""
+        a = self.config
+        queries, k_rope_BSR, keys_and_values = projected
+        table = rotary_table(queries.shape[1], a, queries.dtype, queries.device)
+        q_nope, q_rope = _split_heads(queries, a.qk_dim).split([a.qk_nope_dim, a.qk_rope_dim], dim=-1)
+        expanded = _split_heads(keys_and_values, a.qk_nope_dim + a.v_dim)
         k_nope, v_BHSd = expanded.split([a.qk_nope_dim, a.v_dim], dim=-1)
         k_rope = rotate(k_rope_BSR.unsqueeze(1), table).expand(-1, q_nope.shape[1], -1, -1)
 
         q_BHSd = torch.cat((q_nope, rotate(q_rope, table)), dim=-1)
         k_BHSd = torch.cat((k_nope, k_rope), dim=-1)
-        return self.output(_attend(q_BHSd, k_BHSd, v_BHSd, mask_B1SS, a))
+        return _attend(q_BHSd, k_BHSd, v_BHSd, mask_B1SS, a)
 
 
-def build_attention(model: ModelConfig) -> nn.Module:
+def build_attention(model: ModelConfig) -> Attention:
     """The attention that `model.attention.kind` names: [B, S, D] and a mask (None: causal) to [B, S, D]."""
     kinds = {AttentionKind.gqa: GroupedQueryAttention, AttentionKind.mla: MultiHeadLatentAttention}
     return kinds[model.attention.kind](model)

@@ -92,7 +92,7 @@ class DispatchPart(nn.Module):
     def __init__(self, model: ModelConfig, around: Surroundings | None) -> None:
         super().__init__()
         self.dispatcher = around.dispatcher if around else None
-        self.hidden = around is not None and around.hide_behind_shared
+        self.hidden = around is not None and (around.hide_behind_shared or around.hide_behind_others)
         self.entropy_sum: Tensor | None = None
         """Σ over tokens since the last reset, float64; None before the first. No buffer: libraries cast those."""
         if around is not None:
@@ -137,6 +137,7 @@ class ExpertsPart(nn.Module):
         self.routed: RoutedExperts | None = None
         self.dispatcher = around.dispatcher if around else None
         self.hides = around is not None and around.hide_behind_shared
+        self.hidden = around is not None and around.hide_behind_others
         if around is not None:
             slots = around.dispatcher.placement.slots_of_rank[around.ep_rank]
             self.routed = RoutedExperts(model.moe, model.dim, residual_depth, slots, model.expert_backend)
@@ -146,7 +147,8 @@ class ExpertsPart(nn.Module):
             wide_BSF = self.shared.widen(normed_BSD)
             going = self._routed(departed)
             return ExpertOutput(self.shared.narrow(wide_BSF), going)
-        back = settle(self._routed(departed))
+        going = self._routed(departed)
+        back = going if self.hidden else settle(going)
         return ExpertOutput(self.shared(normed_BSD) if self.shared is not None else None, back)
 
     def _routed(self, departed: Departed | None) -> tuple[Travelling, ...]:

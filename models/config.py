@@ -19,6 +19,11 @@ class ScoreFunction(Enum):
     sigmoid = "sigmoid"
 
 
+class RoutingChoice(Enum):
+    learned = "learned"
+    balanced = "balanced"
+
+
 class Balance(Enum):
     none = "none"
     bias = "bias"
@@ -168,6 +173,8 @@ class MoEConfig:
     """Shared experts that every token takes; 0 for none."""
     expert_dim: int = 64
     """Hidden width of one expert."""
+    routing: RoutingChoice = RoutingChoice.learned
+    """learned: by score; balanced: dealt out, equally many tokens to each expert, to compare layouts (no model)."""
     score: ScoreFunction = ScoreFunction.sigmoid
     """How router logits become scores: softmax (DeepSeek-V2) or sigmoid (DeepSeek-V3)."""
     n_groups: int = 1
@@ -221,6 +228,11 @@ class MoEConfig:
             raise ConfigError(
                 f"model.moe.bias_update_rate={self.bias_update_rate}: with model.moe.balance={self.balance.value} no "
                 "bias moves; set model.moe.balance=bias, or leave it out"
+            )
+        if self.routing is RoutingChoice.balanced and self.balance is not Balance.none:
+            raise ConfigError(
+                f"model.moe.balance={self.balance.value}: with model.moe.routing=balanced no bias moves a choice; "
+                "set model.moe.balance=none"
             )
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             raise ConfigError(f"model.moe.capacity_factor={self.capacity_factor}: set it above 0, or null to drop none")
@@ -300,6 +312,11 @@ class ModelConfig:
             raise ConfigError(
                 f"model.n_dense_layers={self.n_dense_layers} leaves no layer with experts, and a capacity or a loss of "
                 "the router is set: leave these out, or set model.n_dense_layers lower"
+            )
+        elif self.moe.routing is RoutingChoice.balanced:
+            raise ConfigError(
+                f"model.moe.routing=balanced: model.n_dense_layers={self.n_dense_layers} leaves no layer with experts; "
+                "leave it out"
             )
 
     def _positive_sizes(self) -> dict[str, int]:

@@ -48,6 +48,7 @@ NOT_THE_FUNCTION = {
     "expert_backend": "how it is computed, not what",
     "loss_chunk_size": "how it is computed, not what",
     "init_from": "where weights come from",
+    "moe.routing": "balanced is refused by export, and is no model's",
     "moe.balance": "moves the biases in training; where they are is among the weights",
     "moe.bias_update_rate": "moves the biases in training",
     "moe.sequence_loss_weight": "in training only",

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.balanced_routing import dealt_experts
 from models.capacity import expert_capacity, within_capacity
-from models.config import GroupScore, MoEConfig, ScoreFunction
+from models.config import GroupScore, MoEConfig, RoutingChoice, ScoreFunction
 from models.layers import Linear, accumulation_dtype
 from models.router_loss import over_one_rank, router_loss_sum
 from models.whole_sequence import WholeSequence
@@ -67,7 +68,9 @@ class Router(nn.Module):
         logits_BSE = F.linear(x_BSD.to(wide), self.gate.weight.to(x_BSD.dtype).to(wide))
         scores_BSE = logits_BSE.softmax(-1) if moe.score is ScoreFunction.softmax else logits_BSE.sigmoid()
         experts_BSK = self.pinned_BSK
-        if experts_BSK is None:
+        if experts_BSK is None and moe.routing is RoutingChoice.balanced:
+            experts_BSK = dealt_experts(moe, len(x_BSD), self.sequence.places(x_BSD.shape[1], x_BSD.device))
+        elif experts_BSK is None:
             experts_BSK = self._choose(scores_BSE.detach() + self.expert_bias_E)
         weights_BSK = scores_BSE.gather(-1, experts_BSK)
         if moe.normalise_weights:

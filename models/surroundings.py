@@ -26,6 +26,8 @@ class Surroundings:
     """Adds a tensor up over the ranks that see other tokens of the same micro-batch."""
     sequence: WholeSequence = field(default_factory=WholeSequence)
     """What routers ask of the ranks that have the rest of each sequence."""
+    hide_behind_others: bool = False
+    """Whether whoever drives the parts of a block has something else to do while rows travel between these."""
 
     @classmethod
     def alone(cls, moe: MoEConfig) -> "Surroundings":

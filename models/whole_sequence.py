@@ -3,6 +3,7 @@
 B sequences, S tokens of each, K experts per token.
 """
 
+import torch
 from torch import Tensor
 
 
@@ -12,6 +13,10 @@ class WholeSequence:
     def whole(self, choices_BSK: Tensor) -> Tensor:
         """The choices for all tokens of the sequences, without gradient."""
         return choices_BSK
+
+    def places(self, n_tokens: int, device: torch.device) -> Tensor:
+        """Where in its sequence each of this rank's `n_tokens` of it is."""
+        return torch.arange(n_tokens, device=device)
 
     def own(self, of_whole_BSK: Tensor) -> Tensor:
         """This rank's tokens of it."""

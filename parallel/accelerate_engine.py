@@ -26,7 +26,7 @@ from parallel.engine import OptimizerMaker
 from parallel.late_moments import add_moments, without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.owned import own
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.update import Update, not_finite, step_unless
 from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World
@@ -81,11 +81,14 @@ class AccelerateEngine(WholeModelEngine):
             else "waits for DDP's all-reduces are in compute_bwd"
         )
 
-    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
-        """See Engine. The norm is summed in float32, as Accelerate does."""
-        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), max_norm)
+    def set_rate(self, rate: float) -> None:
+        """See Engine."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+
+    def update(self, max_norm: float, losses: Tensor) -> Update:
+        """See Engine. The norm is summed in float32, as Accelerate does."""
+        norm = self._accelerator.clip_grad_norm_(self._wrapped.parameters(), max_norm)
         whole_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).double()
         left_out = not_finite(whole_norm, losses)
         step_unless(left_out, self._optimizer.optimizer)

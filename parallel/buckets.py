@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from parallel.comm import Communicator, Pending
+from parallel.early_update import EarlyUpdates
 from parallel.mesh import Axis
 from parallel.pipeline.action import StageKey
 
@@ -64,16 +65,29 @@ class BucketQueue:
                                behind backward                     what is left is exposed
 
     So the order of collectives is the same on every rank, whatever order autograd takes. With `overlap` off all of them
-    start after backward.
+    start after backward. With early updates (parallel/early_update.py) each is waited for when the next one has begun.
     """
 
     def __init__(
-        self, buckets: Sequence[Bucket], start: Callable[[Bucket], Pending], comm: Communicator, overlap: bool
+        self,
+        buckets: Sequence[Bucket],
+        start: Callable[[Bucket], Pending],
+        reduced: Callable[[int, torch.Tensor], None],
+        comm: Communicator,
+        overlap: bool,
     ) -> None:
-        self._buckets, self._start, self._comm, self._overlap = buckets, start, comm, overlap
+        """`reduced` is told the number of a bucket and what its collective put out, in the order of buckets."""
+        self._buckets, self._start, self._reduced = buckets, start, reduced
+        self._comm, self._overlap = comm, overlap
+        self._early: EarlyUpdates | None = None
+        self._n_taken = 0
         self._bucket_of = {(b.stage, name): b for b in buckets for name in b.parameters}
         self._pending: list[Pending] = []
         self._reducing: set[StageKey] = set()
+
+    def take_early(self, updates: EarlyUpdates) -> None:
+        """From now on, take what is reduced behind backward."""
+        self._early = updates
 
     def begin_backward(self, stage: StageKey, last: bool) -> None:
         """Gradients add up locally until the last micro-batch's backward, which sends them off."""
@@ -94,9 +108,12 @@ class BucketQueue:
             if following.missing or following.stage not in self._reducing:
                 break
             self._pending.append(self._start(following))
+            if self._early:
+                with self._early.aside():
+                    self._take(len(self._pending) - 1)
 
-    def finish(self) -> list[torch.Tensor]:
-        """Start what has not started, and wait for all: their outputs, in the order of the buckets.
+    def finish(self) -> None:
+        """Start what has not started, and wait for all.
 
         Raises:
             RuntimeError: if backward reached a parameter never: its zeros would be taken for a gradient.
@@ -106,7 +123,15 @@ class BucketQueue:
             raise RuntimeError(f"no gradient for {', '.join(missing)}")
         for bucket in self._buckets[len(self._pending) :]:
             self._pending.append(self._start(bucket))
-        outputs = [self._comm.wait(pending) for pending in self._pending]
+        self._take(len(self._pending))
+        if self._early:
+            self._early.join()
         self._pending.clear()
         self._reducing.clear()
-        return outputs
+        self._n_taken = 0
+
+    def _take(self, end: int) -> None:
+        """Wait for the buckets before number `end`."""
+        for index in range(self._n_taken, end):
+            self._reduced(index, self._comm.wait(self._pending[index]))
+        self._n_taken = max(self._n_taken, end)

@@ -21,7 +21,7 @@ READ = {
     (EngineName.deepspeed, Reduction.shard): ("grad_reduce", "bucket_mib"),
 }
 """Fields of `overlap` that mean something to an engine."""
-OURS = ("name", "data", "checkpoint")
+OURS = ("name", "pipeline_p2p", "data", "checkpoint")
 """Fields of `overlap` that are none of an engine's."""
 
 

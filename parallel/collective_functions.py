@@ -11,6 +11,7 @@ what stands between these hides it, in both directions: autograd goes back the w
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from torch.distributed import ProcessGroup
 
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
+from parallel.departure import Departure
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Among:
     comm: Communicator
     group: ProcessGroup
     kind: CommKind
+    lane: torch.cuda.Stream | None = None
+    """Where what is begun starts, on whoever's word that drives it (parallel/departure.py); None: at once."""
 
 
 class Exchange(ABC):
@@ -43,6 +47,9 @@ class Exchange(ABC):
     @abstractmethod
     def start_back(self, grad: Tensor) -> Pending:
         """Begin its mirror image: the gradient of what came, to that of what was sent."""
+
+    def prepare(self) -> None:  # noqa: B027 most have nothing to prepare
+        """Begin what `start` would have to wait for."""
 
     def begin(self, x: Tensor) -> "Travelling":
         """Begin it; gradients flow through."""
@@ -103,23 +110,37 @@ class _Link:
     it is there. For autograd an empty token goes from one step to the other."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        self._pending: Pending | None = None
+        self._exchange = exchange
+        self._departure: Departure | None = None
 
-    def start(self, pending: Pending) -> None:
-        self._pending = pending
+    def forth(self, x: Tensor) -> None:
+        """It is ready to travel."""
+        self._departure = self._depart(x, self._exchange.start, self._exchange.prepare)
+
+    def back(self, grad: Tensor) -> None:
+        """The gradient of what came is."""
+        self._departure = self._depart(grad, self._exchange.start_back, None)
+
+    def start(self) -> None:
+        """Send off what is ready, if that has not happened: without a lane it has."""
+        if self._departure is not None:
+            self._departure.start()
 
     def wait(self) -> Tensor:
-        pending, self._pending = self._pending, None
-        assert pending is not None, "it arrives once"
-        return self.exchange.among.comm.wait(pending)
+        departure, self._departure = self._departure, None
+        assert departure is not None, "it arrives once"
+        return departure.arrive()
+
+    def _depart(self, x: Tensor, start: Callable[[Tensor], Pending], prepare: Callable[[], None] | None) -> Departure:
+        among = self._exchange.among
+        return Departure(x, start, prepare, among.comm, among.lane)
 
 
 class _Begin(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, link: _Link) -> Tensor:
         ctx.link = link
-        link.start(link.exchange.start(x))
+        link.forth(x)
         return x.new_empty(0)
 
     @staticmethod
@@ -135,6 +156,5 @@ class _Arrive(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        link = ctx.link
-        link.start(link.exchange.start_back(grad))
+        ctx.link.back(grad)
         return grad.new_empty(0), None

@@ -47,6 +47,8 @@ class Pending:
     operation: str
     group: ProcessGroup | None
     """None: the world."""
+    number: int
+    """Of all that its Communicator began: a timeline shows where it was begun and where it was waited for."""
 
 
 class Communicator:
@@ -58,6 +60,21 @@ class Communicator:
         self.clock, self._everyone = clock or Clock(), everyone
         self.issued: Counter[Issued] = Counter()
         self.waits: Counter[CommKind] = Counter()
+        self._n_begun, self._aside = 0, False
+
+    @contextmanager
+    def aside(self, stream: torch.cuda.Stream | None) -> Iterator[None]:
+        """Issue and wait on `stream` instead of the compute stream, for which no such wait is one: none is timed. None,
+        where there are no streams: this thread waits as always."""
+        if stream is None:
+            yield
+            return
+        with torch.cuda.stream(stream):
+            self._aside = True
+            try:
+                yield
+            finally:
+                self._aside = False
 
     @property
     def calls(self) -> Counter[tuple[CommKind, str]]:
@@ -70,7 +87,10 @@ class Communicator:
     def wait(self, pending: Pending) -> Tensor:
         """Hold the compute stream (on CPU: this thread) until `pending` is done; its output."""
         self.waits[pending.kind] += 1
-        with self.clock.waiting(pending.kind, pending.operation, pending.group):
+        if self._aside:
+            pending.work.wait()
+            return pending.output
+        with self.clock.waiting(pending.kind, pending.operation, pending.group, pending.number):
             pending.work.wait()
         return pending.output
 
@@ -196,12 +216,14 @@ class Communicator:
     ) -> Iterator[Callable[[Tensor, Work | None], Pending]]:
         """Count a collective and show it to a profiler; gives what makes a Pending of its output and its work."""
         self._count(kind, operation, group, put_in)
+        self._n_begun += 1
+        number = self._n_begun
 
         def made(output: Tensor, work: Work | None) -> Pending:
             assert work is not None, "this rank is not in the group"
-            return Pending(output, work, kind, operation, group)
+            return Pending(output, work, kind, operation, group, number)
 
-        with self.clock.issuing(kind, operation):
+        with self.clock.issuing(kind, operation, number):
             yield made
 
     def _count(self, kind: CommKind, operation: str, group: ProcessGroup | None, put_in: Tensor | None) -> None:

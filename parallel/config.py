@@ -74,18 +74,25 @@ class OverlapConfig:
     name: str = "default"
     """Name of the preset, as in overlap=NAME."""
     grad_reduce: bool = True
-    """Reduce gradients, in buckets (fsdp: by parts), behind the backward of earlier layers; false does it afterwards."""
+    """Reduce gradients, in buckets (fsdp: by parts), behind the backward of earlier layers; false: after it."""
     bucket_mib: float = 25.0
     """Without FSDP2: size of a gradient bucket, MiB; smaller buckets start earlier, larger ones use the wire better."""
     param_prefetch: int = 1
     """fsdp: how many parts ahead parameters are gathered behind compute, forward and backward; 1 is FSDP2's own."""
     reshard_after_forward: bool = True
     """fsdp: free gathered parameters after forward (ZeRO-3); false keeps them, one gather less (ZeRO-2)."""
-    shared_experts: Optional[bool] = False
-    """ep, etp: compute shared experts while rows travel, gate and up on the way there, down on the way back; null does
-    so where there are such rows and experts."""
+    shared_experts: bool = False
+    """ep, etp: compute shared experts while rows travel, gate and up on the way there, down on the way back."""
     dispatch_chunks: int = 1
     """ep: parts in which rows travel, each to other experts, behind the experts of the part before; 1: all at once."""
+    forward_backward: bool = False
+    """ep: rows of one micro-batch travel behind the compute of another, which goes the other way, layer by layer."""
+    async_tp: int = 1
+    """tp above 1: chunks in which sequences are gathered and scattered, each behind others' products; 1 is whole."""
+    pipeline_p2p: bool = True
+    """pp above 1: messages between stages travel behind the compute of other micro-batches; false waits for each."""
+    optimizer: bool = False
+    """Update the weights of a bucket (fsdp: a part) behind the rest of backward, once reduced; without clipping."""
     data: int = 2
     """Batches prepared behind the step, in a thread, pinned and copied without blocking; 0 loads between steps."""
     checkpoint: bool = True
@@ -103,6 +110,8 @@ class OverlapConfig:
             raise ConfigError(f"overlap.param_prefetch={self.param_prefetch}: set it to at least 1")
         if self.dispatch_chunks < 1:
             raise ConfigError(f"overlap.dispatch_chunks={self.dispatch_chunks}: set it to at least 1 (all at once)")
+        if self.async_tp < 1:
+            raise ConfigError(f"overlap.async_tp={self.async_tp}: set it to 1 (whole sequences) or more")
         if self.data < 0:
             raise ConfigError(f"overlap.data={self.data}: set it to 0 (load between steps) or more")
 

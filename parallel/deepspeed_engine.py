@@ -36,7 +36,7 @@ from parallel.deepspeed_state import DeepSpeedState, whole_shape
 from parallel.engine import OptimizerMaker
 from parallel.late_moments import without_moments
 from parallel.logical_state import MOMENTS, model_state, named_state, put_together
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.update import Update
 from parallel.whole_model_engine import WholeModelEngine, build_whole_model
 from parallel.world import World
@@ -96,11 +96,14 @@ class DeepSpeedEngine(WholeModelEngine):
         """See Engine."""
         return "waits for DeepSpeed's collectives are in compute_fwd, compute_bwd and compute_opt"
 
-    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
-        """See Engine. DeepSpeed itself leaves out steps by their norm alone."""
-        self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0
+    def set_rate(self, rate: float) -> None:
+        """See Engine."""
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = rate
+
+    def update(self, max_norm: float, losses: Tensor) -> Update:
+        """See Engine. DeepSpeed itself leaves out steps by their norm alone."""
+        self._engine.optimizer.clip_grad = max_norm if max_norm != float("inf") else 0.0
         finite = bool(losses.isfinite().all())
         with nullcontext() if finite else _standing_still(self._engine.basic_optimizer):
             self._engine.step()

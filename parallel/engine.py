@@ -19,7 +19,7 @@ from models.placement import ExpertPlacement
 from models.routing_totals import RoutingTotals
 from models.transformer import Batch
 from parallel.mesh import Axis
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.update import Update
 
 OptimizerMaker = Callable[[Sequence[nn.Parameter]], Optimizer]
@@ -45,12 +45,16 @@ class Engine(Protocol):
     def unseen(self) -> str | None:
         """Which waits for communication no clock of ours sees, and which phase they are counted in; None: all are."""
 
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the next update, which may begin within forward_backward (overlap.optimizer)."""
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """[2], float64: what this rank adds to the mean cross-entropy and to the routers' loss of the global batch."""
 
-    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
-        """Clip (infinity: only measure) and step at `rate`; leave it out, so that neither weights nor moments move, if
-        the global gradient norm or one of the global batch's `losses` is not finite."""
+    def update(self, max_norm: float, losses: Tensor) -> Update:
+        """Clip (infinity: only measure) and step; leave it out, so that neither weights nor moments move, if the global
+        gradient norm or one of the global batch's `losses` is not finite. With overlap.optimizer it is done, and the
+        job is to end there."""
 
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
         """What this rank adds to Σ of the losses of all targets, float64. No gradients."""

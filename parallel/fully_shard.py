@@ -4,10 +4,12 @@ A block's communication-free parts are wrapped one by one, not the block, so tha
 part that runs, in whatever order a schedule calls them. HSDP is the same call with a mesh of two dimensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -18,10 +20,16 @@ from models.transformer import Transformer
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, PrecisionConfig
+from parallel.early_update import EarlyUpdates
 from parallel.mesh import Axis
 from parallel.owned import Owned
 from parallel.pipeline.action import StageKey
-from parallel.torch_internals import accumulate_in_reduce_dtype, reduce_accumulated
+from parallel.torch_internals import (
+    accumulate_in_reduce_dtype,
+    begin_as_root,
+    reduce_accumulated,
+    reduced_by_fsdp,
+)
 
 
 def shard_stage(
@@ -78,6 +86,18 @@ def shard_stage(
     first.set_modules_to_backward_prefetch([first])
 
 
+@dataclass
+class _ReducedPart:
+    """Parameters whose gradients FSDP2 reduces in one collective."""
+
+    stage: StageKey
+    names: tuple[str, ...]
+    missing: set[str] = field(default_factory=set)
+    """Of this micro-batch still to come."""
+    last: bool = False
+    """Whether this micro-batch is the stage's last one of the step."""
+
+
 class ShardedGradients:
     """FSDP2 reduces inside backward: every micro-batch's gradient is scattered to its shards and added there. What is
     left to arrange is what is wanted once per step: HSDP's sum over replicas, and the sums over ranks that no mesh of
@@ -86,7 +106,8 @@ class ShardedGradients:
     With `overlap` off all micro-batches add up in whole, unsharded gradients of the reduce dtype, and are scattered
     once, after the last one. So they are under a schedule that splits backward: it makes weight gradients by hand,
     where no hook of FSDP2 fires (and parameters must stay gathered, or they silently get none: see
-    overlap.reshard_after_forward).
+    overlap.reshard_after_forward). And so they are where backward goes in segments, with each of which it would end for
+    FSDP2.
     """
 
     def __init__(
@@ -106,6 +127,49 @@ class ShardedGradients:
         for name in sorted(owned):  # the same order on every rank, whichever stage it has first
             if beyond[name].size > 1:
                 self._beyond.setdefault(beyond[name].group, []).append(name)
+        self._early: EarlyUpdates | None = None
+        self._parts = [] if self._once else self._parts_of_one_sum()
+        self._updated_last = set(owned) - {name for part in self._parts for name in part.names}
+
+    def _parts_of_one_sum(self) -> "list[_ReducedPart]":
+        """What FSDP2 reduces at a time, but for what is summed over further ranks after it."""
+        alone = set(self._owned).difference(*self._beyond.values())
+        names = {id(parameter): name for name, parameter in self._parameters.items()}
+        parts = [
+            _ReducedPart(key, tuple(name for p in parameters if (name := names[id(p)]) in alone))
+            for key, stage in self._stages.items()
+            for parameters in reduced_by_fsdp(stage)
+        ]
+        return [part for part in parts if part.names]
+
+    def reduced_together(self) -> list[list[nn.Parameter]]:
+        """FSDP2's parts, and last what it does not reduce, or not alone."""
+        groups = [[self._owned[name].master for name in part.names] for part in self._parts]
+        last = [self._owned[name].master for name in sorted(self._updated_last)]
+        return [*groups, last] if last else groups
+
+    def update_early(self, updates: EarlyUpdates) -> None:
+        """See GradientSync. FSDP2 calls a parameter's hook on the stream where its reduced gradient has just come to
+        be: with every micro-batch, of which the last one counts."""
+        self._early = updates
+        for index, part in enumerate(self._parts):
+            for name in part.names:
+                hook = partial(self._reduced, updates, index, name)
+                self._parameters[name].register_post_accumulate_grad_hook(hook)
+
+    def _reduced(self, updates: EarlyUpdates, index: int, name: str, parameter: Tensor) -> None:
+        part = self._parts[index]
+        part.missing.discard(name)
+        if not part.missing and part.last:
+            self._hand_over(part.names)
+            updates.update_aside(index)
+
+    def _hand_over(self, names: Iterable[str]) -> None:
+        """Show the masters their shards' gradients."""
+        for name in names:
+            gradient = self._parameters[name].grad
+            if isinstance(gradient, DTensor):
+                self._owned[name].master.grad = gradient.to_local()
 
     def begin_step(self) -> None:
         """Free the shards' gradients."""
@@ -115,6 +179,7 @@ class ShardedGradients:
         if self._once:
             for stage in self._stages.values():
                 assert isinstance(stage, FSDPModule)
+                begin_as_root(stage)
                 stage.set_is_last_backward(False)
                 stage.set_reshard_after_backward(not self._split_backward)
                 stage.set_requires_gradient_sync(False)
@@ -125,6 +190,9 @@ class ShardedGradients:
         assert isinstance(module, FSDPModule)
         if not self._once:
             module.set_requires_all_reduce(last)
+        for part in self._parts:
+            if part.stage == stage:
+                part.missing, part.last = set(part.names), last
 
     def arrived(self, stage: StageKey, name: str) -> None:
         """FSDP2 looks at whole groups, see `made_by_hand`."""
@@ -139,15 +207,17 @@ class ShardedGradients:
             # By stage number: two ranks that hold the same stages in two chains agree on the order.
             for key in sorted(self._stages, key=lambda key: (key.stage, key.chain)):
                 reduce_accumulated(self._stages[key])
-        for name, parameter in self._parameters.items():
-            if isinstance(parameter.grad, DTensor):
-                self._owned[name].master.grad = parameter.grad.to_local()
+        self._hand_over(self._parameters)
         for group, names in self._beyond.items():
             gradients = [g for name in names if (g := self._owned[name].master.grad) is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])  # one collective for many small tensors
             self._comm.all_reduce(flat, group, CommKind.dp)
             for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
                 gradient.copy_(part.view_as(gradient))
+        if self._early:
+            if self._updated_last:
+                self._early.update(len(self._parts))
+            self._early.join()
 
     def publish(self) -> None:
         """The masters are the shards."""

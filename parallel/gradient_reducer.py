@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
+from parallel.early_update import EarlyUpdates
 from parallel.pipeline.action import StageKey
 
 
@@ -30,12 +31,23 @@ class GradientReducer:
             for stage, named in parameters.items()
         }
         self._alone = [p for named in parameters.values() for p, axis in named.values() if axis.size == 1]
-        buckets = fill_buckets(shared, bucket_bytes)
-        self._flat = {id(bucket): _allocate(bucket) for bucket in buckets}
-        self._queue = BucketQueue(buckets, self._start, comm, overlap)
-        for bucket in buckets:
+        self._buckets = fill_buckets(shared, bucket_bytes)
+        self._flat = {id(bucket): _allocate(bucket) for bucket in self._buckets}
+        self._queue = BucketQueue(self._buckets, self._start, self._reduced, comm, overlap)
+        self._early: EarlyUpdates | None = None
+        for bucket in self._buckets:
             for name, parameter in bucket.parameters.items():
                 parameter.register_post_accumulate_grad_hook(lambda _, s=bucket.stage, n=name: self.arrived(s, n))
+
+    def reduced_together(self) -> list[list[nn.Parameter]]:
+        """Buckets, and last what no other rank holds: nothing travels behind which it could be updated."""
+        groups = [list(bucket.parameters.values()) for bucket in self._buckets]
+        return [*groups, self._alone] if self._alone else groups
+
+    def update_early(self, updates: EarlyUpdates) -> None:
+        """See GradientSync."""
+        self._early = updates
+        self._queue.take_early(updates)
 
     def begin_step(self) -> None:
         """Zero the gradients; those in buckets in place, for they stay views."""
@@ -58,9 +70,16 @@ class GradientReducer:
     def finish_step(self) -> None:
         """See GradientSync; raises RuntimeError for a gradient that never came."""
         self._queue.finish()
+        if self._early and self._alone:
+            self._early.update(len(self._buckets))
 
     def publish(self) -> None:
         """The masters are the parameters."""
+
+    def _reduced(self, index: int, _: Tensor) -> None:
+        """In place, where the gradients look."""
+        if self._early:
+            self._early.update(index)
 
     def _start(self, bucket: Bucket) -> Pending:
         return self._comm.start_all_reduce(self._flat[id(bucket)], bucket.axis.group, CommKind.dp)

@@ -2,11 +2,20 @@
 
 from typing import Protocol
 
+from torch import nn
+
+from parallel.early_update import EarlyUpdates
 from parallel.pipeline.action import StageKey
 
 
 class GradientSync(Protocol):
     """Micro-batches add up; once per step their sum becomes the global gradient of what this rank owns."""
+
+    def reduced_together(self) -> list[list[nn.Parameter]]:
+        """All masters, by the moment at which their gradients are the global ones."""
+
+    def update_early(self, updates: EarlyUpdates) -> None:
+        """From now on, update each of `reduced_together` at its moment, behind the rest of backward."""
 
     def begin_step(self) -> None:
         """Zero the gradients."""
@@ -21,7 +30,7 @@ class GradientSync(Protocol):
         """All of a stage's gradients that were added to by hand have arrived."""
 
     def finish_step(self) -> None:
-        """After the last backward: on return every master's `.grad` is the global gradient."""
+        """After the last backward: on return every master's `.grad` is the global gradient; early updates are done."""
 
     def publish(self) -> None:
         """After the optimizer has moved the masters: what modules compute with follows them."""

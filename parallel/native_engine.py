@@ -11,13 +11,15 @@ from models.placement import ExpertPlacement
 from models.routing_totals import RoutingTotals
 from models.transformer import Batch
 from parallel.comm import Communicator
+from parallel.early_update import EarlyUpdates
 from parallel.engine import OptimizerMaker
 from parallel.gradient_norm import clip_gradients, require_gradients
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.mesh import Axis
 from parallel.owned import masters
 from parallel.parallelize import ParallelModel
-from parallel.pipeline.executor import Executor, LossScale
+from parallel.pipeline.executor import Executor
+from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.schedules import forward_schedule
 from parallel.update import Update, not_finite, step_unless
 
@@ -30,7 +32,12 @@ class NativeEngine:
     ) -> None:
         """`dtype` is that of activations."""
         self._parallel, self._comm = parallel, comm
-        self._optimizer = make_optimizer(masters(parallel.owned))
+        early = parallel.overlap.optimizer
+        groups = parallel.gradients.reduced_together() if early else [masters(parallel.owned)]
+        self._optimizers = [make_optimizer(group) for group in groups]
+        self._early = EarlyUpdates(self._optimizers, comm, groups[0][0].device) if early else None
+        if self._early:
+            parallel.gradients.update_early(self._early)
         self._executor = Executor(
             parallel.stages,
             parallel.schedule,
@@ -39,6 +46,8 @@ class NativeEngine:
             parallel.gradients,
             parallel.layout.degrees.tp,
             dtype,
+            parallel.overlap.pipeline_p2p,
+            parallel.overlap.forward_backward,
         )
 
     @property
@@ -60,6 +69,12 @@ class NativeEngine:
     def unseen(self) -> None:
         """See Engine: all are ours, or FSDP2's."""
 
+    def set_rate(self, rate: float) -> None:
+        """See Engine."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """See Engine."""
         self._parallel.gradients.begin_step()
@@ -69,15 +84,14 @@ class NativeEngine:
             losses[0] = 0
         return losses
 
-    def update(self, rate: float, max_norm: float, losses: Tensor) -> Update:
+    def update(self, max_norm: float, losses: Tensor) -> Update:
         """See Engine."""
         parallel = self._parallel
         world = parallel.layout.degrees.world
         norm = clip_gradients(parallel.owned, max_norm, world, parallel.split_anywhere, self._comm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
         left_out = not_finite(norm, losses)
-        step_unless(left_out, self._optimizer)
+        if not self._early:
+            step_unless(left_out, self._optimizers[0])
         parallel.gradients.publish()
         return Update(norm, left_out)
 
@@ -123,11 +137,12 @@ class NativeEngine:
     def moments(self) -> dict[str, Shard]:
         """See Engine; the optimizer's own storage."""
         state: dict[str, Shard] = {}
+        of_master = {master: kept for optimizer in self._optimizers for master, kept in optimizer.state.items()}
         for moment in MOMENTS:
 
             def local(name: str, _: nn.Parameter, moment: str = moment) -> Shard:
                 owned = self._parallel.owned[name]
-                storage = self._optimizer.state[owned.master][moment]
+                storage = of_master[owned.master][moment]
                 return Shard(storage, owned.shard.global_shape, owned.shard.offset)
 
             state |= named_state(self._parallel.stages.values(), f"optimizer.{moment}", local)
@@ -136,5 +151,6 @@ class NativeEngine:
     def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine. The storage is ours already."""
         self._parallel.gradients.publish()
-        for moments in self._optimizer.state.values():
-            moments["step"].fill_(updates_done)
+        for optimizer in self._optimizers:
+            for moments in optimizer.state.values():
+                moments["step"].fill_(updates_done)

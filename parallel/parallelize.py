@@ -54,6 +54,7 @@ class ParallelModel:
     forward without backward), `stage.parameters()` are the gathered ones, and gradients cleared there are not ours."""
     gradients: GradientSync
     layout: Layout
+    overlap: OverlapConfig
     data: Axis
     """The ranks that see different data, and are equal to this one in all else."""
     shards: bool
@@ -102,9 +103,11 @@ def parallelize(
     """
     degrees = Degrees.resolve(strategy, world.size)
     layout = Layout.over_world(degrees, world.rank)
-    schedule = build_schedule(strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank)
+    schedule = build_schedule(
+        strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank, overlap.forward_backward
+    )
     layers = split_layers(model_config, schedule.n_stages, sequence_length)
-    around = _surroundings(model_config, strategy, overlap, layout, comm)
+    around = _surroundings(model_config, strategy, overlap, layout, comm, world.device)
     tp = layout.dense.axis("tp")
 
     stages: dict[StageKey, Transformer] = {}
@@ -119,8 +122,11 @@ def parallelize(
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(precision.parameters.torch)
         if degrees.tp > 1:
-            splits |= tensor_parallel(stage, Among(comm, tp.group, CommKind.tp), degrees.etp > 1)
-        recompute_parts(stage, strategy.recompute, around.hide_behind_shared)
+            among = Among(comm, tp.group, CommKind.tp)
+            splits |= tensor_parallel(stage, among, degrees.etp > 1, overlap.async_tp)
+        recompute_parts(
+            stage, strategy.recompute, around.hide_behind_shared, to_the_end=degrees.tp > 1 and overlap.async_tp > 1
+        )
         stages[key] = stage
 
     if strategy.reduction is Reduction.shard:
@@ -137,6 +143,7 @@ def parallelize(
         owned=owned,
         gradients=gradients,
         layout=layout,
+        overlap=overlap,
         data=layout.dense.axis("dp_replicate", "dp_shard"),
         pipeline=layout.dense.axis("pipe", "mirror"),
         shards=strategy.reduction in (Reduction.shard, Reduction.shard_optimizer),
@@ -148,7 +155,12 @@ def parallelize(
 
 
 def _surroundings(
-    model: ModelConfig, strategy: StrategyConfig, overlap: OverlapConfig, layout: Layout, comm: Communicator
+    model: ModelConfig,
+    strategy: StrategyConfig,
+    overlap: OverlapConfig,
+    layout: Layout,
+    comm: Communicator,
+    device: torch.device,
 ) -> Surroundings:
     """What the network needs from outside this rank."""
     degrees = layout.degrees
@@ -159,18 +171,19 @@ def _surroundings(
 
     ep, tp = layout.experts.axis("ep"), layout.dense.axis("tp")
     among_tp = Among(comm, tp.group, CommKind.tp)
+    lane = torch.cuda.Stream(device, priority=-1) if overlap.forward_backward and device.type == "cuda" else None
     dispatcher = build_dispatcher(
         strategy.dispatcher,
         build_placement(strategy.placement, model.moe.n_routed, degrees.ep),
         ep.rank,
-        Among(comm, ep.group, CommKind.ep),
+        Among(comm, ep.group, CommKind.ep, lane),
         among_tp if degrees.etp > 1 else None,
         overlap.dispatch_chunks,
     )
     travels = degrees.ep * degrees.etp > 1 and model.moe.n_shared > 0
     sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()
-    hides = travels and overlap.shared_experts is not False
-    return Surroundings(dispatcher, hides, ep.rank, sum_over_data_ranks, sequence)
+    hides = travels and overlap.shared_experts
+    return Surroundings(dispatcher, hides, ep.rank, sum_over_data_ranks, sequence, overlap.forward_backward)
 
 
 def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMesh]:
@@ -252,5 +265,6 @@ def _lay_gradients(
     }
     if sharding:
         beyond = {name: holders(name).summed for name in owned}
-        return owned, ShardedGradients(stages, owned, beyond, comm, overlap.grad_reduce, schedule.splits_backward)
+        by_hand = schedule.splits_backward or overlap.forward_backward
+        return owned, ShardedGradients(stages, owned, beyond, comm, overlap.grad_reduce, by_hand)
     return owned, GradientReducer(reduced, comm, bucket_bytes, overlap.grad_reduce)

@@ -23,14 +23,20 @@ EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
 """Names of aten operators whose results `selective` keeps; and every scaled_dot_product kernel."""
 
 
-def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool) -> None:
+def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool, to_the_end: bool = False) -> None:
     """Have `stage`'s parts recompute, in place. By their methods, not by a wrapper: names stay as they are, and the
     hooks of FSDP2, which gather weights before a part runs, stay around it. None may be inside: in backward it does
     other things than in forward, which `selective` takes for another computation. So shared and routed experts, which
-    may be sharded apart, are parts of their own; and no row may travel inside, or it would travel twice."""
+    may be sharded apart, are parts of their own; and no row may travel inside, or it would travel twice.
+
+    `to_the_end`: also what comes after the last result that backward needs, in parts that hold a collective begun and
+    not yet waited for at that place, which would otherwise be left so.
+    """
     if what is Recompute.none:
         return
     again: Callable[..., Any] = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if to_the_end:
+        again = partial(again, early_stop=False)
     if what is Recompute.selective:
         again = partial(again, context_fn=_keep_products)
     for block in stage.layers.values():

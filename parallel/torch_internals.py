@@ -5,6 +5,7 @@ Checked on torch 2.11 and 2.13; a new torch is first tried against this file's t
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # What torch.autograd.grad calls once it has looked its arguments over.
-from torch.autograd.graph import GradientEdge, _engine_run_backward
+from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 # FSDP2's own collectives and waits, which no public hook shows.
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
-# The first half of a split backward; reached otherwise only through torch's own pipeline runtime.
-from torch.distributed.pipelining._backward import stage_backward_input
+# Which weights a split backward puts off, and where; reached otherwise only through torch's own pipeline runtime.
+from torch.distributed.pipelining._backward import construct_reverse_graph, get_param_groups
 from torch.distributed.pipelining.schedules import get_schedule_class
 from torch.distributed.tensor import DTensor
 
@@ -162,19 +163,39 @@ _FSDP_STARTS = {
 }
 
 
+def backward_from(edges: Sequence[GradientEdge], grads: Sequence[Tensor]) -> None:
+    """Backward from where tensors were made, which need not be there any more: torch.autograd.backward, which on 2.11
+    looks into each node for the shapes of gradients and refuses those of Python functions, which ours are."""
+    _engine_run_backward(tuple(edges), tuple(grads), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
 def split_backward_input(
-    outputs: list[Tensor], output_grads: list[Tensor], inputs: list[Tensor], weights: Sequence[nn.Parameter]
+    edges: list[GradientEdge], grads: list[Tensor], inputs: Sequence[Tensor], weights: Sequence[nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """Compute the inputs' gradients (into their `.grad`) and not yet the weights'; what `split_backward_weight` needs.
+    """Go back from `edges` to the leaves `inputs` and not yet to the weights; what `split_backward_weight` needs.
 
     The halves of torch.distributed.pipelining's split backward (zero bubble, Qi et al. 2023), which it shows only in
-    its own runtime, a chain of neighbours that cannot run DualPipe.
+    its own runtime, a chain of neighbours that cannot run DualPipe. Its analysis of the graph is used; it would itself
+    go through torch.autograd.grad (see `backward_from`), and keep the tensors that the edges are of.
     """
-    # Outputs are detached there. On 2.11 the graph behind a Python function goes with them: its node is held weakly.
-    roots = [output.grad_fn for output in outputs]
-    _, groups = stage_backward_input(outputs, output_grads, inputs, iter(weights))
+    reverse = construct_reverse_graph([edge.node for edge in edges])
+    of_inputs = [get_gradient_edge(x) for x in inputs]
+    groups = get_param_groups(
+        [edge.node for edge in of_inputs], [get_gradient_edge(weight).node for weight in weights], reverse
+    )
+    handles = []
     for group in groups:
-        group["roots"] = roots
+        nodes = group["intermediates"] = list(group["intermediates"])
+        group["grads"] = [()] * len(nodes)
+        # On 2.11 the node of a Python function is held weakly.
+        group["roots"] = edges
+        for place, node in enumerate(nodes):
+            handles.append(node.register_prehook(partial(group["grads"].__setitem__, place)))
+    _engine_run_backward(
+        tuple(edges), tuple(grads), True, False, tuple(of_inputs), allow_unreachable=True, accumulate_grad=False
+    )
+    for handle in handles:
+        handle.remove()
     return groups
 
 
@@ -182,8 +203,7 @@ def split_backward_weight(groups: list[dict[str, Any]]) -> None:
     """Add the weights' gradients to their `.grad`, from what `split_backward_input` kept: for each group of weights,
     the gradients that reached the nodes before them.
 
-    Not torch's own second half: on 2.11 that goes through torch.autograd.grad, which looks into each node for the
-    shapes of gradients and refuses those of Python functions, which ours are. The engine itself takes them.
+    Not torch's own second half: that goes through torch.autograd.grad, see `backward_from`.
     """
     for group in groups:
         reached = list(zip(group["intermediates"], group["grads"], strict=True))
@@ -208,6 +228,24 @@ def split_backward_weight(groups: list[dict[str, Any]]) -> None:
             weight = node.variable
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         group.clear()  # or nodes and their hooks would keep each other alive
+
+
+def reduced_by_fsdp(stage: nn.Module) -> list[list[nn.Parameter]]:
+    """The sharded parameters whose gradients FSDP2 reduces at a time. Known before the first forward, which
+    `_fsdp_groups` are not."""
+    states = {id(state): state for state in map(fully_shard.state, _fsdp_modules(stage))}  # type: ignore[attr-defined]
+    groups = [state._fsdp_param_group for state in states.values()]
+    return [[parameter.sharded_param for parameter in group.fsdp_params] for group in groups if group is not None]
+
+
+def _fsdp_modules(stage: nn.Module) -> list[FSDPModule]:
+    return [module for module in stage.modules() if isinstance(module, FSDPModule)]
+
+
+def begin_as_root(stage: nn.Module) -> None:
+    """FSDP2: whoever is called first takes itself for the root. Where a stage's parts are called one by one, that must
+    be said for the stage; again does nothing."""
+    fully_shard.state(stage)._lazy_init()  # type: ignore[attr-defined]
 
 
 def accumulate_in_reduce_dtype(stage: nn.Module) -> None:
@@ -254,7 +292,9 @@ def torch_pipeline_order(
     stages = [
         SimpleNamespace(num_stages=n_stages, group_size=n_ranks, group_rank=0, submod=None) for _ in range(per_rank)
     ]
-    schedule: Any = get_schedule_class(name)(stages, n_micro_batches)
+    # The table alone: what torch would make of it next (messages, gathers) takes a minute for 64 ranks.
+    without = {"_prepare_schedule_with_comms": lambda self, actions: None}
+    schedule: Any = type(name, (get_schedule_class(name),), without)(stages, n_micro_batches)
     order: list[list[tuple[TorchAction, ...]]] = []
     for rank in range(n_ranks):
         slots = [action for action in schedule.pipeline_order[rank] if action is not None]

@@ -18,7 +18,7 @@ class Update(NamedTuple):
     grad_norm: Tensor
     """Global 2-norm before clipping, a float64 scalar."""
     left_out: Tensor
-    """A bool scalar, the same on every rank: nothing was moved."""
+    """A bool scalar, the same on every rank: nothing was moved (overlap.optimizer: nothing should have been)."""
 
 
 def not_finite(grad_norm: Tensor, losses: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig, Recompute
 from parallel.mesh import Axis
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.recompute import recompute_parts
 from parallel.world import World
 

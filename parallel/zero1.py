@@ -3,7 +3,8 @@
     backward    gradients in the reduce dtype, added up over micro-batches
     reduce      reduce_scatter    each rank gets the sum of its rows                     behind backward
     optimizer                     fp32 masters and moments of its rows
-    publish     all_gather        masters rounded to the compute dtype, half the bytes   then the next forward
+    publish     all_gather        masters rounded to the compute dtype, half the bytes   then the next forward; with
+                                                                                         early updates behind backward
 
 Against FSDP2, no parameter is gathered or cast within the step; the price is whole weights and gradients on each rank.
 Rank r of n takes rows [r·c, (r+1)·c) of dimension 0, with c = ceil(rows / n): the last ranks may get fewer, or none. A
@@ -22,6 +23,7 @@ from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig
+from parallel.early_update import EarlyUpdates
 from parallel.owned import Owned, place
 from parallel.pipeline.action import StageKey
 from parallel.tensor_parallel.split import Split
@@ -68,12 +70,25 @@ class ShardedOptimizer:
         self._sums = [_buffer(bucket, slices, precision.reduce.torch) for bucket, slices in self._each()]
         self._index = {id(bucket): index for index, bucket in enumerate(self._buckets)}
         self._bucket_of = {(b.stage, name): i for i, b in enumerate(self._buckets) for name in b.parameters}
-        self._queue = BucketQueue(self._buckets, self._start, comm, overlap)
+        self._queue = BucketQueue(self._buckets, self._start, self._reduced, comm, overlap)
+        self._early: EarlyUpdates | None = None
+        self._gathering: Pending | None = None
+        self._n_published = 0
+        """Buckets whose masters are under way to all ranks; the last of these is not unpacked yet."""
         self.owned: dict[str, Owned] = {}
         for bucket, slices in self._each():
             for name, part in slices.items():
                 self.owned[name] = _own(part, bucket, splits.get(name), n_holders[name], precision.parameters.torch)
                 part.parameter.register_post_accumulate_grad_hook(lambda _, s=bucket.stage, n=name: self.arrived(s, n))
+
+    def reduced_together(self) -> list[list[nn.Parameter]]:
+        """Buckets."""
+        return [[self.owned[name].master for name in bucket.parameters] for bucket in self._buckets]
+
+    def update_early(self, updates: EarlyUpdates) -> None:
+        """See GradientSync. The updated masters set off at once."""
+        self._early = updates
+        self._queue.take_early(updates)
 
     def begin_step(self) -> None:
         """Zero the sums."""
@@ -99,36 +114,49 @@ class ShardedOptimizer:
 
     def finish_step(self) -> None:
         """See GradientSync; raises RuntimeError for a gradient that never came."""
-        outputs = self._queue.finish()
-        for (bucket, slices), output in zip(self._each(), outputs, strict=True):
-            for name, part in slices.items():
-                master = self.owned[name].master
-                master.grad = part.of_rank(output.view(-1), bucket.axis.rank).to(master.dtype)
+        self._queue.finish()
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Give every rank all rows of the masters, rounded to the compute dtype."""
-        before: tuple[int, Pending] | None = None
-        for index, bucket in enumerate(self._buckets):
-            rounded = torch.zeros(1, self._sums[index].shape[1], dtype=self._dtype, device=self._sums[index].device)
-            for name, part in self._slices[index].items():
-                part.of_rank(rounded[0], bucket.axis.rank).copy_(self.owned[name].master)
-            gathering = self._comm.start_all_gather(rounded, bucket.axis.group, CommKind.dp)
-            # One bucket is unpacked while the next one travels; more at once would only take memory.
-            if before:
-                self._unpack(*before)
-            before = index, gathering
-        if before:
-            self._unpack(*before)
+        """Give every rank all rows of the masters, rounded to the compute dtype: those that have not set off early."""
+        while self._n_published < len(self._buckets):
+            self._publish_next()
+        self._unpack()
+        self._n_published = 0
 
-    def _unpack(self, index: int, gathering: Pending) -> None:
-        gathered = self._comm.wait(gathering)
+    @torch.no_grad()
+    def _publish_next(self) -> None:
+        index = self._n_published
+        bucket = self._buckets[index]
+        rounded = torch.zeros(1, self._sums[index].shape[1], dtype=self._dtype, device=self._sums[index].device)
+        for name, part in self._slices[index].items():
+            part.of_rank(rounded[0], bucket.axis.rank).copy_(self.owned[name].master)
+        gathering = self._comm.start_all_gather(rounded, bucket.axis.group, CommKind.dp)
+        # One bucket is unpacked while the next one travels; more at once would only take memory.
+        self._unpack()
+        self._gathering, self._n_published = gathering, index + 1
+
+    def _unpack(self) -> None:
+        """What was published last."""
+        if self._gathering is None:
+            return
+        index = self._n_published - 1
+        gathered, self._gathering = self._comm.wait(self._gathering), None
         for part in self._slices[index].values():
             for rank in range(self._buckets[index].axis.size):
                 part.parameter[part.rows_of(rank)].copy_(part.of_rank(gathered[rank], rank))
 
     def _each(self) -> list[tuple[Bucket, dict[str, _Slice]]]:
         return list(zip(self._buckets, self._slices, strict=True))
+
+    def _reduced(self, index: int, output: Tensor) -> None:
+        """This rank's rows of a bucket's sum are the masters' gradients."""
+        for name, part in self._slices[index].items():
+            master = self.owned[name].master
+            master.grad = part.of_rank(output.view(-1), self._buckets[index].axis.rank).to(master.dtype)
+        if self._early:
+            self._early.update(index)
+            self._publish_next()
 
     def _start(self, bucket: Bucket) -> Pending:
         return self._comm.start_reduce_scatter(self._sums[self._index[id(bucket)]], bucket.axis.group, CommKind.dp)

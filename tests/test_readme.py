@@ -1,5 +1,6 @@
 """Every command of the README runs, in the order a reader types them; and its table of options is complete."""
 
+import json
 import os
 import re
 import subprocess
@@ -73,6 +74,13 @@ def test_command(command: str, folder: Path) -> None:
         if "strategy=deepspeed" in command:
             assert "DeepSpeed" not in output
             assert "Warning" not in output
+        if "overlap grad_reduce" in command:
+            assert "there the order is the proof" in output
+            (knob,) = json.loads((folder / "proven" / "overlap.json").read_text())["knobs"]
+            reduced = knob["hidden"][0]
+            assert (reduced["bucket"], knob["losses"]["most"]) == ("exposed_comm/dp", 0)
+            assert reduced["order_off"]["covered"] == 0
+            assert 0 < reduced["order_on"]["covered"] < reduced["order_on"]["n"] == reduced["order_off"]["n"]
         if "show" in command:
             assert "loss" in output
 

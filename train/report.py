@@ -16,6 +16,7 @@ from train.metrics.config import LoggingConfig
 from train.metrics.console import ProgressLine
 from train.metrics.expert_load import ExpertLoadLog
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.label import label_of
 from train.metrics.recorder import Recorder
 from train.metrics.summary import SUMMARY_FILE, Attempt, RunSummary, summarise
 
@@ -43,7 +44,7 @@ class Report:
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # of an earlier end, which this attempt goes beyond
         self._recorder = Recorder(folder, logging, config)
         self._expert_load = ExpertLoadLog(folder) if expert_load else None
-        self._line = ProgressLine(total_steps)
+        self._line = ProgressLine(total_steps, label=label_of(config))
         self._books = LiveBooks(folder, number, started)
         self._last_step = 0.0
         self._named: dict[float, float] = {}

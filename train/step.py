@@ -14,7 +14,7 @@ from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.engine import Engine
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from train.batch import BatchMaker
 from train.faults.injector import Injector
 
@@ -64,6 +64,7 @@ class OptimizerStep:
         n_targets = self._count_targets(tokens_MBS, n_tokens)
         batches = [self.make_batch(tokens_BS) for tokens_BS in tokens_MBS]
         spoilt = self.injector.loss_factor() if self.injector else 1
+        self.engine.set_rate(rate)
         losses = self.engine.forward_backward(batches, LossScale(n_targets * spoilt, n_tokens * spoilt))
         clock.enter(Phase.compute_opt)
         if self.before_update:
@@ -75,7 +76,7 @@ class OptimizerStep:
         self.comm.all_reduce(totals, None, CommKind.control)
         routing = RoutingTotals.unpack(totals[3:].view_as(routing_LN))
         largest_norm = self.clip_norm if self.clip_norm is not None else float("inf")
-        grad_norm, left_out = self.engine.update(rate, largest_norm, totals[:2])
+        grad_norm, left_out = self.engine.update(largest_norm, totals[:2])
         self.engine.balance_experts(routing.chosen_LE.masked_fill(left_out, 0))
         return StepResult(totals[0], totals[1], grad_norm, left_out, routing, totals[2])
 

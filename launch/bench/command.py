@@ -20,6 +20,7 @@ from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
 from launch.bench.result import PointResult, by_speed
 from launch.bench.roofline import Line, caveats, roofline
+from launch.bench.run_jobs import run_jobs
 from launch.bench.table import print_bus, print_results, print_roofline
 from launch.clean_end import ended_cleanly
 from launch.jobs.own_folder import own_folder
@@ -50,12 +51,7 @@ def bench(words: Sequence[str]) -> int:
     with ended_cleanly(), own_folder(order.folder, "to", "bench"), shown as progress:
         task = progress.add_task("what this machine can do")
         machine = measure_machine(order.folder, order.device, order.nproc)
-        for number, job in enumerate(jobs, start=1):
-            if job.done or (job.failure and not order.retry):
-                continue
-            progress.update(task, description=f"{job.name} ({number} of {len(jobs)})")
-            job.run(afresh=True)
-            _write(order, words, machine, jobs)
+        run_jobs(jobs, order.retry, progress, task, after=lambda: _write(order, words, machine, jobs))
     results = _write(order, words, machine, jobs)
     for complaint in machine.complaints:
         print(f"switchyard: {complaint}", file=sys.stderr)
@@ -64,7 +60,7 @@ def bench(words: Sequence[str]) -> int:
     ours = [result for result in results if result.summaries and result.point in order.points]
     for result in [result for result in ours if result.trace] or ours[:1]:  # without a trace all say much the same
         notes = caveats(order.configs[result.point.name], order.nproc, machine.ceilings)
-        print_roofline(result.point.name, _roofline(order, result, machine), notes, result.trace, console)
+        print_roofline(result.title, _roofline(order, result, machine), notes, result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
     return 1 if any(result.failures for result in results) else 0
 
@@ -85,7 +81,7 @@ def _write(order: Order, words: Sequence[str], machine: Machine, jobs: Sequence[
         "bus_bandwidth": machine.bus,
     }
     written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = {"command": as_typed(words), "date": written, "machine": described, "points": plain}
+    content = {"command": as_typed("bench", words), "date": written, "machine": described, "points": plain}
     write_json(order.folder / "bench.json", content)
     if bars := [_bar(result) for result in results if result.summaries]:
         where = f"{machine.ceilings.device}, " if machine.ceilings else ""
@@ -103,4 +99,4 @@ def _bar(result: PointResult) -> Bar:
     assert speed is not None
     assert step is not None
     label = f"{speed.median:,.0f} tokens/s" + (f", MFU {mfu.median:.1%}" if mfu else "")
-    return Bar(result.point.name, label, result.breakdown, step.median)
+    return Bar(result.title, label, result.breakdown, step.median)

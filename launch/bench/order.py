@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 
 from conf.command_line import CommandLine
-from conf.compose import compose
 from conf.options import Options
-from conf.schema import JobConfig, validate
+from conf.schema import JobConfig
 from launch.bench.peer import PEER, check_peer, peer_points
+from launch.bench.traced import look_over_traced
 from launch.jobs.own_words import refuse_run_folders, take_own, truth
 from launch.jobs.points import Point, check_names, points_of
 from launch.jobs.points_composed import compose_points, look_over, naming
@@ -98,7 +98,9 @@ class Order:
             with naming(point, points):
                 look_over(composed[point.name].config, nproc)
                 if trace:
-                    _look_over_traced(point, composed[point.name].config, nproc, line.config_dir)
+                    look_over_traced(
+                        point.words, composed[point.name].config, nproc, line.config_dir, asked_by="trace=true"
+                    )
         peers = peer_points(points, {name: one.config for name, one in composed.items()}) if given["peer"] else []
         check_names([*points, *peers])
         composed |= compose_points(peers, line.config_dir)
@@ -121,28 +123,9 @@ class Order:
         )
 
 
-def as_typed(words: Sequence[str]) -> str:
+def as_typed(command: str, words: Sequence[str]) -> str:
     """The command that had these words, to be pasted."""
-    return shlex.join(["switchyard", "bench", *words])
-
-
-def trace_words(config: JobConfig) -> list[str]:
-    """Words by which one step of a job is traced: in the second half, and not before the third, which is the first that
-    can be (train/trace/plan.py)."""
-    return [f"measure.trace_every={max(3, config.train.steps // 2 + 1)}", "measure.trace_limit=1"]
-
-
-def _look_over_traced(point: Point, config: JobConfig, nproc: int, config_dir: Path | None) -> None:
-    if config.train.steps < 3:
-        raise ConfigError(
-            f"trace=true with train.steps={config.train.steps}: two steps come before a traced one; set train.steps=3"
-        )
-    if not config.measure.clock:
-        raise ConfigError("trace=true shows what the clock times: set measure.clock=true, or leave trace=true out")
-    try:
-        validate(compose([*point.words, *trace_words(config)], config_dir).config, nproc)
-    except ConfigError as error:
-        raise ConfigError(f"trace=true: {error}") from error
+    return shlex.join(["switchyard", command, *words])
 
 
 def _read_configs(path: Path) -> dict[str, list[str]]:

@@ -83,6 +83,12 @@ class PointResult:
         return cls(jobs[0].point, rounds, next((one for one in read if one.number is None), None))
 
     @property
+    def title(self) -> str:
+        """Its name, and what its numbers must not be shown without."""
+        label = next((summary.label for summary in self.summaries if summary.label), None)
+        return f"{self.point.name} ({label})" if label else self.point.name
+
+    @property
     def summaries(self) -> list[RunSummary]:
         """Of the rounds that have numbers."""
         return [one.summary for one in self.rounds if one.summary]

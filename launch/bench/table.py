@@ -20,13 +20,18 @@ def print_results(results: Sequence[PointResult], console: Console) -> None:
         console.print(_breakdowns(divided))
     for result in results:
         if result.bound_by:
-            _say(console, f"{result.point.name}: bound by {result.bound_by}")
+            say(console, f"{result.title}: bound by {result.bound_by}")
+    print_failures(results, console)
+
+
+def print_failures(results: Sequence[PointResult], console: Console) -> None:
+    """Of each point that has one, the first, with the last lines of its log."""
     for result in results:
         for failure in result.failures[:1]:
             failed = f"{len(result.failures)} of {result.n_jobs} jobs failed"
-            _say(console, f"{result.point.name}: {failed}, exit code {failure.exit_code}:", style="red")
+            say(console, f"{result.point.name}: {failed}, exit code {failure.exit_code}:", style="red")
             for line in failure.last_lines:
-                _say(console, f"    {line}")
+                say(console, f"    {line}")
 
 
 def print_roofline(
@@ -42,33 +47,33 @@ def print_roofline(
         table.add_row(
             line.category.replace("_", " "),
             f"{line.work:,.3g} {line.unit}",
-            _ms(line.kernel_s),
+            ms(line.kernel_s),
             f"{line.rate:,.3g} {unit}" if line.rate else "–",
             f"{line.ceiling:,.3g} {unit}" if line.ceiling else "–",
             f"{line.of_ceiling:.0%}" if line.of_ceiling else "–",
         )
     console.print(table)
     for note in notes:
-        _say(console, note, style="yellow")
+        say(console, note, style="yellow")
     if trace is None:
-        _say(console, "no trace: what its kernels reach of that is seen with trace=true, on a GPU", style="yellow")
+        say(console, "no trace: what its kernels reach of that is seen with trace=true, on a GPU", style="yellow")
         return
     kernels = sorted(trace.kernel_s.items(), key=lambda item: -item[1])
-    _say(
+    say(
         console,
-        "kernels, ms: " + ", ".join(f"{category.replace('_', ' ')} {_ms(seconds)}" for category, seconds in kernels),
+        "kernels, ms: " + ", ".join(f"{category.replace('_', ' ')} {ms(seconds)}" for category, seconds in kernels),
     )
-    waited = f"{_ms(trace.host_gaps_s)} of it in {trace.n_host_gaps:,} waits for a launch"
-    _say(console, f"device idle {_ms(trace.idle_s)} of {_ms(trace.span_s)} ms, {waited}")
+    waited = f"{ms(trace.host_gaps_s)} of it in {trace.n_host_gaps:,} waits for a launch"
+    say(console, f"device idle {ms(trace.idle_s)} of {ms(trace.span_s)} ms, {waited}")
 
 
 def print_bus(ceilings: Ceilings | None, bus: dict[str, float], console: Console) -> None:
     """What the machine can do between its ranks."""
     if ceilings:
-        _say(console, f"{ceilings.device}: attention forward alone {ceilings.attention_forward_tflops:,.3g} TFLOP/s")
+        say(console, f"{ceilings.device}: attention forward alone {ceilings.attention_forward_tflops:,.3g} TFLOP/s")
     if bus:
         rates = ", ".join(f"{name.removesuffix('_gbs')} {rate:,.3g}" for name, rate in bus.items())
-        _say(console, f"bus bandwidth between ranks, GB/s: {rates}")
+        say(console, f"bus bandwidth between ranks, GB/s: {rates}")
 
 
 def _numbers(results: Sequence[PointResult]) -> Table:
@@ -83,11 +88,11 @@ def _numbers(results: Sequence[PointResult]) -> Table:
             table.add_row(result.point.name, "[red]failed[/]" if result.failures else "–", *[""] * 5, counted)
             continue
         table.add_row(
-            result.point.name,
+            result.title,
             f"{speed.median:,.0f}",
             f"{speed.least:,.0f} – {speed.most:,.0f}",
-            _ms(step.median),
-            _ms(step.iqr),
+            ms(step.median),
+            ms(step.iqr),
             f"{mfu.median:.1%}" if mfu else "–",
             f"{memory.median:.2f}" if memory else "–",
             f"[red]{counted}[/]" if result.failures else counted,
@@ -103,13 +108,15 @@ def _breakdowns(results: Sequence[PointResult]) -> Table:
     for bucket in (*there, WALL):
         table.add_column(bucket.replace("/", " ").replace("_", " "), justify="right")
     for result in results:
-        table.add_row(result.point.name, *(_ms(result.breakdown.get(bucket, 0.0)) for bucket in (*there, WALL)))
+        table.add_row(result.title, *(ms(result.breakdown.get(bucket, 0.0)) for bucket in (*there, WALL)))
     return table
 
 
-def _ms(seconds: float | None) -> str:
+def ms(seconds: float | None) -> str:
+    """Milliseconds; a dash for what was not measured."""
     return "–" if seconds is None else f"{seconds * 1e3:,.1f}"
 
 
-def _say(console: Console, text: str, style: str | None = None) -> None:
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """A line that no table wraps, to be copied."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -12,6 +12,8 @@ from launch.table_console import table_console
 from models.config import ConfigError
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
+from train.metrics.label import label_of
+from train.run_folder import read_config
 
 USAGE = "switchyard goodput runs/NAME"
 PICTURES = ("--svg", "--png")
@@ -64,14 +66,22 @@ def goodput(words: Sequence[str]) -> int:
     """
     order = GoodputOrder.parse(words)
     books = fold(read_ledger(order.run))
+    label = _label(order.run)
+    beside = f" ({label})" if label else ""
     if order.as_json:
-        print(json.dumps(books.as_json(), indent=2))
+        print(json.dumps(books.as_json() | ({"label": label} if label else {}), indent=2))
     else:
-        print_books(books, str(order.run), table_console())
+        print_books(books, f"{order.run}{beside}", table_console())
     if order.svg or order.png:
-        picture = WaterfallPicture(books, order.run.resolve().name)
+        picture = WaterfallPicture(books, f"{order.run.resolve().name}{beside}")
         if order.svg:
             write_picture(order.svg, "--svg", picture.svg().encode())
         if order.png:
             write_picture(order.png, "--png", picture.png())
     return 0
+
+
+def _label(run: Path) -> str | None:
+    """What its numbers must not stand without; a job that died early left no config.yaml, and no numbers."""
+    path = run / "config.yaml"
+    return label_of(read_config(path)) if path.exists() else None

@@ -8,9 +8,11 @@
 A layout is right or wrong by what it divides and what it adds up, not by how wide that is.
 """
 
+import math
 from dataclasses import replace
 
 from conf.schema import JobConfig
+from models.balanced_routing import balanced, even_length
 from models.config import AttentionConfig, AttentionKind, ModelConfig
 from models.flops import count_parameters
 from parallel.check_engine import READ
@@ -29,7 +31,9 @@ def scale_down(job: JobConfig, degrees: Degrees, steps: int = STEPS) -> JobConfi
     """`job`, valid on the ranks of `degrees`, as a smaller one that is."""
     n_stages = degrees.pp * count_stages(job.strategy.schedule, job.strategy.stages_per_rank) if degrees.pp > 1 else 1
     model = _model(job.model, n_stages, degrees.tp)
-    length = _shrink(job.data.sequence_length, 32, degrees.tp)
+    parts = degrees.tp * job.overlap.async_tp if degrees.tp > 1 else 1
+    multiple = math.lcm(parts, even_length(model.moe)) if balanced(model) else parts
+    length = _shrink(job.data.sequence_length, 32, multiple)
     train = _train(job.train, degrees, steps)
     # As many chunks and buckets as there would be, or enough to see that there are several.
     tokens = job.train.micro_batch(degrees.dp, degrees.pp) * job.data.sequence_length

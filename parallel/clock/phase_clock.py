@@ -104,12 +104,14 @@ class Clock:
         finally:
             self.enter(before)
 
-    def waiting(self, kind: CommKind, operation: str, group: ProcessGroup | None) -> AbstractContextManager[None]:
-        """A bracket around a wait."""
+    def waiting(
+        self, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None = None
+    ) -> AbstractContextManager[None]:
+        """A bracket around a wait. `number`: as `issuing` was told at the start of what is waited for."""
         return _NO_BRACKET
 
-    def issuing(self, kind: CommKind, operation: str) -> AbstractContextManager[None]:
-        """Around the start of a collective, for deep traces."""
+    def issuing(self, kind: CommKind, operation: str, number: int | None = None) -> AbstractContextManager[None]:
+        """Around the start of a collective, for deep traces. `number`: tells it from all others, where one is known."""
         return _NO_BRACKET
 
     def end_window(self) -> Window | None:
@@ -119,6 +121,8 @@ class Clock:
 
 _NO_BRACKET: AbstractContextManager[None] = nullcontext()
 
+NUMBERED = "#"
+"""In the name of a range of a collective, before its number: what starts it and what waits for it bear the same."""
 Ranges = Callable[[str], AbstractContextManager[None]]
 """Opens a named range in a profiler's timeline."""
 
@@ -155,15 +159,17 @@ class PhaseClock(Clock):
             self._read()
         super().enter(phase)
 
-    def waiting(self, kind: CommKind, operation: str, group: ProcessGroup | None) -> AbstractContextManager[None]:
+    def waiting(
+        self, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None = None
+    ) -> AbstractContextManager[None]:
         """See Clock. Outside steps a wait belongs to what it is for."""
         if self.phase not in OF_A_STEP:
             return _NO_BRACKET
-        return _Bracket(self, kind, operation, group)
+        return _Bracket(self, kind, operation, group, number)
 
-    def issuing(self, kind: CommKind, operation: str) -> AbstractContextManager[None]:
+    def issuing(self, kind: CommKind, operation: str, number: int | None = None) -> AbstractContextManager[None]:
         """See Clock."""
-        return self.ranges(f"comm/{kind.value}/{operation}") if self.ranges is not None else _NO_BRACKET
+        return self.ranges(_range_name("comm", kind, operation, number)) if self.ranges is not None else _NO_BRACKET
 
     def end_window(self) -> Window:
         """See Clock. Where the device is drained already, as after reading a loss, it waits for microseconds."""
@@ -210,6 +216,11 @@ class PhaseClock(Clock):
             self._step_s += seconds
 
 
+def _range_name(what: str, kind: CommKind, operation: str, number: int | None) -> str:
+    """comm/ep/all_to_all#17, and wait/ep/all_to_all#17 of the same collective."""
+    return f"{what}/{kind.value}/{operation}" + ("" if number is None else f"{NUMBERED}{number}")
+
+
 class _Span(NamedTuple):
     phase: Phase
     begin: Any
@@ -219,14 +230,19 @@ class _Span(NamedTuple):
 class _Bracket:
     """Around one wait; counted once it is over."""
 
-    __slots__ = ("_clock", "_range", "begin", "end", "group", "kind", "operation", "phase")
+    __slots__ = ("_clock", "_number", "_range", "begin", "end", "group", "kind", "operation", "phase")
 
-    def __init__(self, clock: PhaseClock, kind: CommKind, operation: str, group: ProcessGroup | None) -> None:
+    def __init__(
+        self, clock: PhaseClock, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None
+    ) -> None:
         self._clock, self.kind, self.operation, self.group, self.phase = clock, kind, operation, group, clock.phase
+        self._number = number
 
     def __enter__(self) -> None:
         ranges = self._clock.ranges
-        self._range = ranges(f"wait/{self.kind.value}/{self.operation}") if ranges is not None else None
+        self._range = (
+            ranges(_range_name("wait", self.kind, self.operation, self._number)) if ranges is not None else None
+        )
         if self._range is not None:
             self._range.__enter__()
         self.begin = self._clock._time.mark()

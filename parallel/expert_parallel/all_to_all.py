@@ -45,16 +45,40 @@ class RowCounts:
         self._rank = rank
         received = [slots_of_rank[rank]] * len(slots_of_rank)
         self._coming = among.comm.start_all_to_all(out_E, self._slots_of_rank, received, among.group, among.kind)
+        self._on_host: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def begin_reading(self) -> None:
+        """On CUDA, copy them to the host, on the stream that is current: beside the one that computes, which the host
+        then need not wait for. Nothing if they are on their way already."""
+        if self._on_host is not None or "sent_and_received" in vars(self):
+            return
+        self._coming.work.wait()  # holds this stream: no wait of the one that computes, which the clock would bracket
+        counts = self._sums(self._split(self._coming.output))
+        on_host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        on_host.copy_(counts, non_blocking=True)
+        self._on_host = on_host, torch.cuda.current_stream(counts.device).record_event()
 
     @cached_property
     def in_GRs(self) -> tuple[Tensor, ...]:
         """Rows that come, by group, the rank that sends them, and slot."""
-        in_Rs = self._among.comm.wait(self._coming).view(len(self._slots_of_rank), -1)
-        return in_Rs.split(self._groups_of_rank[self._rank], dim=1)
+        return self._split(self._among.comm.wait(self._coming))
 
     @cached_property
     def sent_and_received(self) -> list[list[list[int]]]:
         """By group: rows to each rank, and from each. Waits for the GPU, the only time where no pair is dropped."""
+        if self._on_host is None:
+            sums = self._sums(self.in_GRs)
+        else:
+            sums, read = self._on_host
+            read.synchronize()
+        counts: list[list[list[int]]] = sums.tolist()
+        return counts
+
+    def _split(self, in_E: Tensor) -> tuple[Tensor, ...]:
+        return in_E.view(len(self._slots_of_rank), -1).split(self._groups_of_rank[self._rank], dim=1)
+
+    def _sums(self, in_GRs: Sequence[Tensor]) -> Tensor:
+        """[groups, 2, ranks]: sent and received."""
         out_RGs = [
             of_rank.split(groups)
             for of_rank, groups in zip(self._out_E.split(self._slots_of_rank), self._groups_of_rank, strict=True)
@@ -62,9 +86,8 @@ class RowCounts:
         sent_GR = torch.stack(
             [torch.stack([rows.sum() for rows in of_group]) for of_group in zip(*out_RGs, strict=True)]
         )
-        received_GR = torch.stack([in_Rs.sum(1) for in_Rs in self.in_GRs])
-        counts: list[list[list[int]]] = torch.stack((sent_GR, received_GR), dim=1).tolist()
-        return counts
+        received_GR = torch.stack([in_Rs.sum(1) for in_Rs in in_GRs])
+        return torch.stack((sent_GR, received_GR), dim=1)
 
 
 class RowExchange(Exchange):
@@ -72,6 +95,9 @@ class RowExchange(Exchange):
 
     def __init__(self, counts: RowCounts, group: int, among: Among, back: bool) -> None:
         self.counts, self.among, self._group, self._back = counts, among, group, back
+
+    def prepare(self) -> None:
+        self.counts.begin_reading()
 
     def start(self, x: Tensor) -> Pending:
         return self._start(x, self._back)

@@ -1,54 +1,37 @@
 """The one executor: walks a rank's row of a schedule, whatever the schedule.
 
-    row      F0   send a0   F1   recv g0   send a1   B0   …
-    comm          a0 ─────────→ behind F1     g0 ──────→ waited for by B0
+    row      F0   send a0   F1   recv g0   W0   B1   …
+    comm          a0 ───────────→ behind F1                a send is waited for once it is answered
+                                 g0 ──────────→ behind W0  a receive by the cell that takes it: B1
+
+    row      F0   send a0         F1   recv g0         W0   B1            overlap.pipeline_p2p=false: each at once
+    comm          a0 ──→ exposed       g0 ──→ exposed
 
 Plain accumulation is a table of one rank; a pipeline is one of several, with messages in between. A message is started
-where the table says and waited for where it is needed: a receive by the cell that takes it, a send once it is answered.
+where the table says. There, too, it can be waited for: transfers.py says why no order of waits can deadlock.
 The executor never looks inside a stage, and a stage never learns of the others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.transformer import Batch, LossTerms, Transformer
+from models.transformer import Batch, Transformer
 from parallel.clock.phase_clock import Phase
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
 from parallel.gradient_sync import GradientSync
 from parallel.mesh import Axis
-from parallel.pipeline.action import Action, Op, Schedule, StageKey, Transfer, actions_of
+from parallel.overlap.order import Part, Walk, alone, together
+from parallel.overlap.passage import Passage
+from parallel.pipeline.action import Action, Op, Pair, Schedule, StageKey, Transfer, actions_of
+from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.transfers import with_transfers
-from parallel.torch_internals import split_backward_input, split_backward_weight
 
 At = tuple[int, int, int]
 """Chain, stage, micro-batch."""
-
-
-@dataclass(frozen=True)
-class LossScale:
-    """What this rank's sums are divided by, so that the ranks' gradients add up to those of the mean."""
-
-    n_targets: Tensor | float
-    """Of the global batch."""
-    n_tokens: float
-    """Of the global batch."""
-
-
-@dataclass
-class _Alive:
-    """A micro-batch in a stage between forward and the last of its backward."""
-
-    x: Tensor
-    outputs: list[Tensor]
-    """What gradients come back for: the activation, if a stage follows; a loss of one's own, if there is one."""
-    groups: list[dict[str, Any]] = field(default_factory=list)
-    """What the weights' half of a split backward needs."""
-    output_grads: list[Tensor] = field(default_factory=list)
 
 
 class Executor:
@@ -63,10 +46,15 @@ class Executor:
         gradients: GradientSync,
         sequence_parts: int,
         dtype: torch.dtype,
+        hide_messages: bool,
+        side_by_side: bool,
     ) -> None:
-        """`sequence_parts`: ranks that hold a part of each sequence; `dtype`: of activations."""
+        """`sequence_parts`: ranks that hold a part of each sequence; `dtype`: of activations; `hide_messages`: wait for
+        them where they are needed, not where they are started; `side_by_side`: whether a pair's forward and backward
+        take turns (parallel/overlap/order.py), or one runs after the other."""
         self._stages, self._schedule, self._pipeline, self._comm = stages, schedule, pipeline, comm
         self._gradients, self._sequence_parts, self._dtype = gradients, sequence_parts, dtype
+        self._hide_messages, self._side_by_side = hide_messages, side_by_side
         self._row = with_transfers(schedule)[pipeline.rank]
         makers = [
             a for cell in schedule.rows[pipeline.rank] for a in actions_of(cell) if a.op in _MAKE_WEIGHT_GRADIENTS
@@ -95,7 +83,9 @@ class _Step:
 
     def __init__(self, executor: Executor, batches: Sequence[Batch], scale: LossScale) -> None:
         self._of, self._batches, self._scale = executor, batches, scale
-        self._alive: dict[At, _Alive] = {}
+        self._alive: dict[At, Passage] = {}
+        self._put_off: dict[At, Tensor | None] = {}
+        """Gradients that all of a backward is left to do with."""
         self._activations: dict[At, Tensor | Pending] = {}
         """For the forward of (chain, stage, micro-batch)."""
         self._grads: dict[At, Tensor | Pending] = {}
@@ -105,7 +95,7 @@ class _Step:
         self._losses = torch.zeros(2, dtype=torch.float64, device=batches[0].tokens_BS.device)
 
     def run(self, row: Sequence[Any]) -> Tensor:
-        run_op = {
+        walks = {
             Op.forward: self._forward,
             Op.backward: self._backward,
             Op.input_backward: self._input_backward,
@@ -114,88 +104,80 @@ class _Step:
         for cell in row:
             if isinstance(cell, Transfer):
                 self._transfer(cell)
-                continue
-            for action in actions_of(cell):
-                run_op[action.op](action)
+            elif isinstance(cell, Pair) and self._of._side_by_side:
+                together(self._forward(cell.forward), self._backward(cell.backward), self._enter)
+            else:
+                for action in actions_of(cell):
+                    self._enter(action.op is Op.forward)
+                    alone(walks[action.op](action))
         for pending in self._sends.values():
             self._of._comm.wait(pending)
         return self._losses
 
-    def _forward(self, action: Action) -> None:
+    def _enter(self, forward: bool) -> None:
+        """A phase begins."""
         if torch.is_grad_enabled():  # an evaluation is a phase of its own
-            self._of._comm.clock.enter(Phase.compute_fwd)
+            self._of._comm.clock.enter(Phase.compute_fwd if forward else Phase.compute_bwd)
+
+    def _forward(self, action: Action) -> Walk:
+        yield Part.attention
         batch, stage = self._batches[action.micro_batch], self._of._stages[action.key]
         at = (action.chain, action.stage, action.micro_batch)
-        if action.stage == 0:
-            x = batch.tokens_BS
-        else:
-            x = self._take(self._activations, at)
-            x.requires_grad_(torch.is_grad_enabled())
-        out = stage(x, batch.targets_BS, batch.documents_BS)
-        router_share = out.router_loss_sum / self._scale.n_tokens
-        self._losses[1] += router_share.detach().double()
-        if isinstance(out, LossTerms):
-            share = out.cross_entropy_sum / self._scale.n_targets
-            self._losses[0] += share.detach().double()
-            outputs = [share + router_share]
-        else:
+        x = batch.tokens_BS if action.stage == 0 else self._take(self._activations, at)
+        passage = Passage(stage, x, batch, self._scale)
+        del x
+        yield from passage.forward(in_segments=self._of._side_by_side and torch.is_grad_enabled())
+        self._losses += passage.losses
+        if action.stage < self._of._schedule.n_stages - 1:
             # Here, for a stage of this rank or until the table says to send it.
-            self._activations[action.chain, action.stage + 1, action.micro_batch] = out.x_BSD.detach()
-            outputs = [out.x_BSD] + ([router_share] if router_share.requires_grad else [])
+            self._activations[action.chain, action.stage + 1, action.micro_batch] = passage.take_hidden()
         if torch.is_grad_enabled():
-            self._alive[at] = _Alive(x, outputs)
+            self._alive[at] = passage
 
-    def _backward(self, action: Action) -> None:
-        at, alive = self._begin_backward(action)
+    def _backward(self, action: Action) -> Walk:
+        yield Part.attention
+        at = (action.chain, action.stage, action.micro_batch)
+        passage, grad = self._alive.pop(at), self._output_grad(action)
         self._begin_weights(action)
-        torch.autograd.backward(alive.outputs, alive.output_grads)
-        del self._alive[at]
-        self._hand_back(action, alive)
+        yield from passage.backward(grad)
+        self._hand_back(action, passage)
 
-    def _input_backward(self, action: Action) -> None:
-        _, alive = self._begin_backward(action)
+    def _input_backward(self, action: Action) -> Walk:
+        at = (action.chain, action.stage, action.micro_batch)
+        grad = self._output_grad(action)
         if action.stage == 0:
+            self._put_off[at] = grad
             return  # nobody waits for a gradient of tokens: all of it is left for W
-        weights = list(self._of._stages[action.key].parameters())
-        alive.groups = split_backward_input(alive.outputs, alive.output_grads, [alive.x], weights)
-        self._hand_back(action, alive)
+        yield from self._alive[at].backward(grad, input_only=True)
+        self._hand_back(action, self._alive[at])
 
-    def _weight_backward(self, action: Action) -> None:
-        self._of._comm.clock.enter(Phase.compute_bwd)
-        alive = self._alive.pop((action.chain, action.stage, action.micro_batch))
-        stage, gradients = self._of._stages[action.key], self._of._gradients
+    def _weight_backward(self, action: Action) -> Walk:
+        at = (action.chain, action.stage, action.micro_batch)
+        passage, gradients = self._alive.pop(at), self._of._gradients
         self._begin_weights(action)
         if action.stage == 0:
-            torch.autograd.backward(alive.outputs, alive.output_grads)
+            yield from passage.backward(self._put_off.pop(at))
             return
-        named = {id(parameter): name for name, parameter in stage.named_parameters()}
-        reached = [named[id(node.variable)] for group in alive.groups for node in group["params"]]
-        split_backward_weight(alive.groups)
-        for name in reached:
+        for name in passage.weight_backward():
             gradients.arrived(action.key, name)
         gradients.made_by_hand(action.key)
 
     def _begin_weights(self, action: Action) -> None:
         self._of._gradients.begin_backward(action.key, last=self._of._last[action.key] == action)
 
-    def _begin_backward(self, action: Action) -> tuple[At, _Alive]:
-        """Complete the gradients of what the micro-batch put out."""
-        self._of._comm.clock.enter(Phase.compute_bwd)
-        at = (action.chain, action.stage, action.micro_batch)
-        alive = self._alive[at]
-        if action.stage < self._of._schedule.n_stages - 1:
-            alive.output_grads.append(self._take(self._grads, at))
-            # The gradient is the answer to an activation that was sent, and so has arrived: it need not be kept.
-            if sent := self._sends.pop((False, (action.chain, action.stage + 1, action.micro_batch)), None):
-                self._of._comm.wait(sent)
-        while len(alive.output_grads) < len(alive.outputs):
-            alive.output_grads.append(torch.ones_like(alive.outputs[len(alive.output_grads)]))
-        return at, alive
+    def _output_grad(self, action: Action) -> Tensor | None:
+        """The gradient of the hidden states that the micro-batch put out, if it did."""
+        if action.stage == self._of._schedule.n_stages - 1:
+            return None
+        grad = self._take(self._grads, (action.chain, action.stage, action.micro_batch))
+        # It is the answer to an activation that was sent, and so has arrived: that need not be kept.
+        if sent := self._sends.pop((False, (action.chain, action.stage + 1, action.micro_batch)), None):
+            self._of._comm.wait(sent)
+        return grad
 
-    def _hand_back(self, action: Action, alive: _Alive) -> None:
+    def _hand_back(self, action: Action, passage: Passage) -> None:
         if action.stage > 0:
-            assert alive.x.grad is not None
-            self._grads[action.chain, action.stage - 1, action.micro_batch] = alive.x.grad
+            self._grads[action.chain, action.stage - 1, action.micro_batch] = passage.source_grad
 
     def _take(self, where: dict[At, Tensor | Pending], at: At) -> Tensor:
         item = where.pop(at)
@@ -211,11 +193,15 @@ class _Step:
             # Nothing answers a gradient, nor an activation of an evaluation. (NCCL knows what is done; gloo only once
             # it was waited for.)
             self._sends = {key: sent for key, sent in self._sends.items() if not sent.work.is_completed()}
-            pending = comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp)
-            self._sends[transfer.gradient, at] = pending
+            sent = comm.start_send(tensor.contiguous(), transfer.peer, group, CommKind.pp)
+            if self._of._hide_messages:
+                self._sends[transfer.gradient, at] = sent
+            else:
+                comm.wait(sent)
             return
         tokens_BS = self._batches[transfer.micro_batch].tokens_BS
         width = next(iter(self._of._stages.values())).config.dim
         shape = (tokens_BS.shape[0], tokens_BS.shape[1] // self._of._sequence_parts, width)
         buffer = torch.empty(shape, dtype=self._of._dtype, device=tokens_BS.device)
-        where[at] = comm.start_receive(buffer, transfer.peer, group, CommKind.pp)
+        received = comm.start_receive(buffer, transfer.peer, group, CommKind.pp)
+        where[at] = received if self._of._hide_messages else comm.wait(received)

@@ -15,7 +15,7 @@ from enum import Enum
 from functools import cache
 
 from models.config import ConfigError
-from parallel.pipeline.action import Action, Cell, Op, Schedule
+from parallel.pipeline.action import Action, Cell, Op, Pair, Schedule
 from parallel.pipeline.dualpipe import dualpipe_rows
 from parallel.pipeline.torch_schedules import torch_rows
 
@@ -32,6 +32,13 @@ class ScheduleName(Enum):
 
 ONE_STAGE = (ScheduleName.gpipe, ScheduleName.one_f_one_b, ScheduleName.dualpipe)
 """Schedules that give each rank one stage (of each chain)."""
+PAIRED = (
+    ScheduleName.one_f_one_b,
+    ScheduleName.interleaved_1f1b,
+    ScheduleName.dualpipev,
+    ScheduleName.dualpipe,
+)
+"""Schedules in which a forward can be joined with a backward."""
 TWO_STAGES = (ScheduleName.zbv, ScheduleName.dualpipev)
 """Schedules that give each rank two, in a V: r and 2·ranks - 1 - r."""
 
@@ -86,9 +93,10 @@ def check_schedule(name: ScheduleName, n_ranks: int, n_micro_batches: int, stage
 
 @cache
 def build_schedule(
-    name: ScheduleName, n_ranks: int, n_micro_batches: int, stages_per_rank: int | None = None
+    name: ScheduleName, n_ranks: int, n_micro_batches: int, stages_per_rank: int | None = None, paired: bool = False
 ) -> Schedule:
-    """The table of a schedule; of one rank, plain accumulation whatever the name.
+    """The table of a schedule; of one rank, plain accumulation whatever the name. `paired`: 1f1b and interleaved_1f1b
+    join each forward that comes after a backward with it, as DualPipe and DualPipeV do by themselves.
 
     Raises:
         ConfigError: if it cannot be.
@@ -101,16 +109,19 @@ def build_schedule(
     match name:
         case ScheduleName.gpipe | ScheduleName.one_f_one_b:
             rows = tuple(
-                _one_stage_row(rank, n_ranks, n_micro_batches, all_forwards=name is ScheduleName.gpipe)
+                _one_stage_row(rank, n_ranks, n_micro_batches, name is ScheduleName.gpipe, paired)
                 for rank in range(n_ranks)
             )
-            return Schedule(name.value, n_micro_batches, loop, rows)
+            return Schedule(name.value, n_micro_batches, loop, tuple(map(_paired, rows)) if paired else rows)
         case ScheduleName.dualpipe:
             both_ways = (tuple(range(n_ranks)), tuple(reversed(range(n_ranks))))
             return Schedule(name.value, n_micro_batches, both_ways, dualpipe_rows(n_ranks, n_micro_batches))
         case ScheduleName.zbv | ScheduleName.dualpipev:
             loop = (tuple(min(stage, n_stages - 1 - stage) for stage in range(n_stages)),)
-    return Schedule(name.value, n_micro_batches, loop, torch_rows(name.value, n_ranks, n_stages, n_micro_batches))
+    rows = torch_rows(name.value, n_ranks, n_stages, n_micro_batches)
+    if paired and name is ScheduleName.interleaved_1f1b:
+        rows = tuple(map(_paired, rows))
+    return Schedule(name.value, n_micro_batches, loop, rows)
 
 
 def forward_schedule(rank_of_stage: tuple[int, ...], n_micro_batches: int) -> Schedule:
@@ -122,12 +133,31 @@ def forward_schedule(rank_of_stage: tuple[int, ...], n_micro_batches: int) -> Sc
     return Schedule("forward", n_micro_batches, (rank_of_stage,), tuple(tuple(row) for row in rows))
 
 
-def _one_stage_row(rank: int, n_ranks: int, n_micro_batches: int, all_forwards: bool) -> tuple[Cell, ...]:
-    """1F1B: as many forwards ahead as there are stages behind this one. GPipe: all of them ahead."""
-    ahead = n_micro_batches if all_forwards else min(n_micro_batches, n_ranks - 1 - rank)
+def _one_stage_row(rank: int, n_ranks: int, n_micro_batches: int, all_forwards: bool, paired: bool) -> tuple[Cell, ...]:
+    """1F1B: as many forwards ahead as there are stages behind this one; twice that many if forwards and backwards go in
+    pairs, for then a micro-batch moves on by one stage a pair, down and up again. GPipe: all of them ahead."""
+    behind = (n_ranks - 1 - rank) * (2 if paired else 1)
+    ahead = n_micro_batches if all_forwards else min(n_micro_batches, behind)
     row = [Action(Op.forward, 0, rank, m) for m in range(ahead)]
     for m in range(n_micro_batches):
         if m + ahead < n_micro_batches:
             row.append(Action(Op.forward, 0, rank, m + ahead))
         row.append(Action(Op.backward, 0, rank, m))
     return tuple(row)
+
+
+def _paired(row: tuple[Cell, ...]) -> tuple[Cell, ...]:
+    """A backward and the forward after it in one cell, each to hide the other's communication: one micro-batch more is
+    alive, for its forward no longer waits until the backward has made room (Megatron-LM warms up by one more).
+
+    one rank   F0 B0 F1 B1 F2 B2   →   F0 F1&B0 F2&B1 B2
+    """
+    cells: list[Cell] = []
+    joined = (Op.backward, Op.forward)
+    for cell in row:
+        before = cells[-1] if cells else None
+        if isinstance(before, Action) and isinstance(cell, Action) and (before.op, cell.op) == joined:
+            cells[-1] = Pair(cell, before)
+        else:
+            cells.append(cell)
+    return tuple(cells)

@@ -7,7 +7,8 @@ and every message put, on both of its ranks, at the moment when its sender has c
     rank 1      │ (recv) F0 …                     │ its receive, started then, waited for by the F0 that needs it
 
 Moments are ordered alike for all ranks, so each pair of ranks agrees; and at its moment a message needs nothing that
-comes later, so even receives that block could not deadlock.
+comes later, so even sends and receives that block do not deadlock: of all messages not yet through, the first one finds
+both of its ranks there, for what they have before it needs earlier ones alone (overlap.pipeline_p2p=false).
 """
 
 from typing import NamedTuple

@@ -9,28 +9,29 @@ Not DTensor: parameters and activations stay plain tensors, so that FSDP2 is lai
 them, and every collective is our Communicator's, which counts and times it.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from models.attention import Attention, GroupedQueryAttention, MultiHeadLatentAttention
 from models.block import Block
 from models.config import AttentionKind, ConfigError, ModelConfig
+from models.feed_forward import FeedForward
 from models.layers import Linear
 from models.transformer import Transformer
 from parallel.collective_functions import Among
-from parallel.tensor_parallel.sequence import gather_sequence, scatter_sequence
+from parallel.tensor_parallel.chunks import gathered, in_chunks, in_sequence, joined, scattered
 from parallel.tensor_parallel.split import Split
 from parallel.tensor_parallel.vocabulary import VocabularyEmbedding, VocabularyHead
 
 HEAD_ROWS = ("query", "query_up", "kv_up")
 
 
-def tensor_parallel(stage: Transformer, among: Among, split_experts: bool) -> dict[str, Split]:
-    """Cut `stage` (on meta, whole) in place; what each parameter that was cut is a part of, by name."""
+def tensor_parallel(stage: Transformer, among: Among, split_experts: bool, n_chunks: int) -> dict[str, Split]:
+    """Cut `stage` (on meta, whole) in place; what each parameter that was cut is a part of, by name. Sequences travel
+    in `n_chunks` before and after its matrices (chunks.py)."""
     cut = _Cutter(among.group.rank(), among.group.size())
     if stage.embedding is not None:
         cut.parameter(stage.embedding, "embedding.weight", 0)
@@ -39,13 +40,13 @@ def tensor_parallel(stage: Transformer, among: Among, split_experts: bool) -> di
         assert isinstance(block, Block)
         mixer = block.attention.mixer
         assert isinstance(mixer, GroupedQueryAttention | MultiHeadLatentAttention)
-        _cut_attention(mixer, f"layers.{number}.attention.mixer", among, cut)
+        _cut_attention(mixer, f"layers.{number}.attention.mixer", cut)
+        mixer.forward = partial(_attention, mixer, among, n_chunks)  # type: ignore[method-assign]
         shared, routed = block.experts.shared, block.experts.routed
         if shared is not None:
             for name, dim in (("gate", 0), ("up", 0), ("down", 1)):
                 cut.linear(getattr(shared, name), f"layers.{number}.experts.shared.{name}", dim)
-            shared.widen = partial(_of_whole_sequence, shared.widen, among)  # type: ignore[method-assign]
-            shared.narrow = partial(_to_sequence_part, shared.narrow, among)  # type: ignore[method-assign]
+            _cut_feed_forward(shared, among, n_chunks)
         if routed is not None and split_experts:
             for name, dim in (("gate_EFD", 1), ("up_EFD", 1), ("down_EDF", 2)):
                 cut.parameter(routed, f"layers.{number}.experts.routed.{name}", dim)
@@ -132,9 +133,7 @@ class _PartialOutput(Linear):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype) / self._count)
 
 
-def _cut_attention(
-    mixer: GroupedQueryAttention | MultiHeadLatentAttention, path: str, among: Among, cut: _Cutter
-) -> None:
+def _cut_attention(mixer: GroupedQueryAttention | MultiHeadLatentAttention, path: str, cut: _Cutter) -> None:
     for name in HEAD_ROWS:
         if hasattr(mixer, name):
             cut.linear(getattr(mixer, name), f"{path}.{name}", 0)
@@ -149,17 +148,29 @@ def _cut_attention(
     cut.linear(mixer.output, f"{path}.output", 1)
     if mixer.output.bias is not None:
         mixer.output = _PartialOutput(mixer.output, cut.count)
-    mixer.forward = partial(_on_whole_sequence, mixer.forward, among)  # type: ignore[method-assign]
 
 
-def _of_whole_sequence(forward: Callable[[Tensor], Tensor], among: Among, x_BsD: Tensor) -> Tensor:
-    return forward(gather_sequence(x_BsD, among))
+def _attention(mixer: Attention, among: Among, n_chunks: int, x_BsD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+    """Over all tokens, with this rank's heads: a partial sum, summed. Projections are made chunk by chunk."""
+    n_ranks = among.group.size()
+    projected = zip(*map(mixer.project, gathered(x_BsD, among, n_chunks)), strict=True)
+    mixed = mixer.attend([in_sequence(chunks, n_ranks) for chunks in projected], mask_B1SS)
+    return scattered(map(mixer.output, in_chunks(mixed, n_ranks, n_chunks)), among)
 
 
-def _to_sequence_part(forward: Callable[[Tensor], Tensor], among: Among, x: Tensor) -> Tensor:
-    return scatter_sequence(forward(x), among)
+def _cut_feed_forward(module: FeedForward, among: Among, n_chunks: int) -> None:
+    """Over all tokens, chunk by chunk, with this rank's part of the width: a partial sum, summed. Between the halves
+    tokens lie chunk after chunk."""
+    widen, narrow = module.widen, module.narrow
 
+    def forward(x_BsD: Tensor) -> Tensor:
+        return scattered((narrow(widen(x_BnD)) for x_BnD in gathered(x_BsD, among, n_chunks)), among)
 
-def _on_whole_sequence(forward: Callable[..., Tensor], among: Among, x_BsD: Tensor, *rest: Tensor | None) -> Tensor:
-    """`forward` over all tokens, with this rank's part of the weights: a partial sum."""
-    return scatter_sequence(forward(gather_sequence(x_BsD, among), *rest), among)
+    def widen_all(x_BsD: Tensor) -> Tensor:
+        return joined([widen(x_BnD) for x_BnD in gathered(x_BsD, among, n_chunks)], dim=1)
+
+    def narrow_all(wide_BSF: Tensor) -> Tensor:
+        return scattered(map(narrow, wide_BSF.chunk(n_chunks, dim=1)), among)
+
+    for name, over_chunks in (("forward", forward), ("widen", widen_all), ("narrow", narrow_all)):
+        setattr(module, name, over_chunks)

@@ -10,6 +10,7 @@ for each rank has some of the heads or of the width; outside, for it has some of
 B batch, S sequence, s = S/R a rank's part of it, R ranks, D model width, K experts per token.
 """
 
+import torch
 from torch import Tensor
 
 from models.whole_sequence import WholeSequence
@@ -38,6 +39,10 @@ class SequencePart(WholeSequence):
         return comm.wait(
             comm.start_all_gather(choices_BsK.transpose(0, 1), self.among.group, self.among.kind)
         ).transpose(0, 1)
+
+    def places(self, n_tokens: int, device: torch.device) -> Tensor:
+        """See WholeSequence."""
+        return torch.arange(n_tokens, device=device) + self.among.group.rank() * n_tokens
 
     def own(self, of_whole_BSK: Tensor) -> Tensor:
         """This rank's tokens of it."""

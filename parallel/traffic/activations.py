@@ -32,7 +32,7 @@ class _Said:
     n_mirrored: int | None = None
     """Bytes of the mirror image in backward; None: no gradient flows."""
     repeated: bool = True
-    """Where its part of the block is recomputed."""
+    """Where its part of the block is recomputed, up to the last result that backward needs."""
     n_calls: int = 1
 
 
@@ -49,6 +49,7 @@ class MicroBatchTraffic:
         step: StepShape,
     ) -> None:
         self._model, self._strategy, self._overlap, self._degrees = model, strategy, overlap, degrees
+        self._chunks = overlap.async_tp if degrees.tp > 1 else 1
         self._itemsize = precision.compute.torch.itemsize
         self._wide = max(4, self._itemsize)
         """Bytes of a routing weight, and of a logit in the loss."""
@@ -66,13 +67,16 @@ class MicroBatchTraffic:
                 outside += self._dispatch_and_combine()
         traffic = Traffic()
         _add(traffic, outside, again=False)
-        _add(traffic, recomputed, again=self._strategy.recompute is not Recompute.none)
+        again = self._strategy.recompute is not Recompute.none
+        if again and self._chunks > 1:  # to the end
+            recomputed = [replace(said, repeated=True) for said in recomputed]
+        _add(traffic, recomputed, again)
         return traffic
 
     def _attention(self, sparse: bool) -> Iterator[_Said]:
         moe, degrees = self._model.moe, self._degrees
-        yield from self._gather()
-        yield from self._scatter()
+        yield from self._in_chunks(self._gather())
+        yield from self._in_chunks(self._scatter())
         if not sparse:
             return
         choices = self._gathered(CommKind.tp, degrees.tp, moe.top_k * INDEX_SIZE, gradient=False)
@@ -87,8 +91,12 @@ class MicroBatchTraffic:
     def _feed_forward(self, sparse: bool) -> Iterator[_Said]:
         """Dense, or shared experts."""
         if not sparse or self._model.moe.n_shared:
-            yield from self._gather()
-            yield from (replace(said, repeated=False) for said in self._scatter())
+            yield from self._in_chunks(self._gather())
+            yield from (replace(said, repeated=False) for said in self._in_chunks(self._scatter()))
+
+    def _in_chunks(self, all_said: Iterable[_Said]) -> Iterator[_Said]:
+        """The same bytes in more calls."""
+        return (replace(said, n_calls=self._chunks) for said in all_said)
 
     def _head(self) -> Iterator[_Said]:
         yield from self._gather()

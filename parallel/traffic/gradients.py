@@ -35,7 +35,8 @@ def gradient_traffic(
     }
     if strategy.reduction is Reduction.shard:
         parts = {key: fsdp_parts(some, degrees, overlap.reshard_after_forward) for key, some in weights.items()}
-        gathered_once, scattered_once = schedule.splits_backward, schedule.splits_backward or not overlap.grad_reduce
+        gathered_once = schedule.splits_backward or overlap.forward_backward
+        scattered_once = gathered_once or not overlap.grad_reduce
         of_stages = [
             _fully_sharded(parts[key], _ops(schedule, key), gathered_once, scattered_once, precision, n_ranks)
             for key in weights

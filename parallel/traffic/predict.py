@@ -29,7 +29,9 @@ def predict_traffic(
     Raises:
         ConfigError: if there is no such layout.
     """
-    schedule = build_schedule(strategy.schedule, degrees.pp, step.n_micro_batches, strategy.stages_per_rank)
+    schedule = build_schedule(
+        strategy.schedule, degrees.pp, step.n_micro_batches, strategy.stages_per_rank, overlap.forward_backward
+    )
     layers = split_layers(model, schedule.n_stages, step.sequence_length)
     tokens = MicroBatchTraffic(model, strategy, overlap, precision, degrees, step)
     n_forwards = step.n_micro_batches * degrees.dp * degrees.tp

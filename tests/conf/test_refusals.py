@@ -140,6 +140,7 @@ def test_a_word(word: str, said: str) -> None:
 
 
 # Jobs that cannot run: words, ranks, refusal.
+EARLY = "overlap.optimizer=true optim.clip_norm=null recovery.non_finite=fail"
 COMBINATIONS = [
     # the network
     ("model.dim=0", 1, "model.dim=0: set it to at least 1"),
@@ -218,6 +219,22 @@ COMBINATIONS = [
         "model.n_dense_layers=4 model.moe.z_loss_weight=0.1",
         1,
         "model.n_dense_layers=4 leaves no layer with experts, and",
+    ),
+    (
+        "model.moe.routing=balanced",
+        1,
+        "model.moe.balance=bias: with model.moe.routing=balanced no bias moves a choice; set model.moe.balance=none",
+    ),
+    (
+        "model.moe.routing=balanced model.moe.balance=none data.sequence_length=30",
+        1,
+        "data.sequence_length=30: with model.moe.routing=balanced every expert is to have as many of its tokens, and "
+        "8 experts, 2 a token, make that a multiple of 4; set it to one",
+    ),
+    (
+        "model.moe.routing=balanced model.moe.balance=none model.n_dense_layers=4",
+        1,
+        "model.moe.routing=balanced: model.n_dense_layers=4 leaves no layer with experts; leave it out",
     ),
     ("model.n_dense_layers=4 model.moe.capacity_factor=1", 1, "model.n_dense_layers=4 leaves no layer with experts"),
     # the data
@@ -357,7 +374,11 @@ COMBINATIONS = [
         4,
         "parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
-    ("overlap.shared_experts=true", 2, "overlap.shared_experts=true: with strategy.ep=1 no row travels that it could"),
+    (
+        "overlap.shared_experts=true",
+        2,
+        "overlap.shared_experts=true: with strategy.ep=1 no row travels that they could",
+    ),
     (
         "strategy=ep overlap.shared_experts=true model.moe.n_shared=0",
         2,
@@ -374,6 +395,46 @@ COMBINATIONS = [
         "strategy=ep overlap.dispatch_chunks=1000",
         2,
         "overlap.dispatch_chunks=1000: a rank has ",
+    ),
+    (
+        "strategy=ddp overlap.forward_backward=true",
+        2,
+        "true: with strategy.ep=1 no row travels that it could hide; set",
+    ),
+    (
+        "strategy=accelerate_ddp overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true: strategy=accelerate_ddp does not read it; set it to false",
+    ),
+    (
+        "strategy=ep strategy.dispatcher=all_gather overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to",
+    ),
+    (
+        "strategy=tp_ep strategy.etp=2 strategy.ep=2 overlap.forward_backward=true",
+        4,
+        "overlap.forward_backward=true hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to",
+    ),
+    (
+        "strategy=pp_ep strategy.schedule=zbv model.n_layers=6 overlap.forward_backward=true",
+        4,
+        "strategy.schedule=zbv has no forward beside a backward; set it to one of 1f1b, interleaved_1f1b, dualpipev,",
+    ),
+    (
+        "strategy=ep overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true takes 2 micro-batches a step or more, not 1: set train.micro_batch_size lower",
+    ),
+    (
+        "strategy=ep overlap.forward_backward=true overlap.dispatch_chunks=2 train.micro_batch_size=1",
+        2,
+        "overlap.dispatch_chunks=2: overlap.forward_backward=true hides rows behind another micro-batch, all at once;",
+    ),
+    (
+        "strategy=fsdp_ep overlap.forward_backward=true train.micro_batch_size=1",
+        2,
+        "FSDP2's parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
     (
         "strategy=ddp strategy.reduction=shard_gradients",
@@ -434,6 +495,42 @@ COMBINATIONS = [
         "only sharding (fsdp, zero1) reduces in a",
     ),
     ("overlap.param_prefetch=0", 2, "overlap.param_prefetch=0: set it to at least 1"),
+    ("overlap.async_tp=0", 2, "overlap.async_tp=0: set it to 1 (whole sequences) or more"),
+    ("overlap.async_tp=2", 2, "overlap.async_tp=2: with strategy.tp=1 no sequence is cut; leave it out"),
+    ("overlap=max overlap.async_tp=2", 2, "overlap.async_tp=2: with strategy.tp=1 no sequence is cut; leave it out"),
+    (
+        "strategy=tp overlap.async_tp=3 data.sequence_length=64",
+        2,
+        "32 tokens, is not so many equal chunks; set",
+    ),
+    ("strategy=deepspeed_zero1 overlap.async_tp=2", 2, "overlap.async_tp=2: strategy=deepspeed_zero1 does not read it"),
+    (
+        "overlap.optimizer=true",
+        2,
+        "optim.clip_norm=1.0 scales gradients by a norm that is known only",
+    ),
+    (
+        "overlap.optimizer=true optim.clip_norm=null",
+        2,
+        "recovery.non_finite=skip leaves out a step that is not",
+    ),
+    (
+        f"strategy=pp_fsdp strategy.schedule=zbv overlap.reshard_after_forward=false {EARLY}",
+        4,
+        "strategy.schedule=zbv computes weight gradients apart, which FSDP2 reduces when all are there; set it to",
+    ),
+    (
+        f"strategy=tp {EARLY}",
+        2,
+        "no gradient is reduced over data-parallel ranks; set it to false",
+    ),
+    (f"{EARLY} overlap.grad_reduce=false", 2, "no gradient is reduced before backward is over; set that to true"),
+    (f"strategy=deepspeed_zero1 {EARLY}", 2, "strategy=deepspeed_zero1 does not read it; set it to false"),
+    (
+        "overlap.pipeline_p2p=false",
+        2,
+        "overlap.pipeline_p2p=false: with strategy.pp=1 there is no pipeline; leave it out",
+    ),
     ("overlap.bucket_mib=0", 2, "overlap.bucket_mib=0.0: set it above 0"),
     # dtypes
     ("precision.parameters=bfloat16", 1, "AdamW's small steps round away; set it to float32"),

@@ -28,7 +28,7 @@ from launch.verify.pieces import Piece, merge, pieces
 from parallel.comm import Communicator
 from parallel.config import EngineName
 from parallel.engine import Engine
-from parallel.pipeline.executor import LossScale
+from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.schedules import ScheduleName
 from train.faults.config import Fault, FaultConfig
 from train.faults.injector import Injector
@@ -200,7 +200,7 @@ def update_with_a_bad_loss(layout: Layout) -> tuple[bool, bool]:
     n_tokens = layout.global_batch_size * (tokens_MBS.shape[-1] - 1)
     engine.forward_backward([layout.batching(tokens_BS) for tokens_BS in tokens_MBS], LossScale(n_tokens, n_tokens))
     engine.take_routing()
-    norm, left_out = engine.update(layout.rate, 1.0, torch.tensor([float("inf"), 0.0], dtype=torch.float64))
+    norm, left_out = engine.update(1.0, torch.tensor([float("inf"), 0.0], dtype=torch.float64))
     assert 0 < norm < float("inf")
     after = state_of(engine)
     same = all(np.array_equal(after[name].array, before[name].array) for name in before)

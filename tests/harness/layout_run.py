@@ -92,6 +92,7 @@ class Layout:
     micro_batch_size: int | None = None
     steps: int = 3
     rate: float = 1e-2
+    clip_norm: float | None = 1.0
     eval_sequences: int = 32
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
 
@@ -112,6 +113,7 @@ class Outcome:
     grad_norms: list[float]
     first_gradients: dict[str, Piece]
     weights: dict[str, Piece]
+    moments: dict[str, Piece]
     calls: dict[tuple[CommKind, str], int]
     """Collectives of ours over all steps."""
     issued: dict[Issued, int]
@@ -191,7 +193,7 @@ def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
             first_gradients.update(pieces(engine.gradients()))
 
     step = OptimizerStep(
-        engine, comm, layout.batching, train.global_batch_size, clip_norm=1.0, before_update=keep_first
+        engine, comm, layout.batching, train.global_batch_size, layout.clip_norm, before_update=keep_first
     )
     results: list[StepResult] = []
     evals: list[float] = []
@@ -215,6 +217,7 @@ def run_layout(layout: Layout, device: torch.device = CPU) -> Outcome:
         grad_norms=[result.grad_norm.item() for result in results],
         first_gradients=first_gradients,
         weights=pieces(engine.weights()),
+        moments=pieces(engine.moments()),
         calls=dict(comm.calls),
         issued=dict(comm.issued),
         waits=dict(comm.waits),

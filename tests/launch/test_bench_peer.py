@@ -16,6 +16,7 @@ from conf.compose import compose
 from launch.bench.ceilings import Ceilings
 from launch.cli import main
 from models import hf_config
+from models.router import Router
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.summary import SUMMARY_FILE, RunSummary
 
@@ -112,6 +113,34 @@ def built_and_plain() -> tuple[dict[str, Any], dict[str, Any], float, bool]:
     torch.distributed.all_gather(sums, weights)
     spread = weights.std().item() / plain.get_input_embeddings().weight.std().item()
     return dict(network.named_buffers()), dict(plain.named_buffers()), spread, not torch.equal(*sums)
+
+
+def dealt_by_the_peer() -> list[tuple[Any, Any]]:
+    """What each of its routers chose and how it weighed, and what ours does with the same weights."""
+    from benchmarks.peer_transformers import build
+
+    job = compose([*MODEL, "strategy=fsdp", "model.moe.routing=balanced", "model.moe.balance=none"]).config
+    network = build(job, torch.device("cpu"), compiled=False)
+    found: list[tuple[Any, Any]] = []
+
+    def compare(gate: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...]) -> None:
+        ours = Router(job.model.moe, job.model.dim)
+        ours.gate.weight.data = gate.weight.detach()
+        routing = ours(inputs[0].detach())
+        found.append(((output[2], output[1].detach()), (routing.experts_TK, routing.weights_TK.detach())))
+
+    for layer in network.model.layers[1:]:
+        layer.mlp.gate.register_forward_hook(compare)
+    network(input_ids=torch.arange(64).view(2, 32))
+    return found
+
+
+def test_a_peer_deals_experts_out_as_ours_does(pool: WorkerPool) -> None:
+    (found,) = pool.run(1, dealt_by_the_peer)
+    assert len(found) == 2
+    for (peer_experts, peer_weights), (experts, weights) in found:
+        assert torch.equal(peer_experts, experts)
+        torch.testing.assert_close(peer_weights, weights)
 
 
 def test_what_is_drawn_shard_by_shard_is_as_transformers_draws_it(pool: WorkerPool) -> None:

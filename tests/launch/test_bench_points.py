@@ -18,11 +18,12 @@ from conf.schema import JobConfig, validate
 from conf.sweep import choices
 from launch.bars_picture import AXIS
 from launch.bench.ceilings import Ceilings, fastest_seconds
-from launch.bench.order import DEFAULTS, Order, trace_words
+from launch.bench.order import DEFAULTS, Order
 from launch.bench.peer import peer_points
 from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
 from launch.bench.roofline import caveats, optimizer_parameters, roofline
+from launch.bench.traced import trace_words
 from launch.cli import main
 from launch.jobs.points import Point, check_names, points_of
 from models.config import ConfigError

@@ -46,6 +46,13 @@ def test_layouts_that_are_right_are_green(capsys: pytest.CaptureFixture[str]) ->
     assert "pp=2 1f1b" in out
 
 
+def test_an_even_length_stays_even_when_scaled_down() -> None:
+    words = ["model=dsv3", "model.moe.routing=balanced", "model.moe.balance=none", "model.moe.top_k=6"]
+    job = compose([*words, "data=synthetic", "data.sequence_length=3072", "strategy=tp"]).config
+    validate(job, 2)
+    assert scale_down(job, Degrees.resolve(job.strategy, 2)).data.sequence_length == 128  # 6 of 256 experts a token
+
+
 def test_engines_are_compared_with_their_routing_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train.micro_batch_size=2", "strategy.recompute=full", "train.steps=2"]
     assert main(["verify", "model=tiny", "strategy=accelerate_ddp,accelerate_fsdp,deepspeed_zero3", *words]) == 0

@@ -127,12 +127,12 @@ def test_advice_can_be_typed_and_then_is_in_effect() -> None:
     for bound, advice in ADVICE.items():
         assert not advice[-1].key, f"{bound}: there is always something to try"
         for one in advice:
-            for word in re.findall(r"[a-z_.]+=[\w.]+", one.text):
+            for word in re.findall(r"[a-z0-9_.]+=[\w.]+", one.text):
                 plain = yaml.safe_load(compose([word]).yaml)
                 if one.key:
                     group, key = one.key.split(".")
                     assert one.in_effect(plain[group][key]), word
                 typed += 1
-            for key in re.findall(r"\b(?:train|strategy|overlap|measure)\.[a-z_]+", one.text):
+            for key in re.findall(r"\b(?:train|strategy|overlap|measure)\.[a-z0-9_]+", one.text):
                 assert key in keys.types, key
     assert typed > 8

@@ -21,6 +21,7 @@ class WandbFile:
 
     run_id: str = ""
     group: str = ""
+    tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     """Rows in order; wandb's own keys, which begin with `_`, and pages are left out."""
@@ -42,7 +43,7 @@ def read_wandb_file(path: Path) -> WandbFile:
     for record in _records(path.read_bytes()):
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            run.run_id, run.group = record.run.run_id, record.run.run_group
+            run.run_id, run.group, run.tags = record.run.run_id, record.run.run_group, list(record.run.tags)
             run.config |= _items(record.run.config.update)
         elif kind == "history":
             items = _items(record.history.item)

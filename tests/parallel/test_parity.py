@@ -27,10 +27,11 @@ from harness.layout_run import (
 from harness.predicted_traffic import predicted_traffic
 from harness.worker_pool import WorkerFailure, WorkerPool
 
+from models.config import Balance, RoutingChoice
 from models.feed_forward import FeedForward
 from models.transformer import Transformer
 from parallel.comm_kind import CommKind
-from parallel.config import OverlapConfig, Reduction, StrategyConfig
+from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName, PlacementName
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import ScheduleName
@@ -113,6 +114,17 @@ CASES = {
     "pp_tp": (4, Layout(replace(pipeline(2), tp=2), model=MODEL_MLA_SOFTMAX)),
     "pp_fsdp_ep": (8, Layout(replace(FSDP, pp=2, ep=2), global_batch_size=16)),
     "fsdp_documents_in_loss": (2, Layout(FSDP, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS_IN_LOSS)),
+}
+
+
+BALANCED = replace(
+    MODEL_ALL_OPTIONS,
+    moe=replace(MODEL_ALL_OPTIONS.moe, routing=RoutingChoice.balanced, balance=Balance.none, capacity_factor=None),
+)
+_RECOMPUTED = replace(pipeline(2), tp=2, recompute=Recompute.full)
+CASES |= {  # 6 experts, a sequence of 16 tokens: each has 5 or 6 of its pairs
+    "balanced_tp_ep": (4, Layout(replace(ep(2), tp=2), model=BALANCED, batching=DOCUMENTS, micro_batch_size=1)),
+    "balanced_pp_tp_recompute": (4, Layout(_RECOMPUTED, model=BALANCED, batching=DOCUMENTS)),
 }
 
 

@@ -24,7 +24,7 @@ from harness.predicted_traffic import predicted_traffic
 from harness.strategies import NAMES, overlap, strategy
 from harness.worker_pool import WorkerPool
 
-from models.config import Balance, ExpertBackend, ModelConfig, MoEConfig, ScoreFunction
+from models.config import Balance, ExpertBackend, ModelConfig, MoEConfig, RoutingChoice, ScoreFunction
 from models.parameter_shapes import parameter_shapes
 from parallel.check import check_layout
 from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
@@ -52,6 +52,7 @@ ROUTINGS: dict[str, MoEConfig] = {
     "losses": replace(MOE, sequence_loss_weight=0.02, batch_loss_weight=0.03, z_loss_weight=0.01, capacity_factor=1.0),
     "top1": replace(MOE, top_k=1, normalise_weights=False),  # normalised, the one weight is 1: nothing to learn
     "unbalanced": replace(MOE, balance=Balance.none, bias_update_rate=0.0, n_shared=0),
+    "balanced": replace(MOE, routing=RoutingChoice.balanced, balance=Balance.none, bias_update_rate=0.0),
     "dense": MOE,
 }
 DENSE_LAYERS = {"top1": 0, "dense": BASE.n_layers}

@@ -39,14 +39,19 @@ def mean_breakdown(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     A divided row without a bucket spent nothing in it. Buckets that no row has are left out; {} if no row was divided.
     """
+    means = mean_seconds(rows, BUCKETS)
+    return means | {WALL: sum(means.values())} if means else {}
+
+
+def mean_seconds(rows: Sequence[Mapping[str, Any]], buckets: Sequence[str]) -> dict[str, float]:
+    """The same of any `buckets`, those that stand apart too, without WALL."""
     divided = [row for row in rows if row_key(WALL) in row]
     n_steps = sum(row.get(STEPS, 1) for row in divided)
-    means = {}
-    for bucket in BUCKETS:
-        key = row_key(bucket)
-        if any(key in row for row in divided):
-            means[bucket] = sum(row.get(key, 0.0) * row.get(STEPS, 1) for row in divided) / n_steps
-    return means | {WALL: sum(means.values())} if means else {}
+    return {
+        bucket: sum(row.get(key, 0.0) * row.get(STEPS, 1) for row in divided) / n_steps
+        for bucket in buckets
+        if any((key := row_key(bucket)) in row for row in divided)
+    }
 
 
 def mean_of(breakdowns: Sequence[Mapping[str, float]]) -> dict[str, float]:

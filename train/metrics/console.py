@@ -14,11 +14,11 @@ class ProgressLine:
     """A line that is redrawn in a terminal, and printed anew at each update anywhere else.
 
     Redrawing happens in `update` only: no thread competes with the training loop. Rank 0 only. `console` is by default
-    standard output; a context manager, or call `close`.
+    standard output; `label` stands beside the numbers; a context manager, or call `close`.
     """
 
-    def __init__(self, total_steps: int, console: Console | None = None) -> None:
-        self._total_steps = total_steps
+    def __init__(self, total_steps: int, console: Console | None = None, label: str | None = None) -> None:
+        self._total_steps, self._label = total_steps, label
         # rich takes FORCE_COLOR for a terminal, and CI sets that over a pipe: ask the stream itself.
         self._console = console or _standard_output()
         self._latest: dict[str, float] = {}
@@ -66,7 +66,7 @@ class ProgressLine:
         """The line's parts, the most wanted first."""
         seen = self._latest
         step = int(seen.get("train/step", 0))
-        fields = [f"step {step}/{self._total_steps}"]
+        fields = [f"step {step}/{self._total_steps}" + (f" ({self._label})" if self._label else "")]
         if "train/loss" in seen:
             fields.append(f"loss {seen['train/loss']:.4f}")
         if self._step_times:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from train.metrics.breakdown import mean_breakdown
 from train.metrics.jsonl import plain_value, strict_value
+from train.metrics.label import label_of
 from train.metrics.peak import Peak
 from train.metrics.verdict import judge
 
@@ -112,6 +113,9 @@ class RunSummary:
     ettr: float | None = None
     """The part of all the job's rank-seconds, every attempt's and those between, that saved steps took."""
 
+    label: str | None = None
+    """What its numbers must not be shown without; None for nothing."""
+
     def write(self, path: Path) -> None:
         """Write as strict JSON (NaN becomes "NaN"), replacing `path` in one step. Raises OSError."""
         fields = {name: strict_value(value) for name, value in asdict(self).items()}
@@ -144,6 +148,8 @@ class RunSummary:
         console.print(f"switchyard show {self.run_dir}", markup=False, highlight=False, soft_wrap=True)
 
     def _lines(self) -> Iterable[tuple[str, str]]:
+        if self.label is not None:
+            yield "label", self.label
         yield "steps", f"{self.steps:,}"
         yield "tokens", f"{self.tokens:,}"
         yield "loss", f"{self.loss_first:.4f} → {self.loss_last:.4f}"
@@ -211,6 +217,7 @@ def summarise(
         parameters=attempt.parameters,
         parameters_active=attempt.parameters_active,
         wall_s=wall_s,
+        label=label_of(settings),
         ettr=goodput[-1] if (goodput := _column(standing, "goodput/ettr")) else None,
         bound_by=verdict.sentence(settings) if (verdict := judge(mean_breakdown(steady))) else None,
     )

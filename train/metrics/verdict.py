@@ -48,9 +48,12 @@ ADVICE: dict[str, tuple[Try, ...]] = {
         MORE_TOKENS,
     ),
     "communication (fsdp)": (Try("overlap=max", "overlap.name", lambda name: name == "max"), MORE_TOKENS),
-    "communication (tp)": (Try("a smaller strategy.tp beside strategy.dp_shard, as in strategy=fsdp"),),
+    "communication (tp)": (
+        Try("overlap.async_tp=4", "overlap.async_tp", lambda chunks: chunks > 1),
+        Try("a smaller strategy.tp beside strategy.dp_shard, as in strategy=fsdp"),
+    ),
     "communication (ep)": (Try("a smaller strategy.ep, or another strategy.dispatcher"),),
-    "communication (pp)": (MORE_MICRO_BATCHES,),
+    "communication (pp)": (Try("overlap.pipeline_p2p=true", "overlap.pipeline_p2p"), MORE_MICRO_BATCHES),
     "communication (control)": (MORE_TOKENS,),
     "straggler": (Try("a look at time/slow_rank, which the others wait for"),),
     "bubble": (

@@ -11,6 +11,7 @@ from typing import Any
 
 from train.metrics.config import LoggingConfig, WandbMode
 from train.metrics.jsonl import METRICS_FILE, Row, read_jsonl, strict_row
+from train.metrics.label import label_of
 
 
 class WandbLog:
@@ -88,6 +89,7 @@ class WandbLog:
                 resume="allow",
                 dir=str(self._run_dir),
                 config=dict(run_config),
+                tags=[label] if (label := label_of(run_config)) else None,
                 settings=wandb.Settings(
                     console="off",
                     silent=True,

@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import re
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
@@ -17,6 +18,14 @@ _OPENERS: Mapping[str, Any] = {".json": open, ".gz": gzip.open, ".xz": lzma.open
 _KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _RANGES = {"user_annotation", "cpu_op"}
+UPDATE = re.compile(r"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$")
+"""The operators by which AdamW moves weights, one a call of it."""
+_WORK = re.compile(
+    r"aten::(mm|bmm|addmm|addmv|mv|baddbmm|_grouped_mm|_addmm_activation)$"
+    r"|aten::_scaled_dot_product_\w+|aten::_flash_attention_\w+|aten::_efficient_attention_\w+"
+    rf"|{UPDATE.pattern}"
+)
+"""Operators worth hiding a transfer behind: matrix products, attention and AdamW's update."""
 _WANTED_RANGES = ("comm/", "wait/", "phase/", "c10d::", "gloo:", "FSDP::")
 
 
@@ -65,6 +74,8 @@ class Trace:
     launches: dict[int, Launch] = field(default_factory=dict)
     """By correlation."""
     ranges: list[Range] = field(default_factory=list)
+    work: list[Range] = field(default_factory=list)
+    """Operators of the host that are matrix products, attention or AdamW's update; on a GPU, where it launched them."""
 
 
 class Nesting:
@@ -123,6 +134,8 @@ def _sort(events: Iterable[dict[str, Any]]) -> Trace:
             trace.launches[more["correlation"]] = Launch(thread, begin, end)
         elif category in _RANGES and event["name"].startswith(_WANTED_RANGES):
             trace.ranges.append(Range(event["name"], thread, begin, end))
+        elif category == "cpu_op" and _WORK.match(event["name"]):
+            trace.work.append(Range(event["name"], thread, begin, end))
     return trace
 
 

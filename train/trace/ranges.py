@@ -6,6 +6,7 @@ import torch
 from torch.profiler import record_function
 
 from models.config import ConfigError
+from parallel.clock.phase_clock import NUMBERED
 
 
 def profiler_range(name: str) -> AbstractContextManager[None]:
@@ -14,8 +15,8 @@ def profiler_range(name: str) -> AbstractContextManager[None]:
 
 
 def nvtx_range(name: str) -> AbstractContextManager[None]:
-    """Shown by `nsys profile`."""
-    return torch.cuda.nvtx.range(name)
+    """Shown by `nsys profile`: without the collective's number, since its statistics add up what has one name."""
+    return torch.cuda.nvtx.range(name.partition(NUMBERED)[0])
 
 
 def check_nvtx(wanted: bool, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 Who opens the ranges (`torch.profiler.record_function`):
 
     comm/<kind>/<operation>    the Communicator, on the launching thread, around issuing a collective; FSDP2's are fsdp
-    wait/<kind>/<place>        the clock, around each wait
+    wait/<kind>/<place>        the clock, around each wait; both end in #<number> where the Communicator began it
     phase/<name>               the clock: data_wait, compute_fwd, compute_bwd, compute_opt, log
 """
 

@@ -1,0 +1,34 @@
+"""The job of a comparison that traces one step: which words make it so, and what it cannot be."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from conf.compose import compose
+from conf.schema import JobConfig, validate
+from models.config import ConfigError
+
+
+def trace_words(config: JobConfig) -> list[str]:
+    """Words by which one step of a job is traced: in the second half, and not before the third, which is the first that
+    can be (train/trace/plan.py)."""
+    return [f"measure.trace_every={max(3, config.train.steps // 2 + 1)}", "measure.trace_limit=1"]
+
+
+def look_over_traced(
+    words: Sequence[str], config: JobConfig, nproc: int, config_dir: Path | None, asked_by: str
+) -> None:
+    """Refuse a job of these `words`, which come to `config`, if no step of it can be traced.
+
+    Raises:
+        ConfigError: that begins with what asked for the trace.
+    """
+    if config.train.steps < 3:
+        raise ConfigError(
+            f"{asked_by} with train.steps={config.train.steps}: two steps come before a traced one; set train.steps=3"
+        )
+    if not config.measure.clock:
+        raise ConfigError(f"{asked_by} shows what the clock times: set measure.clock=true")
+    try:
+        validate(compose([*words, *trace_words(config)], config_dir).config, nproc)
+    except ConfigError as error:
+        raise ConfigError(f"{asked_by}: {error}") from error

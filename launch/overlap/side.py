@@ -1,0 +1,115 @@
+"""What the jobs of one side of a comparison measured: a knob off, or on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from launch.bench.job import Job
+from launch.bench.result import PointResult
+from train.data.atomic_json import read_json
+from train.metrics.breakdown import APART, BUCKETS, mean_seconds
+from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.summary import standing_rows, steady_rows
+from train.trace.chrome import read_trace
+from train.trace.issue_order import Begun, issue_order, updates_behind_backward
+from train.trace.kernels import Category
+from train.trace.sweep import KERNELS
+from train.trace.tracer import TRACES, summary_beside
+
+EXPOSED = "exposed_comm/"
+"""What the bucket of a kind of communication begins with."""
+OPTIMIZER = "compute_opt"
+"""The bucket of the norm, clipping and the update of weights."""
+Losses = Mapping[int, float]
+"""By step, of those that were logged."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One traced step of one rank."""
+
+    total_s: Mapping[str, float] | None
+    """By bucket, seconds that the device was busy with it, hidden or not; None without kernels: on a CPU."""
+    begun: list[Begun]
+    """Its collectives."""
+    updates: tuple[int, int]
+    """Of weights: how many had begun before backward was over, and how many there are."""
+
+    @classmethod
+    def read(cls, run: Path) -> Self | None:
+        """The last one that was traced in the folder `run`, of the first rank that traced it; None if none was.
+
+        Raises:
+            TraceError: if it cannot be read.
+        """
+        steps = sorted((run / TRACES).glob("step-*"))
+        traces = sorted(steps[-1].glob("rank-*.json.gz"), key=lambda path: (len(path.name), path.name)) if steps else []
+        if not traces:
+            return None
+        trace = read_trace(traces[0])
+        summary = read_json(summary_beside(traces[0])) or {}
+        return cls(total_s(summary), issue_order(trace), updates_behind_backward(trace))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One point's jobs, as far as they are done."""
+
+    speeds: Mapping[int, float] = field(default_factory=dict)
+    """Tokens/s by round."""
+    memory_gib: float | None = None
+    """Peak on rank 0, the median of rounds."""
+    exposed_s: Mapping[str, float] = field(default_factory=dict)
+    """By bucket, seconds a step, mean over ranks and rounds; what is missing had no time. {}: no round is done."""
+    losses: Mapping[int | None, Losses] = field(default_factory=dict)
+    """By round; None: of the traced job, which logs every step."""
+    step: Step | None = None
+    """Of the traced job."""
+    device: str | None = None
+    """Name of rank 0's."""
+
+    @classmethod
+    def read(cls, jobs: Sequence[Job], result: PointResult) -> Self:
+        """Of the jobs of one point, whose numbers are `result`.
+
+        Raises:
+            ConfigError: if one of their files cannot be read.
+        """
+        rows = {job.round: standing_rows(read_jsonl(job.folder / METRICS_FILE)) for job in jobs if job.done}
+        memory = result.spread("peak_memory_gib")
+        traced = next((job for job in jobs if job.round is None and job.done), None)
+        return cls(
+            speeds={one.number: one.summary.tokens_per_sec for one in result.rounds if one.number and one.summary},
+            memory_gib=memory.median if memory else None,
+            exposed_s=_mean([_exposed(of_it) for number, of_it in rows.items() if number is not None]),
+            losses={number: losses_of(of_it) for number, of_it in rows.items()},
+            step=Step.read(traced.folder) if traced else None,
+            device=result.summaries[0].device if result.summaries else None,
+        )
+
+
+def total_s(summary: Mapping[str, Any]) -> dict[str, float] | None:
+    """By bucket, what the kernels of a trace's `summary` took; None if it is of a host's ranges."""
+    if summary.get("source") != KERNELS:
+        return None
+    kinds: Mapping[str, float] = summary["communication_by_kind_s"]
+    update = summary["compute_by_category_s"].get(Category.optimizer.value, 0.0)
+    return {f"{EXPOSED}{kind}": seconds for kind, seconds in kinds.items()} | {OPTIMIZER: update}
+
+
+def losses_of(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """By step."""
+    return {row["train/step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def _exposed(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of one job, over the rows that its speed is read from."""
+    timed = [row for row in rows if "perf/step_time_s" in row]
+    return mean_seconds(steady_rows(timed), (*BUCKETS, *APART))
+
+
+def _mean(jobs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over jobs; one that lacks a bucket spent nothing in it."""
+    buckets = dict.fromkeys(bucket for one in jobs for bucket in one)
+    return {bucket: sum(one.get(bucket, 0.0) for one in jobs) / len(jobs) for bucket in buckets}
