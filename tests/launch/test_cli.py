@@ -36,17 +36,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     [
         (
             [],
-            "no command given; choose from train, verify, bench, sweep, report, submit, tokenize, "
+            "no command given; choose from train, verify, bench, sweep, report, overlap, submit, tokenize, "
             "show, goodput, trace, export, schedule (switchyard --help)",
         ),
         (
             ["trian"],
-            "no command 'trian'; did you mean train? choose from train, verify, bench, sweep, report, submit, tokenize, "
-            "show, goodput, trace, export, schedule (switchyard --help)",
+            "no command 'trian'; did you mean train? choose from train, verify, bench, sweep, report, overlap, "
+            "submit, tokenize, show, goodput, trace, export, schedule (switchyard --help)",
         ),
         (
             ["nproc=2"],
-            "no command 'nproc=2'; choose from train, verify, bench, sweep, report, submit, tokenize, "
+            "no command 'nproc=2'; choose from train, verify, bench, sweep, report, overlap, submit, tokenize, "
             "show, goodput, trace, export, schedule (switchyard --help)",
         ),
         (["train", "nproc=0"], "nproc=0: set it to the number of ranks, at least 1"),
