@@ -54,11 +54,12 @@ class Report:
         if attempt.resumed_after_step:
             self._line.note(f"resuming after step {attempt.resumed_after_step}")
 
-    def log(self, row: Mapping[str, float], routing: RoutingTotals) -> None:
-        """Record and show one row, and in it now and then the books. `routing`: its step's, of the global batch."""
+    def log(self, row: Mapping[str, float], routing: RoutingTotals | None = None) -> None:
+        """Record and show one row, and in it now and then the books. `routing`: its step's, of the global batch; None
+        where nobody counts (a peer's model)."""
         self._last_step = row["train/step"]
         self._recorder.log(dict(row) | self._books.row())
-        if self._expert_load:
+        if self._expert_load and routing is not None:
             self._expert_load.append(int(self._last_step), routing)
         self._line.update(row)
         self._name_slow_rank(row)

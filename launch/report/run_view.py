@@ -24,7 +24,7 @@ class RunView:
     """What there is to draw."""
 
     label: str
-    """What tells it from the others."""
+    """What tells it from the others, with what its numbers must not be shown without."""
     folder: Path
     rows: list[dict[str, Any]]
     """Of steps that stand."""
@@ -56,7 +56,8 @@ class RunView:
         except ConfigError:  # of a run of which only the metrics were kept
             books = None
         job = read_job(folder / "config.yaml")
-        return cls(label, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
+        shown = f"{label} ({summary.label})" if summary.label else label
+        return cls(shown, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Steps and values of the rows that have `key`, without what is no number."""

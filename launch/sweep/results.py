@@ -35,9 +35,9 @@ def result_of(job: PointJob, swept: Sequence[str]) -> Result:
     Raises:
         ConfigError: if its summary cannot be read.
     """
-    row: Result = {"point": job.name, "state": job.state.value}
-    row |= {key: job.point.values.get(key) for key in swept}
     summary = job.summary() if job.done else None
+    row: Result = {"point": job.name, "state": job.state.value, "label": summary.label if summary else None}
+    row |= {key: job.point.values.get(key) for key in swept}
     row |= {name: getattr(summary, name, None) for name in NUMBERS}
     divided = {}
     if summary:

@@ -26,7 +26,7 @@ def print_sweep(results: Sequence[Result], console: Console) -> None:
             continue
         exposed_s = row["exposed_comm_s"]
         table.add_row(
-            row["point"],
+            f"{row['point']} ({row['label']})" if row["label"] else row["point"],
             f"{row['tokens_per_sec']:,.0f}",
             f"{row['step_time_s'] * 1e3:,.1f}",
             f"{row['step_time_iqr_s'] * 1e3:,.1f}",

@@ -224,6 +224,13 @@ def test_labels_tell_runs_apart() -> None:
     assert labels([Path("/a")]) == ["a"]
 
 
+def test_balanced_routing_is_never_shown_without_its_name(tmp_path: Path) -> None:
+    made_run(tmp_path / "a", [*TINY, "model.moe.routing=balanced", "model.moe.balance=none"], LOSSES)
+    read = RunView.read(tmp_path / "a", "a")
+    assert read
+    assert read.label == "a (balanced routing)"
+
+
 def test_runs_by_name_go_where_they_are_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runs = [str(folder / "runs" / name) for name in ("fsdp", "off")]
