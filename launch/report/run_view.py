@@ -15,6 +15,7 @@ from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 from train.metrics.breakdown import COMMUNICATION, mean_breakdown
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.label import labelled
 from train.metrics.summary import RunSummary, standing_rows, steady_rows
 from train.run_folder import read_config
 
@@ -56,7 +57,8 @@ class RunView:
         except ConfigError:  # of a run of which only the metrics were kept
             books = None
         job = read_job(folder / "config.yaml")
-        return cls(label, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
+        name = labelled(label, summary.label)
+        return cls(name, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Steps and values of the rows that have `key`, without what is no number."""
