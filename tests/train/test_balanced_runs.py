@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from harness.run_record import RunRecord
 from harness.torchrun import CompletedRun, alone
-from launch.jobs.points import Point
 from metrics.wandb_file import read_wandb_file, wandb_files
 from rich.console import Console
 
 from launch.bench.result import PointResult, Round
 from launch.bench.table import print_results
 from launch.cli import main
+from launch.jobs.points import Point
 from launch.report.run_view import RunView
 from launch.sweep.results import NUMBERS
 from launch.sweep.table import print_sweep
