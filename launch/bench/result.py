@@ -11,6 +11,7 @@ from launch.jobs.torchrun_job import Failure
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import mean_breakdown, mean_of
 from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
+from train.metrics.label import labelled
 from train.metrics.summary import RunSummary, interquartile_range, standing_rows, steady_rows
 from train.metrics.verdict import TracedStep, judge
 from train.run_folder import read_config
@@ -86,7 +87,7 @@ class PointResult:
     def title(self) -> str:
         """Its name, and what its numbers must not be shown without."""
         label = next((summary.label for summary in self.summaries if summary.label), None)
-        return f"{self.point.name} ({label})" if label else self.point.name
+        return labelled(self.point.name, label)
 
     @property
     def summaries(self) -> list[RunSummary]:

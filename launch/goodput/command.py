@@ -12,7 +12,7 @@ from launch.table_console import table_console
 from models.config import ConfigError
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
-from train.metrics.label import label_of
+from train.metrics.label import label_of, labelled
 from train.run_folder import read_config
 
 USAGE = "switchyard goodput runs/NAME"
@@ -67,13 +67,12 @@ def goodput(words: Sequence[str]) -> int:
     order = GoodputOrder.parse(words)
     books = fold(read_ledger(order.run))
     label = _label(order.run)
-    beside = f" ({label})" if label else ""
     if order.as_json:
         print(json.dumps(books.as_json() | ({"label": label} if label else {}), indent=2))
     else:
-        print_books(books, f"{order.run}{beside}", table_console())
+        print_books(books, labelled(str(order.run), label), table_console())
     if order.svg or order.png:
-        picture = WaterfallPicture(books, f"{order.run.resolve().name}{beside}")
+        picture = WaterfallPicture(books, labelled(order.run.resolve().name, label))
         if order.svg:
             write_picture(order.svg, "--svg", picture.svg().encode())
         if order.png:

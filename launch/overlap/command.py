@@ -69,6 +69,8 @@ def overlap(words: Sequence[str]) -> int:
     for name, two in request.sides.items():
         if two.added:
             say(console, f"{name}: off and on with {' '.join(two.added)}")
+    for label in dict.fromkeys(s.label for result in results.values() for s in result.summaries if s.label):
+        say(console, f"these are figures of {label}")
     print_failures(list(results.values()), console)
     say(console, str(request.folder / FILE))
     return 1 if any(result.failures for result in results.values()) else 0

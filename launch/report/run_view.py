@@ -15,6 +15,7 @@ from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 from train.metrics.breakdown import COMMUNICATION, mean_breakdown
 from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.label import labelled
 from train.metrics.summary import RunSummary, standing_rows, steady_rows
 from train.run_folder import read_config
 
@@ -24,7 +25,7 @@ class RunView:
     """What there is to draw."""
 
     label: str
-    """What tells it from the others, with what its numbers must not be shown without."""
+    """What tells it from the others."""
     folder: Path
     rows: list[dict[str, Any]]
     """Of steps that stand."""
@@ -56,8 +57,8 @@ class RunView:
         except ConfigError:  # of a run of which only the metrics were kept
             books = None
         job = read_job(folder / "config.yaml")
-        shown = f"{label} ({summary.label})" if summary.label else label
-        return cls(shown, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
+        name = labelled(label, summary.label)
+        return cls(name, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Steps and values of the rows that have `key`, without what is no number."""

@@ -21,9 +21,9 @@ from train.metrics.summary import standing_rows, steady_rows
 
 NUMBERS = (
     *("tokens_per_sec", "step_time_s", "step_time_iqr_s", "mfu", "peak_memory_gib", "steps", "tokens"),
-    *("loss_first", "loss_last", "eval_loss", "wall_s"),
+    *("loss_first", "loss_last", "eval_loss", "wall_s", "label"),
 )
-"""Of a summary."""
+"""Of a summary, and what they must not be shown without."""
 JSON_FILE, CSV_FILE, PARQUET_FILE = "results.json", "results.csv", "results.parquet"
 Result = dict[str, Any]
 """A point's row: its state and values; numbers of one that is done; why, of one that has none to come."""

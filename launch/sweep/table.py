@@ -9,6 +9,7 @@ from rich.text import Text
 from launch.sweep.point_job import State
 from launch.sweep.results import Result
 from train.metrics.breakdown import WALL, row_key
+from train.metrics.label import labelled
 
 STYLES = {State.failed.value: "red", State.refused.value: "yellow", State.cut_off.value: "yellow"}
 
@@ -26,7 +27,7 @@ def print_sweep(results: Sequence[Result], console: Console) -> None:
             continue
         exposed_s = row["exposed_comm_s"]
         table.add_row(
-            f"{row['point']} ({row['label']})" if row["label"] else row["point"],
+            labelled(row["point"], row["label"]),
             f"{row['tokens_per_sec']:,.0f}",
             f"{row['step_time_s'] * 1e3:,.1f}",
             f"{row['step_time_iqr_s'] * 1e3:,.1f}",

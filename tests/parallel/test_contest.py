@@ -17,7 +17,6 @@ KNOWN = {
     (ScheduleName.dualpipev, False): 68.4,
     (ScheduleName.dualpipev, True): 84.8,
     (ScheduleName.dualpipe, True): 85.3,
-    (ScheduleName.interleaved_1f1b, True): 83.8,
 }
 """Useful compute, %, of 8 ranks and 32 micro-batches where forward and the halves of backward take 1, all-to-alls 0.5
 each way: simulated by another program, before this one was."""

@@ -14,6 +14,9 @@ from launch.bench.result import PointResult, Round
 from launch.bench.table import print_results
 from launch.cli import main
 from launch.jobs.points import Point
+from launch.report.run_view import RunView
+from launch.sweep.results import NUMBERS
+from launch.sweep.table import print_sweep
 from train.metrics.label import BALANCED
 from train.metrics.summary import SUMMARY_FILE, RunSummary
 
@@ -62,6 +65,18 @@ def test_a_comparison_shows_it_too(done: tuple[Path, CompletedRun]) -> None:
     assert isinstance(console.file, StringIO)
     assert console.file.getvalue().count(f"ep ({BALANCED})") == 3  # its speed, where its steps go, what bounds it
     assert result.plain()["rounds"][0]["summary"]["label"] == BALANCED
+
+
+def test_a_report_and_a_sweep_show_it_too(done: tuple[Path, CompletedRun]) -> None:
+    view = RunView.read(done[0], "ep")
+    assert view is not None
+    assert view.label == f"ep ({BALANCED})"
+    row = dict.fromkeys((*NUMBERS, "exposed_comm_s", "ettr", "why"), None)
+    row |= {"point": "ep", "tokens_per_sec": 1.0, "step_time_s": 1.0, "step_time_iqr_s": 0.0, "loss_last": 5.0}
+    console = Console(file=StringIO(), width=200)
+    print_sweep([row | {"starts": 1, "state": "done", "label": view.summary.label}], console)
+    assert isinstance(console.file, StringIO)
+    assert f"ep ({BALANCED})" in console.file.getvalue()
 
 
 def test_its_weights_are_not_published(done: tuple[Path, CompletedRun], capsys: pytest.CaptureFixture[str]) -> None:

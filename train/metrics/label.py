@@ -13,3 +13,8 @@ def label_of(settings: Mapping[str, Any]) -> str | None:
     """Of a run by its configuration as plain values; None for one that is what it seems."""
     routing = settings.get("model", {}).get("moe", {}).get("routing")
     return BALANCED if routing == RoutingChoice.balanced.value else None
+
+
+def labelled(name: str, label: str | None) -> str:
+    """A run's name with its label."""
+    return f"{name} ({label})" if label else name
