@@ -225,7 +225,7 @@ def test_an_update_is_ahead_where_it_began_in_backward() -> None:
     steps = [Step({"compute_opt": 0.02}, {}, [], updates) for updates in ((0, 8), (6, 8))]
     off, on = (Side({1: 1.0}, None, {"compute_opt": 0.02 / n}, {}, step) for n, step in enumerate(steps, start=1))
     (row,) = Proof.of("optimizer", (False, True), off, on).hidden  # no gradient was reduced: dp has no row
-    assert row == Hidden("compute_opt", True, 0.02, None, 0.02, 0.01, Order(8, 0), Order(8, 6), None)
+    assert row == Hidden("compute_opt", True, 0.02, 0.01, 0.02, 0.01, Order(8, 0), Order(8, 6), None)
     assert (row.hidden, row.taken_off) == (0.5, 0.5)
 
 
