@@ -52,7 +52,11 @@ ADVICE: dict[str, tuple[Try, ...]] = {
         Try("overlap.async_tp=4", "overlap.async_tp", lambda chunks: chunks > 1),
         Try("a smaller strategy.tp beside strategy.dp_shard, as in strategy=fsdp"),
     ),
-    "communication (ep)": (Try("a smaller strategy.ep, or another strategy.dispatcher"),),
+    "communication (ep)": (
+        Try("overlap.shared_experts=true", "overlap.shared_experts"),
+        Try("overlap.forward_backward=true", "overlap.forward_backward"),
+        Try("a smaller strategy.ep, or another strategy.dispatcher"),
+    ),
     "communication (pp)": (Try("overlap.pipeline_p2p=true", "overlap.pipeline_p2p"), MORE_MICRO_BATCHES),
     "communication (control)": (MORE_TOKENS,),
     "straggler": (Try("a look at time/slow_rank, which the others wait for"),),
