@@ -79,7 +79,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     degrees = Degrees.resolve(config.strategy, world_size)
     check_nodes(config.strategy, degrees, ranks_per_node or world_size)
     check_engine(config.strategy, config.overlap, config.precision, degrees)
-    check_idle_overlap(config.overlap, degrees, config.model)
+    check_idle_overlap(config.overlap, config.strategy, degrees, config.model)
     if config.overlap.optimizer:
         _check_early_updates(config)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)

@@ -30,7 +30,7 @@ def check_overlap(
     if overlap.forward_backward:
         _check_side_by_side(strategy, overlap, degrees, n_micro_batches)
     if overlap.optimizer:
-        _check_early_updates(strategy, overlap)
+        _check_early_updates(strategy, overlap, degrees)
 
 
 def _check_parts(model: ModelConfig, strategy: StrategyConfig, overlap: OverlapConfig, degrees: Degrees) -> None:
@@ -66,13 +66,15 @@ def check_hand_made_gradients(strategy: StrategyConfig, overlap: OverlapConfig, 
         )
 
 
-def _check_early_updates(strategy: StrategyConfig, overlap: OverlapConfig) -> None:
+def _check_early_updates(strategy: StrategyConfig, overlap: OverlapConfig, degrees: Degrees) -> None:
     """Refuse updates behind backward where gradients are reduced after it."""
     if strategy.reduction is Reduction.none:
         raise ConfigError(
             "overlap.optimizer=true: with strategy.reduction=none no gradient is reduced over data-parallel ranks; set "
             "it to false, or choose strategy=ddp, zero1 or fsdp"
         )
+    if degrees.world == 1:
+        raise ConfigError("overlap.optimizer=true: on one rank no gradient is reduced; set it to false")
     if not overlap.grad_reduce:
         raise ConfigError(
             "overlap.optimizer=true: with overlap.grad_reduce=false no gradient is reduced before backward is over; "

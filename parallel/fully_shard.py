@@ -77,7 +77,9 @@ def shard_stage(
         # gloo is asked for PREMUL_SUM, which it lacks.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    if overlap.param_prefetch > 1:
+    # Where parts are called one by one, each is FSDP2's root in turn, and its gather would wait for what was computed
+    # before, had the part before it not asked for it.
+    if overlap.param_prefetch > 1 or overlap.forward_backward:
         _prefetch(parts, overlap.param_prefetch)
     # By itself FSDP2 gathers, behind each part's backward, what went forward before it. Before the first part that was
     # another micro-batch's last part, or an evaluation's: for nothing. Told to gather the first part, it gathers none.

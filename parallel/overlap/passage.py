@@ -31,11 +31,11 @@ class Passage:
         self.losses = torch.zeros(2, dtype=torch.float64, device=x.device)
         """What it adds to the mean cross-entropy and to the routers' loss."""
 
-    @property
-    def source_grad(self) -> Tensor:
-        """The gradient of the hidden states that it began with, once backward is done."""
-        assert self._source.grad is not None
-        return self._source.grad
+    def take_source_grad(self) -> Tensor:
+        """The gradient of the hidden states that it began with, once backward is done; it is not kept."""
+        grad, self._source.grad = self._source.grad, None
+        assert grad is not None, "tokens have no gradient"
+        return grad
 
     def take_hidden(self) -> Tensor:
         """What the next stage takes, once forward is done; it is not kept."""
@@ -120,6 +120,7 @@ class Passage:
                 self._groups += split_backward_input(edges, grads, segment.tokens, list(self._stage.parameters()))
             else:
                 backward_from(edges, grads)
+            del edges, grads  # not to be kept over another one's turn
             if segment.part is Part.experts:
                 yield Part.dispatch
             segment.start_back()

@@ -80,6 +80,7 @@ class Segment:
                 assert crossing.grad is not None, "what was handed on was used"
                 edges.append(crossing.edge)
                 grads.append(crossing.grad)
+                crossing.grad = None  # a graph whose weights' half is put off holds the crossing
         self._crossings.clear()
         return edges, grads
 

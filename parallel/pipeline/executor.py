@@ -177,7 +177,7 @@ class _Step:
 
     def _hand_back(self, action: Action, passage: Passage) -> None:
         if action.stage > 0:
-            self._grads[action.chain, action.stage - 1, action.micro_batch] = passage.source_grad
+            self._grads[action.chain, action.stage - 1, action.micro_batch] = passage.take_source_grad()
 
     def _take(self, where: dict[At, Tensor | Pending], at: At) -> Tensor:
         item = where.pop(at)

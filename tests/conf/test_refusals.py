@@ -374,6 +374,10 @@ COMBINATIONS = [
         4,
         "parameters must stay gathered: set overlap.reshard_after_forward=false",
     ),
+    ("strategy=ddp overlap.param_prefetch=3", 2, "overlap.param_prefetch=3: with strategy.reduction=all_reduce no"),
+    ("strategy=zero1 overlap.reshard_after_forward=false", 2, "with strategy.reduction=shard_optimizer no parameter"),
+    ("strategy=fsdp overlap.bucket_mib=3", 2, "overlap.bucket_mib=3.0: with strategy.reduction=shard gradients are"),
+    ("strategy=single overlap.grad_reduce=false", 1, "overlap.grad_reduce=false: on one rank no gradient is reduced;"),
     (
         "overlap.shared_experts=true",
         2,

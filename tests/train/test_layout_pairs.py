@@ -33,7 +33,7 @@ EP_DEALT: Layout = (4, "strategy=ep strategy.placement=round_robin")
 FSDP_EP: Layout = (4, "strategy=fsdp_ep strategy.ep=2")
 TP: Layout = (2, "strategy=tp")
 PP: Layout = (2, "strategy=pp")
-DUALPIPE: Layout = (2, "strategy=pp strategy.schedule=dualpipe overlap.reshard_after_forward=false")
+DUALPIPE: Layout = (2, "strategy=pp strategy.schedule=dualpipe")
 PP_TP: Layout = (4, "strategy=pp_tp")
 
 PAIRS = {
