@@ -16,13 +16,15 @@ from launch.sweep.queue import order_of, settle, submit_point
 from launch.sweep.results import CSV_FILE, Result, parquet_missing, result_of, write_results
 from launch.sweep.table import print_sweep
 from launch.table_console import table_console
+from models.config import ConfigError
 
 
 def sweep(words: Sequence[str]) -> int:
     """Run, or queue, what is not done yet; write the results and their page, and print a table.
 
     Returns:
-        0 if no point failed, 1 if one did. A refused one has not failed: it is a result.
+        0 if no point failed, 1 if one did, or was cut off or not run on this machine. A refused one has not failed: it
+        is a result.
 
     Raises:
         ConfigError: before anything is started, for a word that no job takes, and for a folder that holds a job of the
@@ -48,6 +50,8 @@ def sweep(words: Sequence[str]) -> int:
         try:
             if order.submission:
                 for job in to_run:
+                    if states[job.name] is State.failed:
+                        job.clear()
                     _say(job, f"job {submit_point(job, order.submission)} of SLURM")
             else:
                 _run(order, to_run, states, command)
@@ -59,11 +63,15 @@ def sweep(words: Sequence[str]) -> int:
         print_sweep(results, table_console())
         _print_counts(order)
         if any(job.done for job in order.jobs):
-            print(write_report([order.folder], order.folder / REPORT_FILE))
+            try:
+                print(write_report([order.folder], order.folder / REPORT_FILE))
+            except ConfigError as error:
+                print(f"switchyard: no {REPORT_FILE}: {error}", file=sys.stderr)
         print(order.folder / CSV_FILE)
     if note := parquet_missing():
         print(f"switchyard: {note}", file=sys.stderr)
-    return 1 if any(job.state is State.failed for job in order.jobs) else 0
+    bad = (State.failed,) if order.submission else (State.failed, State.cut_off, State.new)
+    return 1 if any(job.state in bad for job in order.jobs) else 0
 
 
 def _is_to_run(state: State, retry: bool) -> bool:

@@ -21,6 +21,7 @@ from launch.cli import main
 from launch.jobs.points import Point
 from launch.sweep.order import SweepOrder
 from launch.sweep.point_job import PointJob, State
+from launch.sweep.queue import settle
 from launch.sweep.results import write_results
 from train.data.file_lock import FileLock
 from train.metrics.expert_load import read_expert_load
@@ -128,6 +129,7 @@ def job(folder: Path, **fields: Any) -> PointJob:
         ({}, State.new),
         ({"exit_code": None}, State.cut_off),
         ({"exit_code": 75, "last_lines": []}, State.cut_off),
+        ({"exit_code": 76, "last_lines": []}, State.cut_off),
         ({"exit_code": 143, "last_lines": []}, State.cut_off),
         ({"exit_code": 1, "last_lines": ["a"]}, State.failed),
         ({"exit_code": -9, "last_lines": []}, State.failed),
@@ -179,6 +181,8 @@ def test_what_failed_is_on_record_and_runs_again_only_when_asked(
             ["sweep.dir=s", "nproc=3", "strategy=single,tp"],
             "none of 2 points can run; single: strategy=single is",
         ),
+        (["sweep.dir=~nosuchuser/s", "strategy=ddp"], "sweep.dir=~nosuchuser/s: Could not determine home directory."),
+        (["sweep.dir=s", "strategy=ddp", "optim.lr=1e-3,1e+3", "data.path=a/b,a-b"], "two points are called "),
         (["sweep.dir=s", "retry=maybe"], "retry=maybe: set it to true or false"),
         (["sweep.dir=s", "--slurm", "strategy=ddp"], "how many ranks a node? write gpus_per_node=G"),
         (
@@ -227,7 +231,13 @@ grep -c . "$here/submitted"
 """
 SCONTROL = """#!/usr/bin/env bash
 here=$(dirname "$0")
-if [[ -e "$here/state-$3" ]]; then cat "$here/state-$3"; else exit 1; fi
+if [[ -e "$here/state-$3" ]]; then cat "$here/state-$3"; exit; fi
+if [[ -e "$here/unreachable" ]]; then
+  echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
+else
+  echo "slurm_load_jobs error: Invalid job id specified" >&2
+fi
+exit 1
 """
 
 
@@ -274,9 +284,53 @@ def test_slurm_takes_each_point_and_the_same_words_collect(
     assert (found["single"]["state"], found["ddp"]["state"]) == ("done", "failed")
     assert found["ddp"]["why"] == "exit code 1: no space left"
     assert len((slurm / "submitted").read_text().splitlines()) == 2
+    (swept / "runs" / "ddp" / "checkpoints").mkdir(parents=True)
     assert main([*words, "retry=true"]) == 0
     assert points(swept)["ddp"]["state"] == "queued"
+    assert not (swept / "runs" / "ddp").exists()
+    assert not (swept / "runs" / "ddp.log").exists()
     assert len((slurm / "submitted").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("slurm_state", "state"),
+    [
+        ("FAILED", State.failed),
+        ("OUT_OF_MEMORY", State.failed),
+        ("CANCELLED", State.cut_off),
+        ("TIMEOUT", State.cut_off),
+        ("NODE_FAIL", State.cut_off),
+        ("STAGE_OUT", State.queued),
+    ],
+)
+def test_how_slurm_ended_a_job(slurm_state: str, state: State, slurm: Path, tmp_path: Path) -> None:
+    (slurm / "state-7").write_text(f"JobId=7 JobName=a\n   JobState={slurm_state} Reason=x\n   ExitCode=2:0\n")
+    made = job(tmp_path / "runs", slurm_job="7")
+    settle(made)
+    assert made.state is state
+    assert (made.failure.exit_code if made.failure else None) == (2 if state is State.failed else None)
+
+
+def test_a_queue_that_cannot_be_asked_has_failed_nobody(
+    slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (slurm / "unreachable").touch()
+    made = job(tmp_path / "runs", slurm_job="7")
+    settle(made)
+    assert made.state is State.queued
+    err = capsys.readouterr().err
+    assert err.startswith("switchyard: a: no word of job 7, which stays queued: slurm_load_jobs error: Unable to")
+    assert err.count("\n") == 1
+    (slurm / "unreachable").unlink()
+    settle(made)
+    assert made.state is State.failed
+
+
+def test_help_is_there_for_slurm_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["sweep", "--slurm", "--partition=p", "--help"])
+    assert end.value.code == 0
+    assert "each point a job of SLURM" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
