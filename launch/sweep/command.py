@@ -17,6 +17,7 @@ from launch.sweep.results import CSV_FILE, Result, parquet_missing, result_of, w
 from launch.sweep.table import print_sweep
 from launch.table_console import table_console
 from models.config import ConfigError
+from train.faults.stop import STOP_FILE
 
 
 def sweep(words: Sequence[str]) -> int:
@@ -46,7 +47,7 @@ def sweep(words: Sequence[str]) -> int:
         for job in order.jobs:
             settle(job)
         states = {job.name: job.state for job in order.jobs}
-        to_run = [job for job in order.jobs if _is_to_run(states[job.name], order.retry)]
+        to_run = [job for job in order.jobs if _is_to_run(job, states[job.name], order.retry)]
         try:
             if order.submission:
                 for job in to_run:
@@ -74,7 +75,11 @@ def sweep(words: Sequence[str]) -> int:
     return 1 if any(job.state in bad for job in order.jobs) else 0
 
 
-def _is_to_run(state: State, retry: bool) -> bool:
+def _is_to_run(job: PointJob, state: State, retry: bool) -> bool:
+    if state is State.cut_off and (job.folder / STOP_FILE).exists():
+        # Its job would be refused, and be on record as failed.
+        _say(job, f"{job.folder / STOP_FILE} asks it to stop: remove it, and the same words go on")
+        return False
     return state in (State.new, State.cut_off) or (state is State.failed and retry)
 
 

@@ -326,6 +326,31 @@ def test_a_queue_that_cannot_be_asked_has_failed_nobody(
     assert made.state is State.failed
 
 
+def test_steps_that_cannot_be_divided_leave_a_point_its_numbers(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither its row nor its page ends a sweep that is done."""
+    for name in ("single", "ddp"):
+        with (copied / "runs" / name / "metrics.jsonl").open("a") as file:
+            file.write("5\n")
+    assert run(copied) == 0
+    out, err = capsys.readouterr()
+    assert "switchyard: no report.html: " in err
+    assert "single: without parts of a step: " in out
+    found = points(copied)["single"]
+    assert (found["state"], found["exposed_comm_s"], found["loss_last"] is None) == ("done", None, False)
+
+
+def test_a_point_that_is_left_undone_is_no_success(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was asked to stop, and the file that asks is still there."""
+    torn = copied / "runs" / "ddp"
+    (torn / "summary.json").unlink()
+    (torn / "STOP").touch()
+    assert run(copied) == 1
+    assert f"ddp: {torn / 'STOP'} asks it to stop: remove it, and the same words go on" in capsys.readouterr().out
+    assert points(copied)["ddp"]["state"] == "cut off"
+
+
 def test_help_is_there_for_slurm_too(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["sweep", "--slurm", "--partition=p", "--help"])
