@@ -43,6 +43,9 @@ class Hidden:
     """Whether the knob says that it makes this one shorter."""
     total_s: float | None
     """Seconds a step of its kernels with the knob on, hidden or not; None where no kernels were seen."""
+    alone_s: float | None
+    """Of these, seconds in which nothing was computed; of what is no communication, what is exposed. None where no
+    kernels were seen."""
     exposed_off_s: float | None
     """None, as the next one, where no round is done."""
     exposed_on_s: float | None
@@ -53,9 +56,9 @@ class Hidden:
 
     @property
     def hidden(self) -> float | None:
-        """The part of the total that is not exposed with the knob on; below 0 if compute waited for more than the
-        kernels took. None without a total."""
-        return _less(self.exposed_on_s, self.total_s)
+        """The part of the total that had compute beside it, both of the same step of the same rank: kernels that last
+        because another rank is late are in both, so that no skew counts as hidden. None without a total."""
+        return _less(self.alone_s, self.total_s)
 
     @property
     def taken_off(self) -> float | None:
@@ -148,13 +151,18 @@ def _hidden(claimed: Sequence[str], off: Side, on: Side) -> list[Hidden]:
 
 
 def _row(bucket: str, claimed: bool, off: Side, on: Side) -> Hidden:
-    totals = on.step.total_s if on.step else None
+    total = on.step.total_s.get(bucket) if on.step and on.step.total_s else None
+    exposed_on_s = on.exposed_s.get(bucket, 0.0) if on.exposed_s else None
+    alone_s = exposed_on_s
+    if kind_of(bucket):
+        alone_s = on.step.alone_s.get(bucket, 0.0) if on.step and on.step.alone_s is not None else None
     return Hidden(
         bucket,
         claimed,
-        total_s=totals.get(bucket) if totals else None,
+        total_s=total,
+        alone_s=alone_s,
         exposed_off_s=off.exposed_s.get(bucket, 0.0) if off.exposed_s else None,
-        exposed_on_s=on.exposed_s.get(bucket, 0.0) if on.exposed_s else None,
+        exposed_on_s=exposed_on_s,
         order_off=Order.of(off.step, bucket),
         order_on=Order.of(on.step, bucket),
         earlier=issued_earlier(off.step.begun, on.step.begun, kind_of(bucket)) if off.step and on.step else None,

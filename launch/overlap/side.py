@@ -30,6 +30,8 @@ class Step:
 
     total_s: Mapping[str, float] | None
     """By bucket, seconds that the device was busy with it, hidden or not; None without kernels: on a CPU."""
+    alone_s: Mapping[str, float] | None
+    """The part of these, of communication, beside which nothing was computed; what is missing had none."""
     begun: list[Begun]
     """Its collectives."""
     updates: tuple[int, int]
@@ -48,7 +50,7 @@ class Step:
             return None
         trace = read_trace(traces[0])
         summary = read_json(summary_beside(traces[0])) or {}
-        return cls(total_s(summary), issue_order(trace), updates_behind_backward(trace))
+        return cls(*busy_s(summary), issue_order(trace), updates_behind_backward(trace))
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,17 @@ class Side:
         )
 
 
-def total_s(summary: Mapping[str, Any]) -> dict[str, float] | None:
-    """By bucket, what the kernels of a trace's `summary` took; None if it is of a host's ranges."""
+def busy_s(summary: Mapping[str, Any]) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    """By bucket, what the kernels of a trace's `summary` took, and of communication what they took while nothing was
+    computed; None if it is of a host's ranges."""
     if summary.get("source") != KERNELS:
-        return None
-    kinds: Mapping[str, float] = summary["communication_by_kind_s"]
+        return None, None
     update = summary["compute_by_category_s"].get(Category.optimizer.value, 0.0)
-    return {f"{EXPOSED}{kind}": seconds for kind, seconds in kinds.items()} | {OPTIMIZER: update}
+    total, alone = (
+        {f"{EXPOSED}{kind}": seconds for kind, seconds in summary[by_kind].items()}
+        for by_kind in ("communication_by_kind_s", "exposed_by_kind_s")
+    )
+    return total | {OPTIMIZER: update}, alone
 
 
 def losses_of(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:

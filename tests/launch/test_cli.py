@@ -34,11 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            [],
-            "no command given; choose from train, verify, bench, submit, tokenize, show, goodput, trace, export, "
-            "schedule (switchyard --help)",
-        ),
+        ([], f"no command given; choose from {', '.join(COMMANDS)} (switchyard --help)"),
         (
             ["trian"],
             f"no command 'trian'; did you mean train? choose from {', '.join(COMMANDS)} (switchyard --help)",

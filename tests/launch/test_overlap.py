@@ -16,7 +16,7 @@ from launch.overlap.command import jobs_of
 from launch.overlap.knobs import KNOBS, NO_KNOBS, typed
 from launch.overlap.proof import Hidden, Order, Proof, compare_losses, issued_earlier
 from launch.overlap.request import Request
-from launch.overlap.side import Side, Step, total_s
+from launch.overlap.side import Side, Step, busy_s
 from launch.overlap.table import print_proofs
 from parallel.config import OverlapConfig
 from train.metrics.summary import RunSummary
@@ -132,8 +132,9 @@ EP = "exposed_comm/ep"
 
 
 def side(exposed: dict[str, float], speeds: list[float], total: dict[str, float] | None, covered: list[int]) -> Side:
-    """`covered`: of each all-to-all, how much ran between its start and its wait."""
-    step = Step(total, [Begun("ep", "all_to_all", 10 * i, n) for i, n in enumerate(covered)], (0, 4))
+    """`covered`: of each all-to-all, how much ran between its start and its wait. A tenth of its kernels is alone."""
+    alone = None if total is None else {bucket: 0.1 * seconds for bucket, seconds in total.items()}
+    step = Step(total, alone, [Begun("ep", "all_to_all", 10 * i, n) for i, n in enumerate(covered)], (0, 4))
     losses = {number: {1: 4.0, 5: 3.0} for number in range(1, len(speeds) + 1)} | {None: {1: 4.0, 2: 3.5, 5: 3.0}}
     return Side(dict(enumerate(speeds, start=1)), 2.0, exposed, losses, step, "a GPU")
 
@@ -214,17 +215,21 @@ def test_a_side_that_failed_has_no_figures() -> None:
 
 
 def test_totals_are_those_of_kernels() -> None:
-    swept = {"communication_by_kind_s": {"dp": 0.2}, "compute_by_category_s": {"optimizer": 0.03, "dense_gemm": 1.0}}
-    assert total_s(swept | {"source": "kernels"}) == {"exposed_comm/dp": 0.2, "compute_opt": 0.03}
-    assert total_s(swept | {"source": "host ranges"}) is None
-    assert total_s({}) is None
+    swept = {
+        "communication_by_kind_s": {"dp": 0.2, "ep": 0.1},
+        "exposed_by_kind_s": {"dp": 0.05},
+        "compute_by_category_s": {"optimizer": 0.03, "dense_gemm": 1.0},
+    }
+    total = {"exposed_comm/dp": 0.2, "exposed_comm/ep": 0.1, "compute_opt": 0.03}
+    assert busy_s(swept | {"source": "kernels"}) == (total, {"exposed_comm/dp": 0.05})
+    assert busy_s(swept | {"source": "host ranges"}) == busy_s({}) == (None, None)
 
 
 def test_an_update_is_ahead_where_it_began_in_backward() -> None:
-    steps = [Step({"compute_opt": 0.02}, [], updates) for updates in ((0, 8), (6, 8))]
+    steps = [Step({"compute_opt": 0.02}, {}, [], updates) for updates in ((0, 8), (6, 8))]
     off, on = (Side({1: 1.0}, None, {"compute_opt": 0.02 / n}, {}, step) for n, step in enumerate(steps, start=1))
     (row,) = Proof.of("optimizer", (False, True), off, on).hidden  # no gradient was reduced: dp has no row
-    assert row == Hidden("compute_opt", True, 0.02, 0.02, 0.01, Order(8, 0), Order(8, 6), None)
+    assert row == Hidden("compute_opt", True, 0.02, 0.01, 0.02, 0.01, Order(8, 0), Order(8, 6), None)
     assert (row.hidden, row.taken_off) == (0.5, 0.5)
 
 
@@ -234,7 +239,7 @@ def test_what_was_issued_with_less_before_it_is_earlier() -> None:
     assert issued_earlier(off, on, "fsdp") == 2
     assert issued_earlier(off, on[:-1], "fsdp") is None
     assert issued_earlier(off, on, "dp") is None
-    assert Order.of(Step(None, off, (0, 0)), "exposed_comm/fsdp") == Order(4, None)
+    assert Order.of(Step(None, None, off, (0, 0)), "exposed_comm/fsdp") == Order(4, None)
 
 
 @pytest.mark.parametrize(
