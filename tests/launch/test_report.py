@@ -13,16 +13,11 @@ import pytest
 from harness.made_run import made_run
 
 from launch.cli import main
-from launch.report import expert_map
-from launch.report.axes import PALETTE
 from launch.report.differences import differences
-from launch.report.expert_load import RAMP, shade_of
 from launch.report.expert_map import expert_loads
 from launch.report.goodput import TRAINED, shares
-from launch.report.losses import coinciding, compare_losses
-from launch.report.run_view import RunView, labels
-from launch.report.speed_and_memory import unbeaten
-from launch.report.style import CSS
+from launch.report.losses import compare_losses
+from launch.report.run_view import RunView
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 
@@ -133,26 +128,6 @@ def test_losses_are_equal_or_flagged_with_the_step(folder: Path, tree: ElementTr
     curves = [line for line in section(tree, "losses").iter(f"{SVG}polyline")]
     assert len(curves) == 8  # of both charts
     assert {line.get("points", "").count(",") for line in curves} == {4}
-
-
-def test_runs_that_learnt_the_same_share_a_line() -> None:
-    curve = [(1, 6.0), (2, 5.0)]
-    near, far = [(1, 6.0), (2, 5.0 + 4e-4)], [(1, 6.0), (2, 5.0 + 6e-4)]
-    assert coinciding([curve, far, near, curve[:1]], 1e-4) == [[0, 2], [1], [3]]
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("colour", PALETTE)
-def test_lines_stand_out_by_day_and_by_night(colour: str) -> None:
-    """WCAG's contrast for what is no text, on the page's papers."""
-    for paper in re.findall(r"--paper: (#\w+);", CSS):
-        low, high = sorted((luminance(colour), luminance(paper)))
-        assert (high + 0.05) / (low + 0.05) >= 3, paper
 
 
 def test_loss_that_is_no_number_does_not_break_the_page(tmp_path: Path) -> None:
@@ -276,11 +251,6 @@ def test_differences_alone_are_shown(folder: Path) -> None:
     assert differences([settings[0], settings[0]]) == {}
 
 
-def test_the_map_goes_from_even_to_uneven() -> None:
-    assert [shade_of(load, 1.0, 2.0) for load in (1.0, 1.5, 2.0)] == [0, len(RAMP) // 2, len(RAMP) - 1]
-    assert shade_of(1.0, 1.0, 1.0) == 0
-
-
 def test_every_expert_has_a_line_where_its_load_was_written(tmp_path: Path) -> None:
     """Two runs that routed the same, one whose step 2 was taken back, and one that routed otherwise."""
     loads = {1: [[4, 0], [2, 2]], 2: [[1, 3], [2, 2]], 3: [[3, 1], [2, 2]]}
@@ -299,21 +269,6 @@ def test_every_expert_has_a_line_where_its_load_was_written(tmp_path: Path) -> N
     said = [title.text for title in experts.iter(f"{SVG}title")]
     assert "MoE layer 0, expert 0, steps 1 to 1: 2.00 of the mean" in said
     assert "MoE layer 1, expert 1, steps 1 to 3: 1.00 to 1.00 of the mean" in said
-
-
-@pytest.mark.parametrize(("load", "place"), [(0.0, 0), (0.25, 1), (0.9, 3), (1.25, 4), (100.0, 6)])
-def test_a_loads_colour_is_the_same_on_every_page(load: float, place: int) -> None:
-    assert expert_map.shade_of(load) == expert_map.SHADES[place]
-
-
-def test_what_no_other_beats() -> None:
-    assert unbeaten([(1, 10), (2, 9), (3, 20), (3, 25), (0.5, 5)]) == [(0.5, 5), (1, 10), (3, 25)]
-
-
-def test_labels_tell_runs_apart() -> None:
-    assert labels([Path("/a/b"), Path("/a/c")]) == ["b", "c"]
-    assert labels([Path("/a/x/b"), Path("/a/y/b")]) == ["x/b", "y/b"]
-    assert labels([Path("/a")]) == ["a"]
 
 
 def test_balanced_routing_is_never_shown_without_its_name(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ on with."""
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,12 +15,12 @@ from typing import Any
 import psutil
 import pytest
 from harness.run_record import RunRecord
+from harness.slurm_stub import slurm_stub
 
 from launch.cli import main
 from launch.jobs.points import Point
 from launch.sweep.order import SweepOrder
 from launch.sweep.point_job import PointJob, State
-from launch.sweep.queue import settle
 from launch.sweep.results import write_results
 from train.data.file_lock import FileLock
 from train.metrics.expert_load import read_expert_load
@@ -115,41 +114,6 @@ def test_the_same_words_do_what_is_not_done(copied: Path, capsys: pytest.Capture
     assert (found["ddp"]["state"], found["ddp"]["starts"], found["single"]["starts"]) == ("done", 2, 1)
 
 
-def job(folder: Path, **fields: Any) -> PointJob:
-    point = Point("a", ("model=tiny",))
-    made = PointJob(name="a", words=point.words, runs=folder, nproc=1, point=point, refusal=None)
-    if fields:
-        made.write_record(**fields)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("fields", "state"),
-    [
-        ({}, State.new),
-        ({"exit_code": None}, State.cut_off),
-        ({"exit_code": 75, "last_lines": []}, State.cut_off),
-        ({"exit_code": 76, "last_lines": []}, State.cut_off),
-        ({"exit_code": 143, "last_lines": []}, State.cut_off),
-        ({"exit_code": 1, "last_lines": ["a"]}, State.failed),
-        ({"exit_code": -9, "last_lines": []}, State.failed),
-        ({"slurm_job": "7"}, State.queued),
-        ({"slurm_job": "7", "exit_code": 1, "last_lines": []}, State.failed),
-    ],
-)
-def test_what_a_record_says(fields: dict[str, Any], state: State, tmp_path: Path) -> None:
-    assert job(tmp_path, **fields).state is state
-
-
-def test_a_point_says_where_it_goes_on(tmp_path: Path) -> None:
-    made = job(tmp_path)
-    assert made.goes_on == "its beginning: nothing was saved"
-    (made.folder / "checkpoints" / "step-00000020").mkdir(parents=True)
-    assert made.goes_on == "its beginning: nothing was saved"  # not committed
-    (made.folder / "checkpoints" / "step-00000020" / "manifest.json").touch()
-    assert made.goes_on == "its checkpoint after step 20"
-
-
 def test_what_failed_is_on_record_and_runs_again_only_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,33 +188,9 @@ def test_cfg_job_prints_every_point_and_runs_none(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "s").exists()
 
 
-SBATCH = """#!/usr/bin/env bash
-here=$(dirname "$0")
-echo "$*" >> "$here/submitted"
-grep -c . "$here/submitted"
-"""
-SCONTROL = """#!/usr/bin/env bash
-here=$(dirname "$0")
-if [[ -e "$here/state-$3" ]]; then cat "$here/state-$3"; exit; fi
-if [[ -e "$here/unreachable" ]]; then
-  echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2
-else
-  echo "slurm_load_jobs error: Invalid job id specified" >&2
-fi
-exit 1
-"""
-
-
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A queue that holds what it is told to, and runs nothing: `state-N` is what it says of job N."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
+    return slurm_stub(tmp_path / "slurm", monkeypatch)
 
 
 def test_slurm_takes_each_point_and_the_same_words_collect(
@@ -290,40 +230,6 @@ def test_slurm_takes_each_point_and_the_same_words_collect(
     assert not (swept / "runs" / "ddp").exists()
     assert not (swept / "runs" / "ddp.log").exists()
     assert len((slurm / "submitted").read_text().splitlines()) == 3
-
-
-@pytest.mark.parametrize(
-    ("slurm_state", "state"),
-    [
-        ("FAILED", State.failed),
-        ("OUT_OF_MEMORY", State.failed),
-        ("CANCELLED", State.cut_off),
-        ("TIMEOUT", State.cut_off),
-        ("NODE_FAIL", State.cut_off),
-        ("STAGE_OUT", State.queued),
-    ],
-)
-def test_how_slurm_ended_a_job(slurm_state: str, state: State, slurm: Path, tmp_path: Path) -> None:
-    (slurm / "state-7").write_text(f"JobId=7 JobName=a\n   JobState={slurm_state} Reason=x\n   ExitCode=2:0\n")
-    made = job(tmp_path / "runs", slurm_job="7")
-    settle(made)
-    assert made.state is state
-    assert (made.failure.exit_code if made.failure else None) == (2 if state is State.failed else None)
-
-
-def test_a_queue_that_cannot_be_asked_has_failed_nobody(
-    slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (slurm / "unreachable").touch()
-    made = job(tmp_path / "runs", slurm_job="7")
-    settle(made)
-    assert made.state is State.queued
-    err = capsys.readouterr().err
-    assert err.startswith("switchyard: a: no word of job 7, which stays queued: slurm_load_jobs error: Unable to")
-    assert err.count("\n") == 1
-    (slurm / "unreachable").unlink()
-    settle(made)
-    assert made.state is State.failed
 
 
 def test_steps_that_cannot_be_divided_leave_a_point_its_numbers(
