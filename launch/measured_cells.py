@@ -13,6 +13,7 @@ from pathlib import Path
 
 from conf.compose import read_job
 from conf.schema import JobConfig
+from launch.run_rows import read_rows, timed_rows
 from models.config import ConfigError
 from models.flops import flops_per_token
 from parallel.mesh import Degrees
@@ -22,9 +23,8 @@ from parallel.pipeline.contest import Entry, enter
 from parallel.pipeline.schedules import build_schedule
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import mean_breakdown
-from train.metrics.jsonl import METRICS_FILE, read_jsonl
+from train.metrics.jsonl import METRICS_FILE
 from train.metrics.label import label_of
-from train.metrics.summary import standing_rows, steady_rows
 from train.run_folder import read_config
 from train.trace.tracer import TRACES
 
@@ -56,8 +56,7 @@ class MeasuredRun:
             if not (folder / name).exists():
                 raise ConfigError(f"{folder} has no {name}: name the folder of a run that has logged steps")
         settings = read_config(folder / "config.yaml")
-        rows = [row for row in standing_rows(read_jsonl(folder / METRICS_FILE)) if "perf/step_time_s" in row]
-        breakdown = mean_breakdown(steady_rows(rows))
+        breakdown = mean_breakdown(timed_rows(read_rows(folder), settings))
         if not breakdown.get("compute_fwd") or not breakdown.get("compute_bwd"):
             raise ConfigError(f"{folder} has no step that was divided into phases: train with measure=default")
         environment, job = settings["environment"], read_job(folder / "config.yaml")

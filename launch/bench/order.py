@@ -15,6 +15,7 @@ from launch.bench.traced import look_over_traced
 from launch.jobs.own_words import refuse_run_folders, take_own, truth
 from launch.jobs.points import Point, check_names, points_of
 from launch.jobs.points_composed import compose_points, look_over, naming
+from launch.jobs.typed_path import typed_path
 from launch.local import take_nproc
 from launch.ranks import take_count
 from models.config import ConfigError
@@ -43,6 +44,7 @@ HELP = f"""
   not typed, these are {" ".join(f"{key}={value}" for key, value in DEFAULTS.items())}
 """
 ROUNDS = 3
+RENAME = "give each a name of its own in configs=FILE"
 OURS = {"to": None, "configs": None, "peer": None, "peer.compile": "true", "trace": "false", "retry": "false"}
 """Words that are no job's, and what they are where they are not given."""
 
@@ -92,7 +94,7 @@ class Order:
         configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
         points = points_of(rest, configs, Options.find(line.config_dir), DEFAULTS)
         trace = truth("trace", given["trace"])
-        check_names(points)
+        check_names(points, RENAME)
         composed = compose_points(points, line.config_dir)
         for point in [] if line.print_config else points:
             with naming(point, points):
@@ -102,14 +104,14 @@ class Order:
                         point.words, composed[point.name].config, nproc, line.config_dir, asked_by="trace=true"
                     )
         peers = peer_points(points, {name: one.config for name, one in composed.items()}) if given["peer"] else []
-        check_names([*points, *peers])
+        check_names([*points, *peers], RENAME)
         composed |= compose_points(peers, line.config_dir)
         for point in [] if line.print_config else peers:
             with naming(point, points):
                 look_over(composed[point.name].config, nproc)
                 check_peer(composed[point.name].config)
         return cls(
-            folder=Path(given["to"]).expanduser().resolve(),
+            folder=typed_path(f"to={given['to']}", given["to"]),
             nproc=nproc,
             rounds=rounds or ROUNDS,
             trace=trace,

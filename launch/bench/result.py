@@ -8,11 +8,12 @@ from typing import Any
 from launch.bench.job import Job
 from launch.jobs.points import Point
 from launch.jobs.torchrun_job import Failure
+from launch.run_rows import read_rows, timed_rows
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import mean_breakdown, mean_of
-from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
+from train.metrics.jsonl import strict_value
 from train.metrics.label import labelled
-from train.metrics.summary import RunSummary, interquartile_range, standing_rows, steady_rows
+from train.metrics.summary import RunSummary, interquartile_range
 from train.metrics.verdict import TracedStep, judge
 from train.run_folder import read_config
 
@@ -56,15 +57,15 @@ class Round:
         """From its folder.
 
         Raises:
-            ConfigError: if its summary cannot be read.
+            ConfigError: if one of its files cannot be read.
         """
         if not job.done:
             return cls(job.round, None, job.failure, {}, None)
-        rows = [row for row in standing_rows(read_jsonl(job.folder / METRICS_FILE)) if "perf/step_time_s" in row]
         traces = sorted((job.folder / "traces").glob("step-*/rank-0.summary.json"))
         trace = TracedStep.read(read_json(traces[-1])) if traces else None
         settings = read_config(job.folder / "config.yaml")
-        return cls(job.round, job.summary(), None, mean_breakdown(steady_rows(rows)), trace, settings)
+        breakdown = mean_breakdown(timed_rows(read_rows(job.folder), settings))
+        return cls(job.round, job.summary(), None, breakdown, trace, settings)
 
 
 @dataclass(frozen=True)

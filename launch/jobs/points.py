@@ -72,8 +72,8 @@ def _alone(words: Mapping[str, str]) -> str:
     return words.get("strategy", "strategy=default").partition("=")[2]
 
 
-def check_names(points: Sequence[Point]) -> None:
-    """Refuse names that no folder can have, or that two points have.
+def check_names(points: Sequence[Point], advice: str) -> None:
+    """Refuse names that no folder can have, or that two points have. `advice`: what to do about it.
 
     Raises:
         ConfigError: naming the first.
@@ -82,8 +82,8 @@ def check_names(points: Sequence[Point]) -> None:
     for name in names:
         if not re.fullmatch(r"[\w.+=-]+", name) or name.startswith(".") or len(name) > LONGEST_NAME:
             raise ConfigError(
-                f"a point called {name!r}: it names a folder; give it, in configs=FILE, a name of letters, digits and "
-                f"._+=-, {LONGEST_NAME} at most"
+                f"a point called {name!r}, which names a folder of letters, digits and ._+=-, {LONGEST_NAME} at most: "
+                f"{advice}"
             )
         if names.count(name) > 1:
-            raise ConfigError(f"two points are called {name}: give them, in configs=FILE, names of their own")
+            raise ConfigError(f"two points are called {name}: {advice}")

@@ -105,14 +105,19 @@ class TorchrunJob:
         """Run it to its end: `afresh` from its beginning, else from its newest checkpoint, if there is one. An
         exception in here (Ctrl-C) ends its ranks first."""
         if afresh:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.clear()
         self.write_record()
         program = [*self.program, *self.words, f"run.dir={self.folder}"]
         command = [sys.executable, "-m", "launch.local", *torchrun_arguments(self.nproc, program)]
-        with self.log.open("w" if afresh else "a") as log:
+        with self.log.open("a") as log:
             exit_code = run_to_end(command, os.environ | rank_environment(self.nproc), log.fileno(), timeout_s=None)
         if not self.done:
             self.write_record(exit_code=exit_code, last_lines=self.last_lines())
+
+    def clear(self) -> None:
+        """Remove what an earlier run of it left, so that the next is from its beginning."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
 
     def write_record(self, **ended: Any) -> None:
         """Its words, and how it `ended`: not yet, if nothing is given."""

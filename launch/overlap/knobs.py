@@ -1,10 +1,10 @@
 """The knobs of `overlap.*`: which values are off and on, which seconds of a step each claims to hide, and where."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 
-from parallel.config import OverlapConfig, Reduction, StrategyConfig
+from parallel.config import Reduction, StrategyConfig
 from parallel.mesh import Degrees
 
 Value = bool | int
@@ -62,7 +62,7 @@ KNOBS: Mapping[str, Knob] = {
         {"optim.clip_norm": "null", "recovery.non_finite": "fail"},
     ),
 }
-"""All of them, also those that OverlapConfig does not have yet: see `offered`."""
+"""All of them."""
 
 _HAS: Mapping[Asks, tuple[Callable[[StrategyConfig, Degrees], bool], str]] = {
     Asks.nothing: (lambda _, __: True, ""),
@@ -78,12 +78,6 @@ _HAS: Mapping[Asks, tuple[Callable[[StrategyConfig, Degrees], bool], str]] = {
     ),
     Asks.pp: (lambda _, degrees: degrees.pp > 1, "there is no pipeline; choose strategy=pp, or strategy.pp=2"),
 }
-
-
-def offered() -> list[str]:
-    """The names of the knobs that there are."""
-    there = {each.name for each in fields(OverlapConfig)}
-    return [name for name in KNOBS if name in there]
 
 
 def why_idle(name: str, strategy: StrategyConfig, degrees: Degrees) -> str | None:

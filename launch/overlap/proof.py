@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from launch.bench.result import Spread
+from launch.loss_difference import loss_difference
 from launch.overlap.knobs import KNOBS, Value
 from launch.overlap.side import EXPOSED, OPTIMIZER, Losses, Side, Step
 from train.trace.issue_order import Begun
@@ -192,7 +193,7 @@ def compare_losses(
 
 def _apart(one: Losses, other: Losses) -> tuple[float, int | None, int]:
     """The largest difference, its step if there is a difference, and how many steps were compared."""
-    differences = {step: _difference(one[step], other[step]) for step in _shared(one, other)}
+    differences = {step: loss_difference(one[step], other[step]) for step in _shared(one, other)}
     step = max(differences, key=differences.__getitem__, default=None)
     most = differences[step] if step is not None else 0.0
     return most, step if most else None, len(differences)
@@ -200,9 +201,3 @@ def _apart(one: Losses, other: Losses) -> tuple[float, int | None, int]:
 
 def _shared(one: Losses, other: Losses) -> Iterable[int]:
     return [step for step in one if step in other]
-
-
-def _difference(one: float, other: float) -> float:
-    if math.isfinite(one) and math.isfinite(other):
-        return abs(one - other)
-    return 0.0 if (one == other or (math.isnan(one) and math.isnan(other))) else math.inf

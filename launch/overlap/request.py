@@ -12,10 +12,11 @@ from conf.options import Options
 from launch.bench.order import DEFAULTS, ROUNDS
 from launch.bench.traced import look_over_traced
 from launch.jobs.own_words import refuse_run_folders, take_own, truth
-from launch.jobs.points import Point, check_names, points_of
+from launch.jobs.points import Point, points_of
 from launch.jobs.points_composed import look_over
+from launch.jobs.typed_path import typed_path
 from launch.local import take_nproc
-from launch.overlap.knobs import KNOBS, Knob, Value, offered, typed, why_idle
+from launch.overlap.knobs import KNOBS, Knob, Value, typed, why_idle
 from launch.ranks import take_count
 from models.config import ConfigError
 from parallel.mesh import Degrees
@@ -23,7 +24,7 @@ from parallel.world import Launch, choose_device
 
 PROGRAM = "switchyard overlap KNOB[,KNOB …] | --all to=FOLDER [nproc=N]"
 HELP = f"""
-  KNOB               {" ".join(offered())}
+  KNOB               {" ".join(KNOBS)}
   --all              every one of them that the layout takes
   to=FOLDER          overlap.json and the runs go there; the same words again do what is not done yet
   rounds=3           jobs of each side: all once, then all again the other way round; one more is traced
@@ -105,7 +106,7 @@ class Request:
         if not sides:
             raise ConfigError(next(iter(refused.values())))
         return cls(
-            folder=Path(given["to"]).expanduser().resolve(),
+            folder=typed_path(f"to={given['to']}", given["to"]),
             nproc=nproc,
             rounds=rounds or ROUNDS,
             retry=truth("retry", given["retry"]),
@@ -154,7 +155,6 @@ class _Jobs:
         points = points_of(self._words, {name: more}, Options.find(self._config_dir), DEFAULTS)
         if len(points) > 1:
             raise ConfigError(f"{', '.join(points[0].values)}: overlap takes one layout at a time; name one value")
-        check_names(points)
         return points[0]
 
     def _look_over(self, point: Point) -> Composed:
@@ -168,7 +168,7 @@ class _Jobs:
 
 def _knobs(named: Sequence[str], everything: bool) -> list[str]:
     """Those that are asked for, each once."""
-    there = offered()
+    there = list(KNOBS)
     asked = [name for word in named for name in word.split(",") if name]
     if everything == bool(asked):
         raise ConfigError(f"which knob? name one or more of {', '.join(there)}, or write {ALL}")

@@ -7,10 +7,9 @@ from typing import Any, Self
 
 from launch.bench.job import Job
 from launch.bench.result import PointResult
+from launch.run_rows import read_rows, timed_rows
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import APART, BUCKETS, mean_seconds
-from train.metrics.jsonl import METRICS_FILE, read_jsonl
-from train.metrics.summary import standing_rows, steady_rows
 from train.trace.chrome import read_trace
 from train.trace.issue_order import Begun, issue_order, updates_behind_backward
 from train.trace.kernels import Category
@@ -78,13 +77,14 @@ class Side:
         Raises:
             ConfigError: if one of their files cannot be read.
         """
-        rows = {job.round: standing_rows(read_jsonl(job.folder / METRICS_FILE)) for job in jobs if job.done}
+        rows = {job.round: read_rows(job.folder) for job in jobs if job.done}
+        measured = [timed_rows(rows[one.number], one.settings) for one in result.rounds if one.number in rows]
         memory = result.spread("peak_memory_gib")
         traced = next((job for job in jobs if job.round is None and job.done), None)
         return cls(
             speeds={one.number: one.summary.tokens_per_sec for one in result.rounds if one.number and one.summary},
             memory_gib=memory.median if memory else None,
-            exposed_s=_mean([_exposed(of_it) for number, of_it in rows.items() if number is not None]),
+            exposed_s=_mean([mean_seconds(of_it, (*BUCKETS, *APART)) for of_it in measured]),
             losses={number: losses_of(of_it) for number, of_it in rows.items()},
             step=Step.read(traced.folder) if traced else None,
             device=result.summaries[0].device if result.summaries else None,
@@ -107,12 +107,6 @@ def busy_s(summary: Mapping[str, Any]) -> tuple[dict[str, float] | None, dict[st
 def losses_of(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """By step."""
     return {row["train/step"]: row["train/loss"] for row in rows if "train/loss" in row}
-
-
-def _exposed(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of one job, over the rows that its speed is read from."""
-    timed = [row for row in rows if "perf/step_time_s" in row]
-    return mean_seconds(steady_rows(timed), (*BUCKETS, *APART))
 
 
 def _mean(jobs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.report.find_runs import commands, find_runs, without_numbers
+from launch.jobs.typed_path import typed_path
+from launch.report.find_runs import commands, find_runs, not_done
 from launch.report.page import page
 from models.config import ConfigError
 
@@ -22,9 +23,9 @@ def report(words: Sequence[str]) -> int:
         if word.startswith("-"):
             raise ConfigError(f"unknown flag {word}: report takes folders of runs, and to=FILE.html")
         if word.startswith("to="):
-            to = Path(word.removeprefix("to=") or REPORT_FILE).expanduser()
+            to = typed_path(word, word.removeprefix("to=") or REPORT_FILE)
         else:
-            folders.append(Path(word).expanduser().resolve())
+            folders.append(typed_path(word, word))
     if not folders:
         raise ConfigError("report takes folders of runs, or of a sweep: switchyard report runs/NAME runs/OTHER")
     if to is None:
@@ -41,7 +42,7 @@ def write_report(folders: Sequence[Path], to: Path) -> Path:
     """
     runs = find_runs(folders)
     title = folders[0].name if len(folders) == 1 else f"{len(runs)} runs"
-    text = page(title, runs, commands(folders), without_numbers(folders))
+    text = page(title, runs, commands(folders), not_done(folders))
     try:
         to.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite, isinf
 
+from launch.loss_difference import loss_difference
 from launch.report.run_view import RunView
 from train.run_folder import identity
 
@@ -21,9 +23,10 @@ class LossDifference:
     n_steps: int
     """That both have logged."""
     largest: float
-    """|Δloss|, nats a token."""
+    """|Δloss|, nats a token; infinite where one alone is not finite."""
     at_step: int
     relative: float
+    """Of the first one's loss in that step."""
 
     @property
     def flagged(self) -> bool:
@@ -39,6 +42,8 @@ class LossDifference:
             return "no step in common"
         if not self.largest:
             return f"equal in all {self.n_steps:,} steps"
+        if isinf(self.largest):
+            return f"differs: one alone is not finite, in step {self.at_step:,}"
         where = f"at most {self.largest:.2g} apart ({self.relative:.1g} of the loss), in step {self.at_step:,}"
         return f"differs: {where}" if self.flagged else f"equal to rounding: {where}"
 
@@ -46,17 +51,26 @@ class LossDifference:
 def compare_losses(runs: Sequence[RunView]) -> list[LossDifference]:
     """Each run but the first beside the first."""
     first = runs[0]
-    losses, job = dict(first.column(LOSS)), identity(first.settings)
+    losses, job = _losses(first), identity(first.settings)
     found = []
     for run in runs[1:]:
         theirs = identity(run.settings)
         differ = [key for key in sorted(job.keys() | theirs.keys()) if job.get(key) != theirs.get(key)]
         named = [key for key in differ if key.endswith(".name")] or differ
-        pairs = [(abs(loss - losses[step]), step) for step, loss in run.column(LOSS) if step in losses]
+        pairs = [(loss_difference(loss, losses[step]), step) for step, loss in _losses(run).items() if step in losses]
         largest, step = max(pairs, key=lambda pair: pair[0], default=(0.0, 0))
-        relative = largest / abs(losses[step]) if largest and losses[step] else 0.0
+        relative = _relative(largest, losses[step]) if largest else 0.0
         found.append(LossDifference(run.label, named[:3], len(pairs), largest, step, relative))
     return found
+
+
+def _losses(run: RunView) -> dict[int, float]:
+    """By step, also what is not finite."""
+    return {row["train/step"]: row[LOSS] for row in run.rows if LOSS in row}
+
+
+def _relative(difference: float, loss: float) -> float:
+    return difference / abs(loss) if isfinite(difference) and loss else inf
 
 
 def coinciding(curves: Sequence[list[tuple[int, float]]], within: float) -> list[list[int]]:

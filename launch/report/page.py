@@ -34,9 +34,9 @@ class Section:
 
 
 def page(title: str, runs: Sequence[RunView], commands: Sequence[str], missing: Sequence[tuple[str, str, str]]) -> str:
-    """The page of at least one run. `commands`: what made them, if it is known; `missing`: points of sweeps that have
-    no numbers, with state and reason."""
-    order = sorted(range(len(runs)), key=lambda i: -runs[i].summary.tokens_per_sec)
+    """The page of at least one run. `commands`: what made them, if it is known; `missing`: points of sweeps that are
+    not done, with state and reason."""
+    order = sorted(range(len(runs)), key=lambda i: (not runs[i].is_done, -runs[i].summary.tokens_per_sec))
     sections = list(_sections(runs, order, missing))
     links = "".join(f'<a href="#{one.anchor}">{escape(one.title)}</a>' for one in sections)
     body = "".join(
@@ -45,35 +45,44 @@ def page(title: str, runs: Sequence[RunView], commands: Sequence[str], missing: 
         for one in sections
     )
     typed = "".join(f"<pre><code>{escape(command)}</code></pre>" for command in commands)
+    verdict = _verdict([runs[i] for i in order if runs[i].is_done])
     head = f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width"/><title>{escape(title)}</title>'
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{CSS}</style></head><body>'
         f'<h1>{escape(title)}</h1><p class="muted">{escape(_machine(runs))}</p>{typed}'
-        f'<p class="lead">{_verdict(runs, order)}</p><nav>{links}</nav>{body}<script>{SCRIPT}</script></body></html>\n'
+        f'<p class="lead">{verdict}</p><nav>{links}</nav>{body}<script>{SCRIPT}</script></body></html>\n'
     )
 
 
 def _machine(runs: Sequence[RunView]) -> str:
     devices = dict.fromkeys(f"{run.summary.world_size} × {run.summary.device}" for run in runs)
-    torch = dict.fromkeys(f"torch {run.settings['environment']['packages']['torch']}" for run in runs)
+    torch = dict.fromkeys(f"torch {run.torch}" for run in runs)
     return ", ".join([*devices, *torch, f"written {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"])
 
 
-def _verdict(runs: Sequence[RunView], order: Sequence[int]) -> str:
-    """Who is fastest, and by how much; the measurements' own spread says whether that is anything."""
-    first = runs[order[0]]
+def _verdict(fastest: Sequence[RunView]) -> str:
+    """Who of those that are done is fastest, and by how much; the measurements' own spread says whether that is
+    anything. Steps of fewer or more tokens are taken as long as the first's."""
+    if not fastest:
+        return "No point is done."
+    first = fastest[0]
     said = f"<b>{escape(first.label)}</b>: {first.summary.tokens_per_sec:,.0f} tokens/s"
-    if len(order) == 1:
+    if len(fastest) == 1:
         return said
-    second, last = runs[order[1]], runs[order[-1]]
-    ahead = second.summary.step_time_s - first.summary.step_time_s
-    spread = max(first.summary.step_time_iqr_s, second.summary.step_time_iqr_s)
+    second, last = fastest[1], fastest[-1]
+    tokens = first.summary.tokens_per_sec * first.summary.step_time_s
+    ahead = tokens / second.summary.tokens_per_sec - first.summary.step_time_s
+    # As a part of the step that it is of: the spread of a step of as many tokens.
+    spread = max(
+        tokens / one.summary.tokens_per_sec * one.summary.step_time_iqr_s / one.summary.step_time_s
+        for one in (first, second)
+    )
     either = ", so either may be the faster" if ahead <= spread else ""
     beside = f"; their steps spread by {spread * 1e3:,.1f} ms{either}" if spread else ""
     return (
         f"Fastest is {said}, {first.summary.tokens_per_sec / last.summary.tokens_per_sec:.2f} times the slowest "
-        f"({escape(last.label)}). Its step is {ahead * 1e3:,.1f} ms shorter than that of {escape(second.label)}"
-        f"{beside}."
+        f"({escape(last.label)}). Its step is {ahead * 1e3:,.1f} ms shorter than as many tokens take "
+        f"{escape(second.label)}{beside}."
     )
 
 
@@ -82,9 +91,11 @@ def _sections(
 ) -> Iterator[Section]:
     fastest = [runs[i] for i in order]
     note = "Medians over steps without the warm-up, and their spread (IQR). Exposed: the part that waits for messages."
+    if not all(run.is_done for run in runs):
+        note += " Last those that are not done: medians over the steps that they came to."
     yield Section("numbers", "Runs", note, tables.numbers(runs, order))
     if missing:
-        yield Section("missing", "Points without numbers", "", tables.missing(missing))
+        yield Section("missing", "Points that are not done", "", tables.missing(missing))
     note = "Mean over ranks and over the steps without the warm-up."
     yield Section("steps", "Where a step goes", note, _drawn(step_bars(fastest)))
     if drawn := exposed_bars(fastest):

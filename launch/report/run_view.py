@@ -8,15 +8,16 @@ from typing import Any
 
 from conf.compose import read_job
 from conf.schema import JobConfig
+from launch.run_rows import read_rows, timed_rows
 from launch.run_summary import read_summary
+from launch.sweep.point_job import State
 from models.config import ConfigError
 from train.ledger.books import Books
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 from train.metrics.breakdown import COMMUNICATION, mean_breakdown
-from train.metrics.jsonl import METRICS_FILE, read_jsonl
 from train.metrics.label import labelled
-from train.metrics.summary import RunSummary, standing_rows, steady_rows
+from train.metrics.summary import RunSummary
 from train.run_folder import read_config
 
 
@@ -25,7 +26,9 @@ class RunView:
     """What there is to draw."""
 
     label: str
-    """What tells it from the others."""
+    """What tells it from the others, and what its numbers must not be shown without."""
+    is_done: bool
+    """Whether it may be ranked: not, if a sweep says that its point failed, was cut off or goes on."""
     folder: Path
     rows: list[dict[str, Any]]
     """Of steps that stand."""
@@ -33,32 +36,38 @@ class RunView:
     job: JobConfig
     settings: dict[str, Any]
     """Its config.yaml, plain."""
+    torch: str
+    """Its version."""
     breakdown: dict[str, float]
     """Seconds a step by bucket; empty if steps were not divided."""
     books: Books | None
     """None without a ledger."""
 
     @classmethod
-    def read(cls, folder: Path, label: str) -> "RunView | None":
-        """From `folder`; None if it has logged no step with a loss and a speed.
+    def read(cls, folder: Path, label: str, state: str | None = None) -> "RunView | None":
+        """From `folder`; None if it has logged no step with a loss and a speed. `state`: of a sweep's point, as the
+        sweep says it.
 
         Raises:
             ConfigError: if it is no run's, or another version's.
         """
-        settings = read_config(folder / "config.yaml")
+        settings, rows = read_config(folder / "config.yaml"), read_rows(folder)
         try:
-            rows = standing_rows(read_jsonl(folder / METRICS_FILE))
+            torch = settings["environment"]["packages"]["torch"]
             summary = read_summary(folder, rows, settings)
-        except (OSError, ValueError):
+        except ValueError:
             return None
-        timed = [row for row in rows if "perf/step_time_s" in row]
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"{folder} is a run of another version ({error}): name another run") from error
         try:
             books = fold(read_ledger(folder))
         except ConfigError:  # of a run of which only the metrics were kept
             books = None
         job = read_job(folder / "config.yaml")
-        name = labelled(label, summary.label)
-        return cls(name, folder, rows, summary, job, settings, mean_breakdown(steady_rows(timed)), books)
+        is_done = state in (None, State.done.value)
+        name = labelled(labelled(label, summary.label), None if is_done else state)
+        breakdown = mean_breakdown(timed_rows(rows, settings))
+        return cls(name, is_done, folder, rows, summary, job, settings, torch, breakdown, books)
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Steps and values of the rows that have `key`, without what is no number."""

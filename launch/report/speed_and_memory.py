@@ -15,14 +15,15 @@ RADIUS = 6
 
 
 def speed_and_memory(runs: Sequence[RunView]) -> str | None:
-    """The chart; None if no run has logged its memory. The line joins what no other run beats in both."""
+    """The chart; None if no run has logged its memory. The line joins what no other run that is done beats in both."""
     shown = [(i, run, memory) for i, run in enumerate(runs) if (memory := run.summary.peak_memory_gib) is not None]
     if not shown:
         return None
     speeds, memories = [run.summary.tokens_per_sec for _, run, _ in shown], [memory for *_, memory in shown]
+    done = [(memory, run.summary.tokens_per_sec) for _, run, memory in shown if run.is_done]
     axes = Axes(86, 40, WIDTH - 86 - 20, HEIGHT - 40 - 52, widened(memories, 0.15), widened(speeds, 0.12))
     lines = list(axes.grid("largest memory of rank 0, GiB", "tokens/s"))
-    best = [(axes.x(memory), axes.y(speed)) for memory, speed in unbeaten(memories, speeds)]
+    best = [(axes.x(memory), axes.y(speed)) for memory, speed in unbeaten(done)]
     if len(best) > 1:
         steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in best[1:])
         lines.append(f'<path class="best" d="M{best[0][0]:.1f} {best[0][1]:.1f}{steps}"/>')
@@ -42,10 +43,10 @@ def speed_and_memory(runs: Sequence[RunView]) -> str | None:
     return svg(WIDTH, HEIGHT, "tokens/s against memory", lines)
 
 
-def unbeaten(costs: Sequence[float], gains: Sequence[float]) -> list[tuple[float, float]]:
-    """The pairs than which no other costs no more and gains more, by cost."""
+def unbeaten(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The pairs of cost and gain than which no other costs no more and gains more, by cost."""
     kept: list[tuple[float, float]] = []
-    for cost, gain in sorted(zip(costs, gains, strict=True), key=lambda pair: (pair[0], -pair[1])):
+    for cost, gain in sorted(pairs, key=lambda pair: (pair[0], -pair[1])):
         if not kept or gain > kept[-1][1]:
             kept.append((cost, gain))
     return kept

@@ -16,7 +16,7 @@ EXPOSED = BarStyle(
 
 def step_bars(runs: Sequence[RunView]) -> str:
     """The picture that `switchyard bench` draws, of these."""
-    return draw([_bar(run) for run in runs], "step time, the fastest run first")
+    return draw([_bar(run) for run in runs], "step time; runs by tokens/s")
 
 
 def exposed_bars(runs: Sequence[RunView]) -> str | None:

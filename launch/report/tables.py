@@ -42,7 +42,7 @@ def _numbers_of(run: RunView) -> list[str]:
 
 
 def missing(points: Sequence[tuple[str, str, str]]) -> str:
-    """Points of a sweep without numbers, and why."""
+    """Points of a sweep that are not done, and why."""
     rows = ["<tr><th>point</th><th></th><th>why</th></tr>"]
     for name, state, why in points:
         rows.append(f"<tr><td>{escape(name)}</td><td>{escape(state)}</td><td>{escape(why)}</td></tr>")

@@ -16,13 +16,16 @@ from launch.sweep.queue import order_of, settle, submit_point
 from launch.sweep.results import CSV_FILE, Result, parquet_missing, result_of, write_results
 from launch.sweep.table import print_sweep
 from launch.table_console import table_console
+from models.config import ConfigError
+from train.faults.stop import STOP_FILE
 
 
 def sweep(words: Sequence[str]) -> int:
     """Run, or queue, what is not done yet; write the results and their page, and print a table.
 
     Returns:
-        0 if no point failed, 1 if one did. A refused one has not failed: it is a result.
+        0 if no point failed, 1 if one did, or was cut off or not run on this machine. A refused one has not failed: it
+        is a result.
 
     Raises:
         ConfigError: before anything is started, for a word that no job takes, and for a folder that holds a job of the
@@ -44,10 +47,12 @@ def sweep(words: Sequence[str]) -> int:
         for job in order.jobs:
             settle(job)
         states = {job.name: job.state for job in order.jobs}
-        to_run = [job for job in order.jobs if _is_to_run(states[job.name], order.retry)]
+        to_run = [job for job in order.jobs if _is_to_run(job, states[job.name], order.retry)]
         try:
             if order.submission:
                 for job in to_run:
+                    if states[job.name] is State.failed:
+                        job.clear()
                     _say(job, f"job {submit_point(job, order.submission)} of SLURM")
             else:
                 _run(order, to_run, states, command)
@@ -59,14 +64,22 @@ def sweep(words: Sequence[str]) -> int:
         print_sweep(results, table_console())
         _print_counts(order)
         if any(job.done for job in order.jobs):
-            print(write_report([order.folder], order.folder / REPORT_FILE))
+            try:
+                print(write_report([order.folder], order.folder / REPORT_FILE))
+            except ConfigError as error:
+                print(f"switchyard: no {REPORT_FILE}: {error}", file=sys.stderr)
         print(order.folder / CSV_FILE)
     if note := parquet_missing():
         print(f"switchyard: {note}", file=sys.stderr)
-    return 1 if any(job.state is State.failed for job in order.jobs) else 0
+    bad = (State.failed,) if order.submission else (State.failed, State.cut_off, State.new)
+    return 1 if any(job.state in bad for job in order.jobs) else 0
 
 
-def _is_to_run(state: State, retry: bool) -> bool:
+def _is_to_run(job: PointJob, state: State, retry: bool) -> bool:
+    if state is State.cut_off and (job.folder / STOP_FILE).exists():
+        # Its job would be refused, and be on record as failed.
+        _say(job, f"{job.folder / STOP_FILE} asks it to stop: remove it, and the same words go on")
+        return False
     return state in (State.new, State.cut_off) or (state is State.failed and retry)
 
 

@@ -11,6 +11,7 @@ from conf.schema import JobConfig
 from launch.jobs.own_words import refuse_run_folders, take_own, truth
 from launch.jobs.points import Point, check_names, points_of
 from launch.jobs.points_composed import compose_points, look_over
+from launch.jobs.typed_path import typed_path
 from launch.local import take_nproc
 from launch.submit import Order as Submission
 from launch.submit import check_submitted
@@ -20,7 +21,8 @@ from models.config import ConfigError
 PROGRAM = "switchyard sweep sweep.dir=FOLDER [nproc=N]"
 HELP = """
   sweep.dir=FOLDER   results.csv, report.html and the runs go there; the same words again do what is not done yet
-  strategy=fsdp,ep   values with commas, range(1,4), glob(pp*): a point for each combination, as Hydra reads them
+  strategy=fsdp,ep   a point for each combination of values, as Hydra reads them: with commas, 'train.seed=range(1,4)',
+                     'strategy=glob(pp*)' (of a group's options); the quotes are for the shell
   retry=true         runs again, from its beginning, what failed
   --slurm nodes=N gpus_per_node=G [--partition=P …]
                      each point a job of SLURM, as switchyard submit has it; the same words later collect
@@ -28,6 +30,7 @@ HELP = """
 """
 OURS = {"sweep.dir": None, "retry": "false"}
 SLURM = "--slurm"
+RENAME = "values name points, by their letters, digits and ._+; sweep those that look alike in folders of their own"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class SweepOrder:
             ConfigError: for such a word, and where no combination can run; `SystemExit` after `--help`.
         """
         submission = None
-        if SLURM in words and not {"--help", "-h"} & set(words):
+        if {"--help", "-h"} & set(words):
+            words = ["--help"]
+        elif SLURM in words:
             submission = Submission.parse([word for word in words if word != SLURM])
             words = submission.job_words
         line = CommandLine.parse(words, PROGRAM, HELP)
@@ -64,11 +69,11 @@ class SweepOrder:
         if not given["sweep.dir"]:
             raise ConfigError("where do results go? write sweep.dir=FOLDER")
         refuse_run_folders(rest, "sweep", "sweep.dir=FOLDER")
-        folder = Path(given["sweep.dir"]).expanduser().resolve()
+        folder = typed_path(f"sweep.dir={given['sweep.dir']}", given["sweep.dir"])
         group = re.sub(r"[^\w.+-]+", "_", folder.name) or "sweep"
         defaults = {"logging.wandb_group": group, "measure.expert_load": "true"}
         points = points_of(rest, None, Options.find(line.config_dir), defaults)
-        check_names(points)
+        check_names(points, RENAME)
         composed = compose_points(points, line.config_dir)
         flags = ["--config-dir", str(line.config_dir.resolve())] if line.config_dir else []
         n_ranks = submission.nodes * submission.ranks_per_node if submission else nproc

@@ -11,7 +11,7 @@ from train.checkpoint.folder import committed, step_of
 from train.data.atomic_json import read_json
 from train.faults.stop import Cause
 
-CUT_SHORT = (Cause.preempted.code, 128 + signal.SIGTERM)
+CUT_SHORT = (Cause.preempted.code, Cause.stopped.code, 128 + signal.SIGTERM)
 """Exit codes of a job that somebody told to end: it goes on."""
 SLURM_JOB = "slurm_job"
 """In a point's record: the number that SLURM gave its job."""

@@ -6,18 +6,22 @@ All three hold the same rows. NaN and the infinities stand by name in the first 
 import csv
 import datetime
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launch.run_rows import read_rows, timed_rows
 from launch.sweep.point_job import PointJob
+from models.config import ConfigError
 from train.data.atomic_json import write_json
 from train.ledger.events import attempts
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 from train.metrics.breakdown import COMMUNICATION, mean_breakdown, row_key
-from train.metrics.jsonl import METRICS_FILE, read_jsonl, strict_value
-from train.metrics.summary import standing_rows, steady_rows
+from train.metrics.jsonl import strict_value
+from train.run_folder import read_config
 
 NUMBERS = (
     *("tokens_per_sec", "step_time_s", "step_time_iqr_s", "mfu", "peak_memory_gib", "steps", "tokens"),
@@ -30,7 +34,8 @@ Result = dict[str, Any]
 
 
 def result_of(job: PointJob, swept: Sequence[str]) -> Result:
-    """The row of one point. A key that has nothing to say is there, as None.
+    """The row of one point. A key that has nothing to say is there, as None. What of one that is done cannot be read,
+    but for its summary, is left out, and said in `why`.
 
     Raises:
         ConfigError: if its summary cannot be read.
@@ -39,10 +44,12 @@ def result_of(job: PointJob, swept: Sequence[str]) -> Result:
     row: Result = {"point": job.name, "state": job.state.value, "label": summary.label if summary else None}
     row |= {key: job.point.values.get(key) for key in swept}
     row |= {name: getattr(summary, name, None) for name in NUMBERS}
-    divided = {}
+    divided, why = {}, job.why
     if summary:
-        rows = standing_rows(read_jsonl(job.folder / METRICS_FILE))
-        divided = mean_breakdown(steady_rows([one for one in rows if "perf/step_time_s" in one]))
+        try:
+            divided = mean_breakdown(timed_rows(read_rows(job.folder), read_config(job.folder / "config.yaml")))
+        except ConfigError as error:
+            why = f"without parts of a step: {error}"
     exposed = [divided[f"exposed_comm/{kind}"] for kind in COMMUNICATION if f"exposed_comm/{kind}" in divided]
     row["exposed_comm_s"] = sum(exposed) if exposed else None
     row |= {row_key(bucket): seconds for bucket, seconds in divided.items()}
@@ -50,7 +57,7 @@ def result_of(job: PointJob, swept: Sequence[str]) -> Result:
     # Of the ledger, in which the last attempt's own end is, too.
     row["ettr"] = fold(read_ledger(job.folder)).ettr if summary and starts else None
     bound = summary.bound_by if summary else None
-    return row | {"starts": starts, "bound_by": bound, "why": job.why, "run": str(job.folder) if starts else None}
+    return row | {"starts": starts, "bound_by": bound, "why": why, "run": str(job.folder) if starts else None}
 
 
 def write_results(folder: Path, results: Sequence[Result], command: str) -> None:
@@ -60,12 +67,13 @@ def write_results(folder: Path, results: Sequence[Result], command: str) -> None
     written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     strict = [{key: strict_value(value) for key, value in row.items()} for row in rows]
     write_json(folder / JSON_FILE, {"command": command, "date": written, "points": strict})
-    with (folder / CSV_FILE).open("w", newline="") as file:
+    with _replaced(folder / CSV_FILE) as path, path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(strict)
     if importlib.util.find_spec("pyarrow"):
-        _write_parquet(folder / PARQUET_FILE, rows)
+        with _replaced(folder / PARQUET_FILE) as path:
+            _write_parquet(path, rows)
 
 
 def parquet_missing() -> str | None:
@@ -73,6 +81,14 @@ def parquet_missing() -> str | None:
     if importlib.util.find_spec("pyarrow"):
         return None
     return f"no {PARQUET_FILE}: pip install 'switchyard[parquet]'; {CSV_FILE} has the same rows"
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once it is whole."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    yield temporary
+    os.replace(temporary, path)
 
 
 def _write_parquet(path: Path, rows: list[Result]) -> None:

@@ -40,7 +40,7 @@ def print_sweep(results: Sequence[Result], console: Console) -> None:
     for row in results:
         if row["why"]:
             text = f"{row['point']}: {row['why']}"
-            console.print(text, style=STYLES[row["state"]], markup=False, highlight=False, soft_wrap=True)
+            console.print(text, style=STYLES.get(row["state"], "yellow"), markup=False, highlight=False, soft_wrap=True)
 
 
 def by_speed(results: Sequence[Result]) -> list[Result]:

@@ -207,7 +207,7 @@ def test_configs_in_a_file(text: str, said: str, tmp_path: Path) -> None:
 
 def test_two_points_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two points are called a-max"):
-        check_names(points_of(["train.seed=1"], {"a-max": [], "a": ["overlap=none,max"]}, Options.find()))
+        check_names(points_of(["train.seed=1"], {"a-max": [], "a": ["overlap=none,max"]}, Options.find()), "rename")
 
 
 def test_cfg_job_prints_every_point_and_runs_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

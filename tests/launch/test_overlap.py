@@ -13,7 +13,7 @@ from launch.bench.result import PointResult
 from launch.cli import main
 from launch.jobs.points import Point
 from launch.overlap.command import jobs_of
-from launch.overlap.knobs import KNOBS, NO_KNOBS, offered, typed
+from launch.overlap.knobs import KNOBS, NO_KNOBS, typed
 from launch.overlap.proof import Hidden, Order, Proof, compare_losses, issued_earlier
 from launch.overlap.request import Request
 from launch.overlap.side import Side, Step, busy_s
@@ -29,9 +29,8 @@ WORDS = ["nproc=2", "rounds=2", "model=tiny", "train.steps=6"]
 def test_every_field_is_a_knob_of_the_right_type() -> None:
     """One that is new is put to the proof, or said to be none."""
     defaults = {each.name: each.default for each in fields(OverlapConfig)}
-    assert set(defaults) - set(NO_KNOBS) == set(offered())
-    for name in offered():
-        knob = KNOBS[name]
+    assert set(defaults) - set(NO_KNOBS) == set(KNOBS)
+    for name, knob in KNOBS.items():
         assert {type(knob.off), type(knob.on)} == {type(defaults[name])}, name
         assert knob.off != knob.on, name
 
@@ -85,7 +84,7 @@ def test_all_are_those_that_the_layout_takes(tmp_path: Path) -> None:
     request = parsed(tmp_path, "--all", "strategy=ddp")
     assert {"grad_reduce", "data", "checkpoint"} <= set(request.sides)
     assert request.refused["param_prefetch"].startswith("overlap.param_prefetch: with strategy=ddp no parameter is")
-    assert set(request.sides) | set(request.refused) == set(offered())
+    assert set(request.sides) | set(request.refused) == set(KNOBS)
     assert not {"param_prefetch=1", "param_prefetch=2"} & {point.name for point in request.points}
 
 
@@ -207,7 +206,12 @@ def test_a_side_that_failed_has_no_figures() -> None:
     assert half.hidden[0].exposed_on_s is half.hidden[0].taken_off is half.ratio is half.memory_gib is half.losses
     assert half.hidden[0].exposed_on_s is None
     assert half.hidden[0].exposed_off_s == 0.08
-    shown([half, proof(Side(), Side())], {}, "cuda")
+    lines = shown([half, proof(Side(), Side())], {}, "cuda").splitlines()
+    rows = [line.split() for line in lines if line.strip().startswith("shared_experts")]
+    assert rows == [
+        ["shared_experts", "ep", "–", "80.0", "–", "–", "–", "0", "of", "4", "–", "–", "–", "–"],
+        ["shared_experts", "ep", *["–"] * 10],
+    ]
 
 
 def test_totals_are_those_of_kernels() -> None:
@@ -286,7 +290,7 @@ def test_a_side_is_read_from_what_its_jobs_left(tmp_path: Path) -> None:
             for step, steps, ms in ((1, 1, 500.0), (5, 4, 10.0), (6, 1, 60.0))
         ]
         (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (job.folder / "config.yaml").write_text("environment: {corpus_sha256: x}\n")
+        (job.folder / "config.yaml").write_text("environment: {corpus_sha256: x, resumed_after_step: 0}\n")
         summary = RunSummary(
             *(
                 "run",

@@ -13,16 +13,11 @@ import pytest
 from harness.made_run import made_run
 
 from launch.cli import main
-from launch.report import expert_map
-from launch.report.axes import PALETTE
 from launch.report.differences import differences
-from launch.report.expert_load import RAMP, shade_of
 from launch.report.expert_map import expert_loads
 from launch.report.goodput import TRAINED, shares
-from launch.report.losses import coinciding, compare_losses
-from launch.report.run_view import RunView, labels
-from launch.report.speed_and_memory import unbeaten
-from launch.report.style import CSS
+from launch.report.losses import compare_losses
+from launch.report.run_view import RunView
 from train.ledger.fold import fold
 from train.ledger.read import read_ledger
 
@@ -106,7 +101,7 @@ def test_runs_are_those_that_the_sweep_names_and_stand_by_speed(tree: ElementTre
     assert "".join(lead.itertext()).startswith("Fastest is ddp<&>: 1,000 tokens/s, 4.00 times the slowest (pp).")
 
 
-def test_points_without_numbers_say_why(tree: ElementTree.Element) -> None:
+def test_points_that_are_not_done_say_why(tree: ElementTree.Element) -> None:
     assert texts(section(tree, "missing"))[-3:] == ["tp", "refused", "refused: strategy.tp=3 & more"]
 
 
@@ -135,30 +130,102 @@ def test_losses_are_equal_or_flagged_with_the_step(folder: Path, tree: ElementTr
     assert {line.get("points", "").count(",") for line in curves} == {4}
 
 
-def test_runs_that_learnt_the_same_share_a_line() -> None:
-    curve = [(1, 6.0), (2, 5.0)]
-    near, far = [(1, 6.0), (2, 5.0 + 4e-4)], [(1, 6.0), (2, 5.0 + 6e-4)]
-    assert coinciding([curve, far, near, curve[:1]], 1e-4) == [[0, 2], [1], [3]]
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-@pytest.mark.parametrize("colour", PALETTE)
-def test_lines_stand_out_by_day_and_by_night(colour: str) -> None:
-    """WCAG's contrast for what is no text, on the page's papers."""
-    for paper in re.findall(r"--paper: (#\w+);", CSS):
-        low, high = sorted((luminance(colour), luminance(paper)))
-        assert (high + 0.05) / (low + 0.05) >= 3, paper
-
-
 def test_loss_that_is_no_number_does_not_break_the_page(tmp_path: Path) -> None:
     made_run(tmp_path / "a", TINY, [6.0, float("nan"), 5.0])
     assert main(["report", str(tmp_path / "a")]) == 0
     ElementTree.fromstring((tmp_path / "a" / "report.html").read_text().removeprefix("<!DOCTYPE html>\n"))
+
+
+def test_a_loss_that_turned_to_none_is_no_equal_one(tmp_path: Path) -> None:
+    for name, third in (("a", 5.0), ("b", float("nan")), ("c", float("nan"))):
+        made_run(tmp_path / "runs" / name, TINY, [6.0, 5.5, third, 4.5])
+    a, b, c = (view(tmp_path, name) for name in "abc")
+    broken, same = compare_losses([a, b])[0], compare_losses([b, c])[0]
+    assert (broken.sentence, broken.flagged) == ("differs: one alone is not finite, in step 3", True)
+    assert (same.sentence, same.flagged) == ("equal in all 4 steps", False)
+    assert compare_losses([b, a])[0].flagged
+
+
+def results(folder: Path, **states: str) -> None:
+    points = [
+        {"point": name, "state": state, "why": None, "tokens_per_sec": 1.0 if state == "done" else None}
+        for name, state in states.items()
+    ]
+    (folder / "results.json").write_text(json.dumps({"command": "switchyard sweep", "points": points}))
+
+
+def lead(page: Path) -> str:
+    tree = ElementTree.fromstring(page.read_text().removeprefix("<!DOCTYPE html>\n"))
+    return "".join(next(one for one in tree.iter("p") if one.get("class") == "lead").itertext())
+
+
+def test_a_point_that_is_not_done_is_not_the_fastest(tmp_path: Path) -> None:
+    for name, step_s in (("a", 0.1), ("b", 0.2), ("c", 0.3)):
+        made_run(tmp_path / "runs" / name, TINY, LOSSES, step_s=step_s)
+    results(tmp_path, a="failed", b="done", c="done")
+    assert main(["report", str(tmp_path)]) == 0
+    assert lead(tmp_path / "report.html").startswith("Fastest is b: 500 tokens/s, 1.50 times the slowest (c).")
+    tree = ElementTree.fromstring((tmp_path / "report.html").read_text().removeprefix("<!DOCTYPE html>\n"))
+    assert ["".join(row[0].itertext()) for row in section(tree, "numbers").iter("tr")] == [
+        "run",
+        "b",
+        "c",
+        "a (failed)",
+    ]
+    assert "Points that are not done" in texts(section(tree, "missing"))
+    results(tmp_path, a="failed", b="failed", c="cut off")
+    assert main(["report", str(tmp_path)]) == 0
+    assert lead(tmp_path / "report.html") == "No point is done."
+
+
+def test_steps_of_other_sizes_are_compared_by_their_tokens(tmp_path: Path) -> None:
+    """Twice the tokens in 1.5 times the time: the shorter step is the slower one."""
+    made_run(tmp_path / "a", TINY, LOSSES, step_s=0.2)
+    made_run(tmp_path / "b", TINY, LOSSES, step_s=0.3)
+    metrics = tmp_path / "b" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    metrics.write_text("".join(json.dumps(row | {"perf/tokens_per_sec": 200 / 0.3}) + "\n" for row in rows))
+    assert main(["report", str(tmp_path)]) == 0
+    said = lead(tmp_path / "report.html")
+    assert said.startswith("Fastest is b: 667 tokens/s, 1.33 times the slowest (a).")
+    assert said.endswith("Its step is 100.0 ms shorter than as many tokens take a.")
+
+
+def test_parts_of_a_step_are_the_last_starts(tmp_path: Path) -> None:
+    """The first row of a start is its warm-up, in whichever start."""
+    folder = made_run(tmp_path / "runs" / "a", TINY, [6.0] * 6)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("resumed_after_step: 0", "resumed_after_step: 3"))
+    metrics = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows[3] |= {"time/other_s": 9.0}
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert view(tmp_path, "a").breakdown["other"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("broken", ["5", '{"train/loss": 1.0}', '{"train/step": 9, "train/loss": "x"}', "config"])
+def test_a_run_that_cannot_be_read_is_one_line(broken: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made_run(tmp_path / "a", TINY, LOSSES)
+    if broken == "config":
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("resumed_after_step", "something_else"))
+    else:
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(broken + "\n")
+    assert main(["report", str(folder)]) == 2
+    alone = capsys.readouterr().err
+    assert alone.count("\n") == 1
+    made_run(tmp_path / "b", TINY, LOSSES)
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == alone.replace("switchyard: ", "switchyard: left out: ")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"points": 3}', '{"command": "a", "points": [{"x": 1}]}', "[1]"])
+def test_results_that_are_somebody_elses_are_passed_over(content: str, tmp_path: Path) -> None:
+    made_run(tmp_path / "runs" / "a", TINY, LOSSES)
+    (tmp_path / "results.json").write_text(content)
+    assert main(["report", str(tmp_path)]) == 0
+    assert lead(tmp_path / "report.html") == "a: 1,000 tokens/s"
 
 
 def test_goodput_shares_make_a_whole(folder: Path) -> None:
@@ -184,11 +251,6 @@ def test_differences_alone_are_shown(folder: Path) -> None:
     assert differences([settings[0], settings[0]]) == {}
 
 
-def test_the_map_goes_from_even_to_uneven() -> None:
-    assert [shade_of(load, 1.0, 2.0) for load in (1.0, 1.5, 2.0)] == [0, len(RAMP) // 2, len(RAMP) - 1]
-    assert shade_of(1.0, 1.0, 1.0) == 0
-
-
 def test_every_expert_has_a_line_where_its_load_was_written(tmp_path: Path) -> None:
     """Two runs that routed the same, one whose step 2 was taken back, and one that routed otherwise."""
     loads = {1: [[4, 0], [2, 2]], 2: [[1, 3], [2, 2]], 3: [[3, 1], [2, 2]]}
@@ -207,21 +269,6 @@ def test_every_expert_has_a_line_where_its_load_was_written(tmp_path: Path) -> N
     said = [title.text for title in experts.iter(f"{SVG}title")]
     assert "MoE layer 0, expert 0, steps 1 to 1: 2.00 of the mean" in said
     assert "MoE layer 1, expert 1, steps 1 to 3: 1.00 to 1.00 of the mean" in said
-
-
-@pytest.mark.parametrize(("load", "place"), [(0.0, 0), (0.25, 1), (0.9, 3), (1.25, 4), (100.0, 6)])
-def test_a_loads_colour_is_the_same_on_every_page(load: float, place: int) -> None:
-    assert expert_map.shade_of(load) == expert_map.SHADES[place]
-
-
-def test_what_no_other_beats() -> None:
-    assert unbeaten([1, 2, 3, 3, 0.5], [10, 9, 20, 25, 5]) == [(0.5, 5), (1, 10), (3, 25)]
-
-
-def test_labels_tell_runs_apart() -> None:
-    assert labels([Path("/a/b"), Path("/a/c")]) == ["b", "c"]
-    assert labels([Path("/a/x/b"), Path("/a/y/b")]) == ["x/b", "y/b"]
-    assert labels([Path("/a")]) == ["a"]
 
 
 def test_balanced_routing_is_never_shown_without_its_name(tmp_path: Path) -> None:
@@ -248,6 +295,7 @@ def test_runs_by_name_go_where_they_are_told(folder: Path, tmp_path: Path, monke
         ([], "report takes folders of runs, or of a sweep: switchyard report runs/NAME runs/OTHER"),
         (["nowhere"], "/nowhere: there is no such folder; name folders of runs, or one that holds them"),
         (["."], ": it is no run's, and holds none; name folders of runs, or one that holds them"),
+        (["~nosuchuser"], "~nosuchuser: Could not determine home directory.; name another"),
         (["--open"], "unknown flag --open: report takes folders of runs, and to=FILE.html"),
         (["RUN", "to=/nowhere/a.html"], "to=/nowhere/a.html: No such file or directory; name a file in a folder"),
     ],

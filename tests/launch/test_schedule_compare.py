@@ -26,7 +26,7 @@ def run_of(
 ) -> Path:
     """A run's folder, as its steps would have left it."""
     composed = compose(["model=tiny", "data=synthetic", "train.global_batch_size=16", *words])
-    environment = {"corpus_sha256": "0", "world_size": world_size, "device": "made up"}
+    environment = {"corpus_sha256": "0", "resumed_after_step": 0, "world_size": world_size, "device": "made up"}
     write_config(folder, yaml.safe_load(composed.yaml), environment)
     row = {row_key(bucket): seconds for bucket, seconds in breakdown.items()}
     row |= {row_key(WALL): sum(breakdown.values()), "perf/step_time_s": sum(breakdown.values()), "time/steps": 1}

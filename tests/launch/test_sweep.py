@@ -3,7 +3,6 @@ on with."""
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from harness.run_record import RunRecord
+from harness.slurm_stub import slurm_stub
 
 from launch.cli import main
 from launch.jobs.points import Point
@@ -114,40 +114,6 @@ def test_the_same_words_do_what_is_not_done(copied: Path, capsys: pytest.Capture
     assert (found["ddp"]["state"], found["ddp"]["starts"], found["single"]["starts"]) == ("done", 2, 1)
 
 
-def job(folder: Path, **fields: Any) -> PointJob:
-    point = Point("a", ("model=tiny",))
-    made = PointJob(name="a", words=point.words, runs=folder, nproc=1, point=point, refusal=None)
-    if fields:
-        made.write_record(**fields)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("fields", "state"),
-    [
-        ({}, State.new),
-        ({"exit_code": None}, State.cut_off),
-        ({"exit_code": 75, "last_lines": []}, State.cut_off),
-        ({"exit_code": 143, "last_lines": []}, State.cut_off),
-        ({"exit_code": 1, "last_lines": ["a"]}, State.failed),
-        ({"exit_code": -9, "last_lines": []}, State.failed),
-        ({"slurm_job": "7"}, State.queued),
-        ({"slurm_job": "7", "exit_code": 1, "last_lines": []}, State.failed),
-    ],
-)
-def test_what_a_record_says(fields: dict[str, Any], state: State, tmp_path: Path) -> None:
-    assert job(tmp_path, **fields).state is state
-
-
-def test_a_point_says_where_it_goes_on(tmp_path: Path) -> None:
-    made = job(tmp_path)
-    assert made.goes_on == "its beginning: nothing was saved"
-    (made.folder / "checkpoints" / "step-00000020").mkdir(parents=True)
-    assert made.goes_on == "its beginning: nothing was saved"  # not committed
-    (made.folder / "checkpoints" / "step-00000020" / "manifest.json").touch()
-    assert made.goes_on == "its checkpoint after step 20"
-
-
 def test_what_failed_is_on_record_and_runs_again_only_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +145,8 @@ def test_what_failed_is_on_record_and_runs_again_only_when_asked(
             ["sweep.dir=s", "nproc=3", "strategy=single,tp"],
             "none of 2 points can run; single: strategy=single is",
         ),
+        (["sweep.dir=~nosuchuser/s", "strategy=ddp"], "sweep.dir=~nosuchuser/s: Could not determine home directory."),
+        (["sweep.dir=s", "strategy=ddp", "optim.lr=1e-3,1e+3", "data.path=a/b,a-b"], "two points are called "),
         (["sweep.dir=s", "retry=maybe"], "retry=maybe: set it to true or false"),
         (["sweep.dir=s", "--slurm", "strategy=ddp"], "how many ranks a node? write gpus_per_node=G"),
         (
@@ -220,27 +188,9 @@ def test_cfg_job_prints_every_point_and_runs_none(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "s").exists()
 
 
-SBATCH = """#!/usr/bin/env bash
-here=$(dirname "$0")
-echo "$*" >> "$here/submitted"
-grep -c . "$here/submitted"
-"""
-SCONTROL = """#!/usr/bin/env bash
-here=$(dirname "$0")
-if [[ -e "$here/state-$3" ]]; then cat "$here/state-$3"; else exit 1; fi
-"""
-
-
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A queue that holds what it is told to, and runs nothing: `state-N` is what it says of job N."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return folder
+    return slurm_stub(tmp_path / "slurm", monkeypatch)
 
 
 def test_slurm_takes_each_point_and_the_same_words_collect(
@@ -274,9 +224,44 @@ def test_slurm_takes_each_point_and_the_same_words_collect(
     assert (found["single"]["state"], found["ddp"]["state"]) == ("done", "failed")
     assert found["ddp"]["why"] == "exit code 1: no space left"
     assert len((slurm / "submitted").read_text().splitlines()) == 2
+    (swept / "runs" / "ddp" / "checkpoints").mkdir(parents=True)
     assert main([*words, "retry=true"]) == 0
     assert points(swept)["ddp"]["state"] == "queued"
+    assert not (swept / "runs" / "ddp").exists()
+    assert not (swept / "runs" / "ddp.log").exists()
     assert len((slurm / "submitted").read_text().splitlines()) == 3
+
+
+def test_steps_that_cannot_be_divided_leave_a_point_its_numbers(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither its row nor its page ends a sweep that is done."""
+    for name in ("single", "ddp"):
+        with (copied / "runs" / name / "metrics.jsonl").open("a") as file:
+            file.write("5\n")
+    assert run(copied) == 0
+    out, err = capsys.readouterr()
+    assert "switchyard: no report.html: " in err
+    assert "single: without parts of a step: " in out
+    found = points(copied)["single"]
+    assert (found["state"], found["exposed_comm_s"], found["loss_last"] is None) == ("done", None, False)
+
+
+def test_a_point_that_is_left_undone_is_no_success(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was asked to stop, and the file that asks is still there."""
+    torn = copied / "runs" / "ddp"
+    (torn / "summary.json").unlink()
+    (torn / "STOP").touch()
+    assert run(copied) == 1
+    assert f"ddp: {torn / 'STOP'} asks it to stop: remove it, and the same words go on" in capsys.readouterr().out
+    assert points(copied)["ddp"]["state"] == "cut off"
+
+
+def test_help_is_there_for_slurm_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["sweep", "--slurm", "--partition=p", "--help"])
+    assert end.value.code == 0
+    assert "each point a job of SLURM" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,7 @@ def summarise(
     trained = [row for row in standing if "train/loss" in row]
     if not any("perf/step_time_s" in row for row in trained):
         raise ValueError("no step was logged: there is nothing to summarise")
-    # Steps that were traced deeply have no speed. An attempt that has none yet is shown with its predecessors'.
-    timed = [row for row in trained if "perf/step_time_s" in row]
-    own = [row for row in timed if row["train/step"] > attempt.resumed_after_step] or timed
-    steady = steady_rows(own)
+    steady = steady_rows(trained, attempt.resumed_after_step)
     step_times = _column(steady, "perf/step_time_s")
     evals = _column(standing, "eval/loss")
     return RunSummary(
@@ -211,7 +208,7 @@ def summarise(
         mfu_palm=_median_or_none(steady, "perf/mfu_palm"),
         peak_tflops=attempt.peak.tflops,
         peak_source=attempt.peak.source,
-        peak_memory_gib=max(_column(own, "mem/peak_gib"), default=None),
+        peak_memory_gib=max(_column(_own_rows(trained, attempt.resumed_after_step), "mem/peak_gib"), default=None),
         world_size=attempt.world_size,
         device=attempt.device,
         parameters=attempt.parameters,
@@ -235,9 +232,17 @@ def standing_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(by_step.values())
 
 
-def steady_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """An attempt's rows less the first min(10, n // 5) of n, and at least the first: the warm-up. One alone stays."""
-    return rows[min(10, max(1, len(rows) // 5)) :] or rows
+def steady_rows(rows: Sequence[Mapping[str, Any]], resumed_after_step: int) -> list[dict[str, Any]]:
+    """Those of the `rows` that stand which an attempt's speed is read from: its own that have one, less the first
+    min(10, n // 5) of n, and at least the first: the warm-up. One alone stays."""
+    own = _own_rows(rows, resumed_after_step)
+    return own[min(10, max(1, len(own) // 5)) :] or own
+
+
+def _own_rows(rows: Sequence[Mapping[str, Any]], resumed_after_step: int) -> list[dict[str, Any]]:
+    """Steps that were traced deeply have no speed. An attempt that has none yet is shown with its predecessors'."""
+    timed = [dict(row) for row in rows if "perf/step_time_s" in row]
+    return [row for row in timed if row["train/step"] > resumed_after_step] or timed
 
 
 def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
