@@ -19,13 +19,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.optim import AdamW
 
 import parallel.comm
 import train.__main__
 from models.transformer import Transformer
+from parallel.overlap import passage
 from train.data.loader import BatchLoader
 
 
@@ -71,7 +71,7 @@ class LateWork:
 def install(events: Events) -> None:
     """Put the events into this process."""
     read, forward, pending = BatchLoader._read, Transformer.forward, parallel.comm.Pending
-    backward, optimize = torch.autograd.backward, AdamW.step
+    backward, optimize = passage.backward_from, AdamW.step
 
     def late_read(loader: BatchLoader) -> Any:
         events.step += 1
@@ -90,12 +90,12 @@ def install(events: Events) -> None:
         events.happen("optimizer")
         return optimize(optimizer, *args)
 
-    def late_pending(output: Any, work: Any, kind: Any, operation: str, group: Any) -> Any:
-        return pending(output, LateWork(work, kind.value, events), kind, operation, group)
+    def late_pending(output: Any, work: Any, kind: Any, operation: str, group: Any, number: int) -> Any:
+        return pending(output, LateWork(work, kind.value, events), kind, operation, group, number)
 
     BatchLoader._read = late_read  # type: ignore[method-assign]
     Transformer.forward = late_forward  # type: ignore[method-assign]
-    torch.autograd.backward = late_backward  # type: ignore[assignment]
+    passage.backward_from = late_backward
     AdamW.step = late_step  # type: ignore[method-assign,assignment]
     parallel.comm.Pending = late_pending  # type: ignore[assignment,misc]
     for name in ("reduce_scatter_single", "reduce_scatter_tensor"):

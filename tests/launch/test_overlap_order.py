@@ -46,7 +46,7 @@ def traced(layout: Layout, folder: str) -> tuple[list[Begun], tuple[int, int]]:
 
 
 def order_of(pool: WorkerPool, layout: Layout, folder: Path, bucket: str) -> Order:
-    order = Order.of(Step(None, *pool.run(2, traced, layout, str(folder))[0]), bucket)
+    order = Order.of(Step(None, None, *pool.run(2, traced, layout, str(folder))[0]), bucket)
     assert order is not None
     return order
 
