@@ -41,7 +41,9 @@ def scale_down(job: JobConfig, degrees: Degrees, steps: int = STEPS) -> JobConfi
     chunk = -(-train.micro_batch(degrees.dp, degrees.pp) * length // n_chunks)
     engine, reduction = job.strategy.engine, job.strategy.reduction
     native = engine is EngineName.native
-    in_buckets = reduction is not Reduction.shard if native else "bucket_mib" in READ[engine, reduction]
+    in_buckets = (
+        degrees.world > 1 and reduction is not Reduction.shard if native else "bucket_mib" in READ[engine, reduction]
+    )
     shrinkage = count_parameters(model).total / count_parameters(job.model).total
     return replace(
         job,

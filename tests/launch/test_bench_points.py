@@ -188,7 +188,10 @@ def test_a_refusal_is_one_line_before_anything_runs(
         ("a: [1]", "write a mapping of names to lists of words"),
         ("a: [", "is not YAML: "),
         ("transformers: [strategy=ddp]", "two points are called transformers: "),
-        ("a/b: [strategy=ddp]", "a point called 'a/b': it names a folder; "),
+        (
+            "a/b: [strategy=ddp]",
+            "a point called 'a/b', which names a folder of letters, digits and ._+=-, 100 at most: ",
+        ),
         ("{a: [strategy=ddp], 'a-none': ['overlap=default']}\n", ""),
     ],
 )

