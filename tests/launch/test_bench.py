@@ -243,7 +243,7 @@ def test_bandwidths_are_of_so_many_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "exit_code"),
     [
-        pytest.param(signal.SIGINT, 130, id="ctrl_c"),
+        pytest.param(signal.SIGINT, 130, id="ctrl_c", marks=pytest.mark.soak),  # a sweep's is in `make test`
         pytest.param(signal.SIGHUP, 129, id="lost_terminal", marks=pytest.mark.soak),
     ],
 )
