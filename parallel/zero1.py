@@ -142,6 +142,8 @@ class ShardedOptimizer:
             return
         index = self._n_published - 1
         gathered, self._gathering = self._comm.wait(self._gathering), None
+        # Updated early, it may lie in the side stream's memory, and be read and freed here by the stream that computes.
+        # That is in time: the side stream's next work waits for a reduction that the other one starts later.
         for part in self._slices[index].values():
             for rank in range(self._buckets[index].axis.size):
                 part.parameter[part.rows_of(rank)].copy_(part.of_rank(gathered[rank], rank))
