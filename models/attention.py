@@ -3,6 +3,7 @@
 B batch, S sequence, D model width, H heads, G key-value heads, N nope width, R rope width, L latent width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -29,18 +30,18 @@ KERNELS_BY_SPEED = [
 LATENT_NORM_EPS = 1e-6
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Cut where tokens meet: what is before and after that is done token by token, and may be done in any order."""
 
     output: Linear
 
+    @abstractmethod
     def project(self, x_BSD: Tensor) -> tuple[Tensor, ...]:
         """What `attend` needs of each token, [B, S, …] each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
         """What each token saw of its whole sequence, [B, S, H·d_v]."""
-        raise NotImplementedError
 
     def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
         """[B, S, D] to [B, S, D]; the mask as in `_attend`."""
