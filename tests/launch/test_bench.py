@@ -6,14 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from harness.left_behind import ranks_in, wait_for
 
 from launch.bench.machine import measure_machine
 from launch.cli import main
@@ -272,18 +270,3 @@ def test_an_end_from_outside_ends_the_ranks_and_leaves_what_goes_on(
     assert not (log.with_suffix("") / "summary.json").exists()
     assert not log.with_name("fsdp-r1.log").exists()
     shutil.rmtree(tmp_path / "b")
-
-
-def ranks_in(folder: Path) -> list[int]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(folder) in word for word in process.info["cmdline"] or []):
-            found.append(process.pid)
-    return found
-
-
-def wait_for(so: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not so():
-        assert time.monotonic() < end, f"not so in {seconds:g} s"
-        time.sleep(0.1)

@@ -7,13 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from harness.left_behind import ranks_in, wait_for
 from harness.run_record import RunRecord
 from harness.slurm_stub import slurm_stub
 
@@ -301,18 +299,3 @@ def test_an_end_from_outside_ends_the_ranks_and_leaves_what_goes_on(
     assert left.goes_on == f"its checkpoint after step {saved[-1]}"
     if ending is signal.SIGINT:  # it was told, and saved after the step that it was in
         assert saved[-1] == RunRecord(left.folder).last_step
-
-
-def ranks_in(folder: Path) -> list[int]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any(str(folder) in word for word in process.info["cmdline"] or []):
-            found.append(process.pid)
-    return found
-
-
-def wait_for(so: Callable[[], bool], seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not so():
-        assert time.monotonic() < end, f"not so in {seconds:g} s"
-        time.sleep(0.1)
