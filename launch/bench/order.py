@@ -11,7 +11,7 @@ from conf.command_line import CommandLine
 from conf.options import Options
 from conf.schema import JobConfig
 from launch.bench.peer import PEER, check_peer, peer_points
-from launch.bench.traced import look_over_traced
+from launch.bench.traced import in_second_half, look_over_traced
 from launch.jobs.own_words import refuse_run_folders, take_own, truth
 from launch.jobs.points import Point, check_names, points_of
 from launch.jobs.points_composed import compose_points, look_over, naming
@@ -100,9 +100,9 @@ class Order:
             with naming(point, points):
                 look_over(composed[point.name].config, nproc)
                 if trace:
-                    look_over_traced(
-                        point.words, composed[point.name].config, nproc, line.config_dir, asked_by="trace=true"
-                    )
+                    config = composed[point.name].config
+                    step = in_second_half(config)
+                    look_over_traced(point.words, config, step, nproc, line.config_dir, asked_by="trace=true")
         peers = peer_points(points, {name: one.config for name, one in composed.items()}) if given["peer"] else []
         check_names([*points, *peers], RENAME)
         composed |= compose_points(peers, line.config_dir)

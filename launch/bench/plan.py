@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from launch.bench.job import Job
 from launch.bench.order import Order
 from launch.bench.peer import PEER_PROGRAM
-from launch.bench.traced import trace_words
+from launch.bench.traced import in_second_half, trace_words
 from launch.jobs.points import Point
 from launch.jobs.torchrun_job import TRAIN
 
@@ -32,5 +32,5 @@ def _job(order: Order, point: Point, number: int | None) -> Job:
     if point in order.peers:
         eager = [] if order.peer_compile else ["compile=false"]
         return Job.of(point, number, runs, order.nproc, (str(PEER_PROGRAM),), [*eager, *order.flags])
-    traced = trace_words(order.configs[point.name]) if number is None else []
+    traced = trace_words(in_second_half(order.configs[point.name])) if number is None else []
     return Job.of(point, number, runs, order.nproc, TRAIN, [*traced, *order.flags])

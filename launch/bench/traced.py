@@ -8,16 +8,21 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 
 
-def trace_words(config: JobConfig) -> list[str]:
-    """Words by which one step of a job is traced: in the second half, and not before the third, which is the first that
-    can be (train/trace/plan.py)."""
-    return [f"measure.trace_every={max(3, config.train.steps // 2 + 1)}", "measure.trace_limit=1"]
+def in_second_half(config: JobConfig) -> int:
+    """A step of a job to trace, from which no speed is to be read: not before the third, which is the first that can be
+    (train/trace/plan.py)."""
+    return max(3, config.train.steps // 2 + 1)
+
+
+def trace_words(step: int) -> list[str]:
+    """Words by which `step` of a job is traced, and no other."""
+    return [f"measure.trace_every={step}", "measure.trace_limit=1"]
 
 
 def look_over_traced(
-    words: Sequence[str], config: JobConfig, nproc: int, config_dir: Path | None, asked_by: str
+    words: Sequence[str], config: JobConfig, step: int, nproc: int, config_dir: Path | None, asked_by: str
 ) -> None:
-    """Refuse a job of these `words`, which come to `config`, if no step of it can be traced.
+    """Refuse a job of these `words`, which come to `config`, if that `step` of it cannot be traced.
 
     Raises:
         ConfigError: that begins with what asked for the trace.
@@ -29,6 +34,6 @@ def look_over_traced(
     if not config.measure.clock:
         raise ConfigError(f"{asked_by} shows what the clock times: set measure.clock=true")
     try:
-        validate(compose([*words, *trace_words(config)], config_dir).config, nproc)
+        validate(compose([*words, *trace_words(step)], config_dir).config, nproc)
     except ConfigError as error:
         raise ConfigError(f"{asked_by}: {error}") from error

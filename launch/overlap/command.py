@@ -1,7 +1,7 @@
 """`switchyard overlap KNOB to=FOLDER strategy=… key=value …`: is it really overlapping?
 
-Jobs with the knob off and on, interleaved in rounds as `switchyard bench` does it, and one more of each that is traced
-and logs every step. A folder that is not done goes on with the same words.
+Jobs with the knob off and on, interleaved in rounds as `switchyard bench` does it. Those of the first round trace their
+last step, after all that a speed is read from. A folder that is not done goes on with the same words.
 """
 
 import datetime
@@ -32,8 +32,8 @@ from train.data.atomic_json import write_json
 from train.metrics.jsonl import strict_value
 
 FILE = "overlap.json"
-EVERY_STEP = "train.log_every=1"
-"""Of the traced job: no speed is read from it, so it may drain the device to log every step's loss."""
+TRACED = 1
+"""The round whose jobs trace a step: with more rounds, later, it is still that one."""
 
 
 def overlap(words: Sequence[str]) -> int:
@@ -80,12 +80,11 @@ def jobs_of(request: Request) -> list[Job]:
     """In the order in which they run."""
     runs = request.folder / "runs"
 
-    def job(point: Point, number: int | None) -> Job:
-        traced = [*trace_words(request.composed[point.name].config), EVERY_STEP] if number is None else []
+    def job(point: Point, number: int) -> Job:
+        traced = trace_words(request.composed[point.name].config.train.steps) if number == TRACED else []
         return Job.of(point, number, runs, request.nproc, more=[*traced, *request.flags])
 
-    rounds = forth_and_back(request.rounds, request.points, job)
-    return [*chain(*rounds), *(job(point, None) for point in request.points)]
+    return list(chain(*forth_and_back(request.rounds, request.points, job)))
 
 
 def _of(jobs: Sequence[Job], point: Point) -> list[Job]:

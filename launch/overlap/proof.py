@@ -180,9 +180,7 @@ def issued_earlier(off: Sequence[Begun], on: Sequence[Begun], kind: str | None) 
     return sum(later > sooner for (_, later), (_, sooner) in zip(before, after, strict=True))
 
 
-def compare_losses(
-    off: Mapping[int | None, Losses], on: Mapping[int | None, Losses], sums: str | None
-) -> LossDifference | None:
+def compare_losses(off: Mapping[int, Losses], on: Mapping[int, Losses], sums: str | None) -> LossDifference | None:
     """Of the jobs of two sides, by round; None if they have no step in common."""
     apart = [_apart(off[number], on[number]) for number in off if number in on]
     most, step, _ = max(apart, key=lambda one: one[0], default=(0.0, None, 0))

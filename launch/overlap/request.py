@@ -27,7 +27,7 @@ HELP = f"""
   KNOB               {" ".join(KNOBS)}
   --all              every one of them that the layout takes
   to=FOLDER          overlap.json and the runs go there; the same words again do what is not done yet
-  rounds=3           jobs of each side: all once, then all again the other way round; one more is traced
+  rounds=3           jobs of each side: all once, then all again the other way round; the first is traced
   retry=true         runs again what failed
 
   off and on are the words that are typed, presets too, with that one knob turned; typed where it is on already, it is
@@ -161,7 +161,8 @@ class _Jobs:
         if point.name not in self.good:
             composed = compose(point.words, self._config_dir)
             look_over(composed.config, self._nproc)
-            look_over_traced(point.words, composed.config, self._nproc, self._config_dir, asked_by="overlap")
+            steps = composed.config.train.steps
+            look_over_traced(point.words, composed.config, steps, self._nproc, self._config_dir, asked_by="overlap")
             self.good[point.name] = composed
         return self.good[point.name]
 

@@ -63,10 +63,10 @@ class Side:
     """Peak on rank 0, the median of rounds."""
     exposed_s: Mapping[str, float] = field(default_factory=dict)
     """By bucket, seconds a step, mean over ranks and rounds; what is missing had no time. {}: no round is done."""
-    losses: Mapping[int | None, Losses] = field(default_factory=dict)
-    """By round; None: of the traced job, which logs every step."""
+    losses: Mapping[int, Losses] = field(default_factory=dict)
+    """By round."""
     step: Step | None = None
-    """Of the traced job."""
+    """That was traced."""
     device: str | None = None
     """Name of rank 0's."""
 
@@ -77,16 +77,16 @@ class Side:
         Raises:
             ConfigError: if one of their files cannot be read.
         """
-        rows = {job.round: read_rows(job.folder) for job in jobs if job.done}
+        rows = {job.round: read_rows(job.folder) for job in jobs if job.done and job.round}
         measured = [timed_rows(rows[one.number], one.settings) for one in result.rounds if one.number in rows]
         memory = result.spread("peak_memory_gib")
-        traced = next((job for job in jobs if job.round is None and job.done), None)
+        steps = [step for job in jobs if job.done and (step := Step.read(job.folder))]
         return cls(
             speeds={one.number: one.summary.tokens_per_sec for one in result.rounds if one.number and one.summary},
             memory_gib=memory.median if memory else None,
             exposed_s=_mean([mean_seconds(of_it, (*BUCKETS, *APART)) for of_it in measured]),
             losses={number: losses_of(of_it) for number, of_it in rows.items()},
-            step=Step.read(traced.folder) if traced else None,
+            step=steps[0] if steps else None,
             device=result.summaries[0].device if result.summaries else None,
         )
 

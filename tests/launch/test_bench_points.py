@@ -23,7 +23,7 @@ from launch.bench.peer import peer_points
 from launch.bench.picture import Bar, draw
 from launch.bench.plan import rounds_of
 from launch.bench.roofline import caveats, optimizer_parameters, roofline
-from launch.bench.traced import trace_words
+from launch.bench.traced import in_second_half, trace_words
 from launch.cli import main
 from launch.jobs.points import Point, check_names, points_of
 from models.config import ConfigError
@@ -294,7 +294,7 @@ def test_the_optimizer_moves_what_a_rank_owns(name: str, pool: WorkerPool) -> No
 @pytest.mark.parametrize("steps", [3, 4, 5, 6, 7, 40])
 def test_its_words_trace_one_step_of_every_job(steps: int, tmp_path: Path) -> None:
     job = compose(("model=tiny", f"train.steps={steps}")).config
-    traced = compose(("model=tiny", f"train.steps={steps}", *trace_words(job))).config
+    traced = compose(("model=tiny", f"train.steps={steps}", *trace_words(in_second_half(job)))).config
     plan = TracePlan(traced.measure, range(1, steps + 1), tmp_path)
     assert len([step for step in range(1, steps + 1) if plan.role(step) is Role.traced]) == 1
 

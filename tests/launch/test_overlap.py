@@ -67,17 +67,13 @@ def test_both_sides_have_what_a_knob_does_nothing_without(tmp_path: Path) -> Non
         assert "checkpoint=off" not in point.words
 
 
-def test_jobs_go_forth_and_back_and_are_traced_beside_the_rounds(tmp_path: Path) -> None:
+def test_jobs_go_forth_and_back_and_the_first_round_traces_its_last_step(tmp_path: Path) -> None:
     jobs = jobs_of(parsed(tmp_path, "grad_reduce", "strategy=ddp"))
     off, on = "grad_reduce=false", "typed"
-    assert [job.name for job in jobs] == [
-        *(f"{off}-r1", f"{on}-r1", f"{on}-r2", f"{off}-r2"),
-        *(f"{off}-trace", f"{on}-trace"),
-    ]
-    assert "train.log_every=1" in jobs[-1].words
-    assert "measure.trace_every=4" in jobs[-1].words
-    assert "train.log_every=5" in jobs[0].words
-    assert "measure.trace_every=4" not in jobs[0].words
+    assert [job.name for job in jobs] == [f"{off}-r1", f"{on}-r1", f"{on}-r2", f"{off}-r2"]
+    for job in jobs:
+        assert ("measure.trace_every=6" in job.words) == (job.round == 1)
+        assert "train.log_every=5" in job.words
 
 
 def test_all_are_those_that_the_layout_takes(tmp_path: Path) -> None:
@@ -272,10 +268,10 @@ def test_losses_that_differ_from_themselves_are_no_knobs_doing() -> None:
 
 
 def test_a_side_is_read_from_what_its_jobs_left(tmp_path: Path) -> None:
-    """Two rounds and a traced job: means over steps and rounds, saves too; every step's loss of the traced one."""
+    """Two rounds: means over steps and rounds, saves too, and every loss that was logged."""
     point = Point("typed", ("model=tiny",))
-    jobs = [Job.of(point, number, tmp_path, 2) for number in (1, 2, None)]
-    for job, factor in zip(jobs, (1.0, 2.0, 9.0), strict=True):
+    jobs = [Job.of(point, number, tmp_path, 2) for number in (1, 2)]
+    for job, factor in zip(jobs, (1.0, 2.0), strict=True):
         job.folder.mkdir()
         rows = [
             {
@@ -320,6 +316,6 @@ def test_a_side_is_read_from_what_its_jobs_left(tmp_path: Path) -> None:
     assert read.memory_gib == 1.5
     assert read.exposed_s["exposed_comm/dp"] == pytest.approx(1.5 * (4 * 0.01 + 0.06) / 5)
     assert read.exposed_s["ckpt_save"] == pytest.approx(1.5 * 4 / 5)
-    assert read.losses[None] == {1: 3.875, 5: 3.375, 6: 3.25}
+    assert read.losses == dict.fromkeys((1, 2), {1: 3.875, 5: 3.375, 6: 3.25})
     assert read.step is None
     assert read.device == "cpu: x"
