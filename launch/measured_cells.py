@@ -21,6 +21,7 @@ from parallel.pipeline.action import Schedule
 from parallel.pipeline.cell_times import CellTimes
 from parallel.pipeline.contest import Entry, enter
 from parallel.pipeline.schedules import build_schedule
+from parallel.pipeline.split import stage_shares
 from train.data.atomic_json import read_json
 from train.metrics.breakdown import mean_breakdown
 from train.metrics.jsonl import METRICS_FILE
@@ -127,7 +128,9 @@ class MeasuredRun:
             raise ConfigError(f"{self.folder} has another model or device than {of.folder}: name runs of the same")
         times = with_ranks(of, self.degrees.ep) if self.degrees.ep != of.degrees.ep else of.cells
         times = times.scaled(self._share / of._share)
-        return enter(self.schedule, self.job.strategy.schedule, times, self.job.overlap.forward_backward)
+        schedule = self.schedule
+        shares = stage_shares(self.job.model, schedule.n_stages, self.job.data.sequence_length)
+        return enter(schedule, self.job.strategy.schedule, times, self.job.overlap.forward_backward, shares)
 
     @property
     def _share(self) -> float:

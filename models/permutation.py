@@ -28,15 +28,37 @@ class Sorted(NamedTuple):
 
 def sort_pairs(place_N: Tensor, n_places: int, some_have_none: bool) -> Sorted:
     """Sort pairs by place; `n_places` stands for none, and waits for the GPU once if `some_have_none`."""
+    if n_places < torch.iinfo(torch.int16).max:
+        place_N = place_N.short()  # a radix sort goes over the keys once for each of their bytes
     order_N = place_N.argsort(stable=True)
     # The end of each place's rows by search, not bincount: no host synchronisation, and deterministic on every device.
-    ends_E = torch.searchsorted(place_N[order_N], torch.arange(n_places, device=place_N.device), right=True)
+    ends_E = torch.searchsorted(
+        place_N[order_N], torch.arange(n_places, dtype=place_N.dtype, device=place_N.device), right=True
+    )
     inverse_N = torch.empty_like(order_N)
     inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
     if some_have_none:
         n_rows = int(ends_E[-1])
         order_N, inverse_N = order_N[:n_rows], inverse_N.clamp(max=n_rows)
     return Sorted(order_N, inverse_N, ends_E)
+
+
+def transpose_blocks(counts_RC: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """Of rows in blocks of these counts, laid by R and within that by C: the order that lays them by C, then R, and its
+    inverse, int64 [n_rows]. Without a sort: within a block each row moves as far as the block does.
+
+    Args:
+        counts_RC: int64.
+        n_rows: their sum, which the host knows: nothing waits for the GPU.
+    """
+    by_R, by_C = counts_RC.flatten(), counts_RC.T.flatten()
+    starts_RC = (by_R.cumsum(0) - by_R).view_as(counts_RC)
+    starts_CR = (by_C.cumsum(0) - by_C).view_as(counts_RC.T)
+    moved_RC = starts_CR.T - starts_RC
+    row_N = torch.arange(n_rows, device=counts_RC.device)
+    order_N = row_N - moved_RC.T.flatten().repeat_interleave(by_C, output_size=n_rows)
+    inverse_N = row_N + moved_RC.flatten().repeat_interleave(by_R, output_size=n_rows)
+    return order_N, inverse_N
 
 
 def to_rows(x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:

@@ -52,7 +52,7 @@ KNOBS: Mapping[str, Knob] = {
     "shared_experts": Knob(False, True, ("exposed_comm/ep",), Asks.ep),
     "dispatch_chunks": Knob(1, 2, ("exposed_comm/ep",), Asks.ep),
     "forward_backward": Knob(False, True, ("exposed_comm/ep",), Asks.ep),
-    "async_tp": Knob(1, 2, ("exposed_comm/tp",), Asks.tp, sums="weight gradients, chunk by chunk"),
+    "async_tp": Knob(1, 4, ("exposed_comm/tp",), Asks.tp, sums="weight gradients, chunk by chunk"),
     "pipeline_p2p": Knob(False, True, ("exposed_comm/pp", "bubble"), Asks.pp),
     "optimizer": Knob(
         False,

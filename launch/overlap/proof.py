@@ -11,6 +11,10 @@ from launch.overlap.knobs import KNOBS, Value
 from launch.overlap.side import EXPOSED, OPTIMIZER, Losses, Side, Step
 from train.trace.issue_order import Begun
 
+NOISE = 3
+"""How many times as far as two jobs with the knob off two others may be apart for the same reason: kernels that add in
+no fixed order. The largest of a few differences is itself uncertain by such a factor."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -92,7 +96,7 @@ class LossDifference:
         """Why it is not 0, as far as it can be known here; None if it is, or there is no reason for it."""
         if self.most == 0 or math.isinf(self.most):
             return None
-        if self.of_itself is not None and self.most <= self.of_itself:
+        if self.of_itself is not None and self.most <= NOISE * self.of_itself:
             return f"two jobs with it off differ by {self.of_itself:.1e}"
         return f"another order of summation, {self.sums} (next to 0 with precision=fp64)" if self.sums else None
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from models.dispatcher import Dispatched, Leaving, Outgoing
-from models.permutation import Sorted, count_pairs, from_rows, reorder, sort_pairs, to_rows, weigh
+from models.permutation import Sorted, count_pairs, from_rows, reorder, sort_pairs, to_rows, transpose_blocks, weigh
 from models.placement import ExpertPlacement, groups_of_slots
 from models.router import Routing
 from parallel.collective_functions import Among, Exchange
@@ -161,11 +161,7 @@ class AllToAllDispatcher:
     def arrived(self, rows_ND: Tensor, ticket: _Part) -> Dispatched:
         """See Dispatcher."""
         in_Rs = ticket.counts.in_GRs[ticket.group]
-        slots_Rs = torch.arange(in_Rs.shape[1], device=rows_ND.device).repeat(len(in_Rs))
-        slot_N = slots_Rs.repeat_interleave(in_Rs.flatten(), output_size=len(rows_ND))
-        order_N = slot_N.argsort(stable=True)
-        inverse_N = torch.empty_like(order_N)
-        inverse_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+        order_N, inverse_N = transpose_blocks(in_Rs, len(rows_ND))
         offsets_s = in_Rs.sum(0).cumsum(0).int()
         return Dispatched(reorder(rows_ND, order_N, inverse_N), offsets_s, _Ticket(ticket, order_N, inverse_N))
 

@@ -1,6 +1,6 @@
 """Every schedule that can run on so many ranks, on paper, with and without pairs that hide the all-to-all."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.config import ConfigError
 from parallel.pipeline.action import Schedule
@@ -62,11 +62,13 @@ def hold_contest(pp: int, micro_batches: int, times: CellTimes, stages_per_rank:
     return Contest(pp, micro_batches, sorted(entries, key=lambda entry: entry.makespan), refused)
 
 
-def enter(schedule: Schedule, name: ScheduleName, times: CellTimes, paired: bool) -> Entry:
-    """Time one."""
+def enter(
+    schedule: Schedule, name: ScheduleName, times: CellTimes, paired: bool, shares: tuple[float, ...] = ()
+) -> Entry:
+    """Time one. `shares`: how many times as large each stage is as the mean one; empty: all are equal."""
     stages = schedule.n_stages // schedule.n_ranks
     stage = times.scaled(1 / stages)
-    costs = stage.costs(paired)
+    costs = replace(stage.costs(paired), shares=shares)
     simulation = simulate(schedule, costs)
     whole = simulation.makespan
     exposed = [sum(stage.exposed(costs, span.cell) for span in row) for row in simulation.spans]

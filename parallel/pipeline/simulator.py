@@ -7,6 +7,7 @@ and idle time as the bubble.
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from parallel.pipeline.action import Action, Cell, Op, Schedule, StageKey, actions_of
 
@@ -28,18 +29,25 @@ class Costs:
     """A forward beside a backward; None: one after the other."""
     send: float = 0.0
     """A message between ranks."""
+    shares: tuple[float, ...] = ()
+    """[stage]: how many times as large it is as the mean one; empty: all are equal."""
 
     def of(self, cell: Cell) -> float:
         """Time of `cell`."""
         if not isinstance(cell, Action):
-            return sum(map(self.of, actions_of(cell))) if self.pair is None else self.pair
+            if self.pair is None:
+                return sum(map(self.of, actions_of(cell)))
+            return self.pair * fmean(map(self._share, actions_of(cell)))
         times = {
             Op.forward: self.forward,
             Op.backward: self.input + self.weight,
             Op.input_backward: self.input,
             Op.weight_backward: self.weight,
         }
-        return times[cell.op]
+        return times[cell.op] * self._share(cell)
+
+    def _share(self, action: Action) -> float:
+        return self.shares[action.stage] if self.shares else 1.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from statistics import fmean
 
 from models.config import ConfigError, ModelConfig
 from models.flops import flops_per_token
@@ -22,6 +23,14 @@ def split_layers(model: ModelConfig, n_stages: int, sequence_length: int) -> tup
         )
     layers, head = _costs(model, sequence_length)
     return divide([*layers[:-1], layers[-1] + head], n_stages)
+
+
+def stage_shares(model: ModelConfig, n_stages: int, sequence_length: int) -> tuple[float, ...]:
+    """How many times as large as the mean each stage is, by FLOPs. Raises ConfigError as split_layers does."""
+    layers, head = _costs(model, sequence_length)
+    layers[-1] += head
+    stages = [sum(layers[i] for i in stage) for stage in split_layers(model, n_stages, sequence_length)]
+    return tuple(cost / fmean(stages) for cost in stages)
 
 
 def divide(costs: Sequence[float], n_parts: int) -> tuple[range, ...]:

@@ -316,6 +316,6 @@ def test_a_side_is_read_from_what_its_jobs_left(tmp_path: Path) -> None:
     assert read.memory_gib == 1.5
     assert read.exposed_s["exposed_comm/dp"] == pytest.approx(1.5 * (4 * 0.01 + 0.06) / 5)
     assert read.exposed_s["ckpt_save"] == pytest.approx(1.5 * 4 / 5)
-    assert read.losses == dict.fromkeys((1, 2), {1: 3.875, 5: 3.375, 6: 3.25})
+    assert read.losses == {number: {1: 3.875, 5: 3.375, 6: 3.25} for number in (1, 2)}
     assert read.step is None
     assert read.device == "cpu: x"
