@@ -90,7 +90,7 @@ class PublishedFolder:
                     f"{bias_E.abs().max():g}), which {config['model_type']} has not: train with "
                     "model.moe.balance=none, or model.moe.score=sigmoid"
                 )
-        tokenizer = Path(data.tokenizer).expanduser() if data.tokenizer else None
+        tokenizer = Path(os.path.expanduser(data.tokenizer)) if data.tokenizer else None
         return cls(config, _by_file(pieces, shard_bytes), weights.checkpoint, tokenizer)
 
     def write(self, folder: Path) -> None:

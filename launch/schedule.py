@@ -1,9 +1,11 @@
 """`switchyard schedule NAME pp=P microbatches=M`: a pipeline schedule, drawn and timed on paper; `schedule compare …`
 times them all."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -62,13 +64,14 @@ class ScheduleOrder:
             if key not in given:
                 raise ConfigError(f"schedule needs {key}=…: {USAGE}")
         stages_per_rank = whole("stages_per_rank", given["stages_per_rank"]) if "stages_per_rank" in given else None
+        costs: dict[str, Any] = {key: time(key, given[key], may_be_0=key == "send") for key in COSTS if key in given}
         return cls(
             _name(names),
             whole("pp", given["pp"]),
             whole("microbatches", given["microbatches"]),
             stages_per_rank,
-            Costs(**{key: time(key, given[key], may_be_0=key == "send") for key in COSTS if key in given}),
-            *(Path(given[flag]).expanduser() if flag in given else None for flag in PICTURES),
+            Costs(**costs),
+            *(Path(os.path.expanduser(given[flag])) if flag in given else None for flag in PICTURES),
         )
 
 

@@ -4,6 +4,7 @@ Every schedule that can run, on paper, with and without pairs of a forward and a
 where runs are there, beside what was measured.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -67,7 +68,7 @@ class CompareOrder:
         for key in ("pp", "microbatches"):
             if key not in given:
                 raise ConfigError(f"schedule compare needs {key}=…: {USAGE}")
-        run = MeasuredRun.read(Path(given["cells"]).expanduser()) if "cells" in given else None
+        run = MeasuredRun.read(Path(os.path.expanduser(given["cells"]))) if "cells" in given else None
         ep = whole("ep", given["ep"]) if "ep" in given else None
         if ep and not run:
             raise ConfigError(f"ep={ep} scales what was measured: set cells=RUN, or leave it out for all_to_all=TIME")
@@ -75,7 +76,9 @@ class CompareOrder:
         typed: dict[str, Any] = {key: time(key, given[key], key in MAY_BE_0) for key in TIMES if key in given}
         if "attention" in given:
             typed["attention"] = _part("attention", given["attention"])
-        measured = [MeasuredRun.read(Path(name).expanduser()) for name in given.get("measured", "").split(",") if name]
+        measured = [
+            MeasuredRun.read(Path(os.path.expanduser(name))) for name in given.get("measured", "").split(",") if name
+        ]
         if measured and not run:
             raise ConfigError("measured=… is set beside what cells=RUN says: set that too")
         ranks, batches = ([whole(key, one) for one in given[key].split(",")] for key in ("pp", "microbatches"))
@@ -87,7 +90,7 @@ class CompareOrder:
             ep,
             tuple(typed),
             measured,
-            Path(given["--svg"]).expanduser() if "--svg" in given else None,
+            Path(os.path.expanduser(given["--svg"])) if "--svg" in given else None,
         )
 
 
@@ -139,7 +142,8 @@ def _assumptions(order: CompareOrder) -> list[str]:
     run = order.run
     lines = [
         f"a rank's share of the model takes, of a micro-batch: {_times(order)}; all_to_all each way",
-        "stages are equal (embedding and head weigh nothing), so are ranks, and a share is as large whatever pp is",
+        "stages are equal (embedding and head weigh nothing; those of measured=… are as by FLOPs), so are ranks, and a "
+        "share is as large whatever pp is",
         "alone, a cell waits for its all-to-alls; a pair hides them as two streams in the canonical order do "
         "(parallel/pipeline/cell_times.py), and none of the messages between stages",
         "activations: micro-batches alive at once on the worst rank, each by the part of the share that it is in",

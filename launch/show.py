@@ -1,5 +1,6 @@
 """`switchyard show RUN`: what a run did, from its folder alone."""
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from math import isfinite
@@ -24,7 +25,7 @@ def show(words: Sequence[str]) -> int:
     """
     if len(words) != 1:
         raise ConfigError("show takes one run folder: switchyard show runs/NAME")
-    folder = Path(words[0]).expanduser().resolve()
+    folder = Path(os.path.expanduser(words[0])).resolve()
     for name in ("config.yaml", METRICS_FILE):
         if not (folder / name).exists():
             raise ConfigError(f"{folder} has no {name}: name the folder of a run that has logged a step")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conf.command_line import CommandLine
 from conf.compose import compose
+from launch.jobs.typed_path import typed_path
 from models.config import ConfigError
 from train.data.config import READERS, DataSource
 from train.data.text_plan import plan_text
@@ -59,7 +60,7 @@ def take_folder(words: Sequence[str]) -> tuple[Path, list[str]]:
     given = [word.removeprefix("to=") for word in words if word.startswith("to=")]
     if (not given or not given[-1].strip()) and not {"--help", "-h"} & set(words):
         raise ConfigError("where to? switchyard tokenize to=FOLDER data.path=TEXT")
-    folder = Path(given[-1] if given else "").expanduser()
+    folder = typed_path(f"to={given[-1]}", given[-1]) if given else Path()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"to={folder} is a file: name a folder that is new or empty")
     return folder, [word for word in words if not word.startswith("to=")]

@@ -1,6 +1,7 @@
 """`switchyard trace RUN|FILE…`: what hid what in the steps that were traced."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ def trace(words: Sequence[str]) -> int:
     if not words:
         raise ConfigError("trace takes run folders and trace files: switchyard trace runs/NAME")
     console = Console(markup=False)
-    for path in [path for word in words for path in _files(Path(word).expanduser())]:
+    for path in [path for word in words for path in _files(Path(os.path.expanduser(word)))]:
         console.print(table(_swept(path), str(path)))
     return 0
 

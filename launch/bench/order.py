@@ -1,5 +1,6 @@
 """The words after `switchyard bench`, sorted."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class Order:
         refuse_run_folders(rest, "bench", "to=FOLDER")
         if given["peer"] not in (None, PEER):
             raise ConfigError(f"peer={given['peer']}: set it to {PEER}, or leave it out")
-        configs = _read_configs(Path(given["configs"]).expanduser()) if given["configs"] else None
+        configs = _read_configs(Path(os.path.expanduser(given["configs"]))) if given["configs"] else None
         points = points_of(rest, configs, Options.find(line.config_dir), DEFAULTS)
         trace = truth("trace", given["trace"])
         check_names(points, RENAME)

@@ -1,6 +1,7 @@
 """`switchyard goodput RUN`: what every rank-second of a run went to, from its ledger alone; going, ended or dead."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,14 @@ class GoodputOrder:
                 name = value if equals else rest.pop(0) if rest else ""
                 if not name:
                     raise ConfigError(f"{flag} lacks its file: write {flag} FILE")
-                files[flag] = Path(name).expanduser()
+                files[flag] = Path(os.path.expanduser(name))
             elif word.startswith("-"):
                 raise ConfigError(f"unknown flag {flag}: goodput has --json, {' and '.join(PICTURES)}")
             else:
                 folders.append(word)
         if len(folders) != 1:
             raise ConfigError(f"goodput takes one run folder: {USAGE}")
-        return cls(Path(folders[0]).expanduser(), as_json, *(files.get(flag) for flag in PICTURES))
+        return cls(Path(os.path.expanduser(folders[0])), as_json, *(files.get(flag) for flag in PICTURES))
 
 
 def goodput(words: Sequence[str]) -> int:

@@ -25,7 +25,10 @@ def open_hf(source: DataConfig | MixturePart, data: DataConfig, seed: int) -> Co
             nothing can be written there. Later, what ends the stream early is raised by the sample that needs it.
     """
     plan = plan_text(source, data, seed)
-    folder = Path(data.cache_dir).expanduser() / f"hf-{plan.key}"
+    try:
+        folder = Path(data.cache_dir).expanduser() / f"hf-{plan.key}"
+    except RuntimeError as error:  # no such ~user
+        raise DataError(f"data.cache_dir={data.cache_dir}: {error} Name another folder") from error
     try:
         writer = SpoolWriter(folder, plan)
         writer.start()

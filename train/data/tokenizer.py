@@ -1,5 +1,6 @@
 """From text to ids: bytes, or a tokenizer.json. Either way one id ends a document, and no text holds that id."""
 
+import os
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -63,7 +64,7 @@ class FileTokenizer:
                 "data.tokenizer needs the package tokenizers: pip install 'switchyard[data]', or leave data.tokenizer "
                 "out and train on bytes"
             ) from error
-        file = Path(path).expanduser()
+        file = Path(os.path.expanduser(path))
         if file.is_dir():
             raise DataError(f"data.tokenizer={path} is a folder: name the tokenizer.json in it")
         try:
