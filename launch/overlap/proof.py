@@ -12,8 +12,8 @@ from launch.overlap.side import EXPOSED, OPTIMIZER, Losses, Side, Step
 from train.trace.issue_order import Begun
 
 NOISE = 3
-"""How many times as far as two jobs with the knob off two others may be apart for the same reason: kernels that add in
-no fixed order. The largest of a few differences is itself uncertain by such a factor."""
+"""How many times as far as two jobs with the knob off two others may be apart and count as explained by what those are:
+kernels that add in no fixed order. One such difference and the largest of several are rarely the same."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class LossDifference:
         if self.most == 0 or math.isinf(self.most):
             return None
         if self.of_itself is not None and self.most <= NOISE * self.of_itself:
-            return f"two jobs with it off differ by {self.of_itself:.1e}"
+            return f"two jobs with it off differ by {self.of_itself:.1e}, and up to {NOISE} times that is no difference"
         return f"another order of summation, {self.sums} (next to 0 with precision=fp64)" if self.sums else None
 
 

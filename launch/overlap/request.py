@@ -142,7 +142,12 @@ class _Jobs:
         added = [f"{key}={needed}" for key, needed in knob.needs.items() if key not in keys]
         points = [self._side(name, value, added) for value in values]
         for point in points:
-            self._look_over(point)
+            config = self._look_over(point).config
+            if name == "checkpoint" and config.train.steps < config.checkpoint.every + 3:
+                raise ConfigError(
+                    f"overlap.checkpoint: of train.steps={config.train.steps} the last two are traced, and a save is in"
+                    f" the step after it: set train.steps={config.checkpoint.every + 3} or more"
+                )
         return Sides(values, (points[0], points[1]), added)
 
     def _side(self, name: str, value: Value, added: Sequence[str]) -> Point:
@@ -162,6 +167,11 @@ class _Jobs:
             composed = compose(point.words, self._config_dir)
             look_over(composed.config, self._nproc)
             steps = composed.config.train.steps
+            if steps < 4:
+                raise ConfigError(
+                    f"overlap with train.steps={steps}: the first step warms up, and the last two are traced; set "
+                    "train.steps to 4 or more"
+                )
             look_over_traced(point.words, composed.config, steps, self._nproc, self._config_dir, asked_by="overlap")
             self.good[point.name] = composed
         return self.good[point.name]

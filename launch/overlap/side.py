@@ -80,13 +80,13 @@ class Side:
         rows = {job.round: read_rows(job.folder) for job in jobs if job.done and job.round}
         measured = [timed_rows(rows[one.number], one.settings) for one in result.rounds if one.number in rows]
         memory = result.spread("peak_memory_gib")
-        steps = [step for job in jobs if job.done and (step := Step.read(job.folder))]
+        traced = (Step.read(job.folder) for job in jobs if job.done)
         return cls(
             speeds={one.number: one.summary.tokens_per_sec for one in result.rounds if one.number and one.summary},
             memory_gib=memory.median if memory else None,
             exposed_s=_mean([mean_seconds(of_it, (*BUCKETS, *APART)) for of_it in measured]),
             losses={number: losses_of(of_it) for number, of_it in rows.items()},
-            step=steps[0] if steps else None,
+            step=next((step for step in traced if step), None),
             device=result.summaries[0].device if result.summaries else None,
         )
 

@@ -18,7 +18,7 @@ pair takes as long whatever the number of layers that a share is cut into.
 
 from dataclasses import dataclass, replace
 
-from parallel.pipeline.action import Action, Cell, Op
+from parallel.pipeline.action import Cell
 from parallel.pipeline.simulator import Costs
 
 
@@ -69,6 +69,4 @@ class CellTimes:
 
     def exposed(self, costs: Costs, cell: Cell) -> float:
         """All-to-all in `cell` that no compute hides, of these `costs`."""
-        if not isinstance(cell, Action):
-            return costs.of(cell) - self.compute
-        return 0.0 if cell.op is Op.weight_backward else self.all_to_all
+        return costs.of(cell) - Costs(self.forward, self.input, self.weight, shares=costs.shares).of(cell)

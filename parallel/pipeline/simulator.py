@@ -7,7 +7,6 @@ and idle time as the bubble.
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from parallel.pipeline.action import Action, Cell, Op, Schedule, StageKey, actions_of
 
@@ -37,7 +36,9 @@ class Costs:
         if not isinstance(cell, Action):
             if self.pair is None:
                 return sum(map(self.of, actions_of(cell)))
-            return self.pair * fmean(map(self._share, actions_of(cell)))
+            forward, backward = self.forward, self.input + self.weight
+            scale = forward * self._share(cell.forward) + backward * self._share(cell.backward)
+            return self.pair * scale / (forward + backward)
         times = {
             Op.forward: self.forward,
             Op.backward: self.input + self.weight,

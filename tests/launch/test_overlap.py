@@ -77,7 +77,7 @@ def test_jobs_go_forth_and_back_and_the_first_round_traces_its_last_step(tmp_pat
 
 
 def test_all_are_those_that_the_layout_takes(tmp_path: Path) -> None:
-    request = parsed(tmp_path, "--all", "strategy=ddp")
+    request = parsed(tmp_path, "--all", "strategy=ddp", "checkpoint=default", "checkpoint.every=2")
     assert {"grad_reduce", "data", "checkpoint"} <= set(request.sides)
     assert request.refused["param_prefetch"].startswith("overlap.param_prefetch: with strategy=ddp no parameter is")
     assert set(request.sides) | set(request.refused) == set(KNOBS)
@@ -95,7 +95,14 @@ def test_all_are_those_that_the_layout_takes(tmp_path: Path) -> None:
         (["data", "to=o", "strategy=ddp,fsdp"], "strategy: overlap takes one layout at a time; name one value"),
         (["data", "to=o", "run.name=x"], "run.name=x: overlap names the run folders, in to=FOLDER; leave it out"),
         (["data", "to=o", "strategy=dpp"], "strategy=dpp: no such strategy; did you mean pp?"),
-        (["data", "to=o", "nproc=2", "train.steps=2"], "overlap with train.steps=2: two steps come before a traced"),
+        (
+            ["data", "to=o", "nproc=2", "train.steps=3"],
+            "overlap with train.steps=3: the first step warms up, and ",
+        ),
+        (
+            ["checkpoint", "to=o", "nproc=2", "train.steps=7"],
+            "overlap.checkpoint: of train.steps=7 the last two are traced, and a save is in the step after it: ",
+        ),
         (["data", "to=o", "nproc=2", "measure=off"], "overlap shows what the clock times: set measure.clock=true"),
         (["param_prefetch", "to=o", "nproc=2", "strategy=tp"], "overlap.param_prefetch: with strategy=tp no parameter"),
         (["grad_reduce", "to=o", "nproc=1", "strategy=single"], "overlap.grad_reduce: with strategy=single nobody is"),
@@ -261,7 +268,12 @@ def test_losses_that_differ_from_themselves_are_no_knobs_doing() -> None:
     """Of two jobs that were off; two that were on and differ are a race, and no excuse."""
     found = compare_losses({1: {1: 4.0}, 2: {1: 4.25}}, {1: {1: 4.25}, 2: {1: 4.25}}, None)
     assert found is not None
-    assert found.reason == "two jobs with it off differ by 2.5e-01"
+    assert found.reason is not None
+    assert found.reason.startswith("two jobs with it off differ by 2.5e-01")
+    for times, explained in ((2.75, True), (3.25, False)):
+        found = compare_losses({1: {1: 4.0}, 2: {1: 4.25}}, {1: {1: 4.0}, 2: {1: 4.25 + times / 4}}, None)
+        assert found is not None
+        assert (found.reason is not None) == explained
     raced = compare_losses({1: {1: 4.0}, 2: {1: 4.0}}, {1: {1: 4.0}, 2: {1: 4.25}}, None)
     assert raced is not None
     assert (raced.most, raced.reason) == (0.25, None)

@@ -2,12 +2,13 @@
 
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
 from parallel.pipeline.cell_times import CellTimes
-from parallel.pipeline.contest import Entry, hold_contest
-from parallel.pipeline.schedules import PAIRED, ScheduleName
+from parallel.pipeline.contest import Entry, enter, hold_contest
+from parallel.pipeline.schedules import PAIRED, ScheduleName, build_schedule
 
 KNOWN = {
     (ScheduleName.one_f_one_b, False): 61.5,
@@ -45,6 +46,21 @@ def test_compute_exposed_and_bubble_are_the_whole(times: CellTimes) -> None:
         assert entry.exposed <= entry.all_to_all * (1 + 1e-9)
         if not entry.paired:
             assert entry.hidden == pytest.approx(0)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("name", PAIRED)
+def test_stages_may_be_of_different_sizes(name: ScheduleName, paired: bool) -> None:
+    """What the largest stage adds is bubble; without all-to-alls a pair takes as long as its two halves."""
+    schedule = build_schedule(name, 2, 16, None, paired)
+    shares = (1.4, 0.6) if schedule.n_stages == 2 else (1.4, 0.7, 0.8, 1.1)
+    times = CellTimes(attention=0.3)
+    entry, equal = enter(schedule, name, times, paired, shares), enter(schedule, name, times, paired)
+    assert entry.makespan > equal.makespan or schedule.n_chains == 2, "a rank of DualPipe has one of each"
+    assert entry.compute + entry.exposed + entry.bubble == pytest.approx(1)
+    alone, pairs = (enter(schedule, name, replace(times, all_to_all=0), way, shares) for way in (False, True))
+    assert pairs.makespan == pytest.approx(alone.makespan)
+    assert pairs.exposed == pytest.approx(0, abs=1e-12)
 
 
 def test_without_all_to_alls_pairs_gain_nothing() -> None:

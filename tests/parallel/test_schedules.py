@@ -6,11 +6,12 @@ from itertools import pairwise, product
 
 import pytest
 
+from conf.compose import compose
 from models.config import ConfigError, ModelConfig
 from parallel.pipeline.action import Action, Cell, Op, Pair, Schedule, Transfer, actions_of
 from parallel.pipeline.schedules import ScheduleName, build_schedule, check_schedule, forward_schedule
 from parallel.pipeline.simulator import Costs, simulate
-from parallel.pipeline.split import divide, split_layers
+from parallel.pipeline.split import divide, split_layers, stage_shares
 from parallel.pipeline.transfers import with_transfers
 
 INTERLEAVED = (ScheduleName.interleaved_1f1b, ScheduleName.interleaved_zero_bubble)
@@ -292,6 +293,13 @@ def test_the_slowest_stage_is_as_fast_as_can_be() -> None:
             parts = divide(costs, n_parts)
             assert parts in options
             assert largest(costs, parts) == min(largest(costs, option) for option in options)
+
+
+def test_stages_are_as_large_as_their_flops() -> None:
+    """Of moe_5b cut to 5 layers: a dense layer and one of experts, two of experts alone, one with the head."""
+    model = compose(["model=moe_5b", "model.n_layers=5"]).config.model
+    assert stage_shares(model, 4, 4096) == pytest.approx((1.389, 0.702, 0.702, 1.206), abs=1e-3)
+    assert sum(stage_shares(model, 2, 4096)) == pytest.approx(2)
 
 
 def test_layers_are_weighed_by_their_flops() -> None:

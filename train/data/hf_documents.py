@@ -100,7 +100,7 @@ def local_folder(name: str) -> Path | None:
     """
     if not name.strip():
         raise DataError("data.name is empty: set it to a dataset, a name on the hub or a local folder")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if any((path / file).is_file() for file in SAVED_TO_DISK):
             raise DataError(

@@ -2,8 +2,8 @@
 
 from hashlib import sha256
 from json import dumps
-from pathlib import Path
 
+from train.data.cache_folder import cache_folder
 from train.data.config import DataConfig, MixturePart
 from train.data.source import Corpus, DataError
 from train.data.spool import Spool, SpoolStream
@@ -25,10 +25,7 @@ def open_hf(source: DataConfig | MixturePart, data: DataConfig, seed: int) -> Co
             nothing can be written there. Later, what ends the stream early is raised by the sample that needs it.
     """
     plan = plan_text(source, data, seed)
-    try:
-        folder = Path(data.cache_dir).expanduser() / f"hf-{plan.key}"
-    except RuntimeError as error:  # no such ~user
-        raise DataError(f"data.cache_dir={data.cache_dir}: {error} Name another folder") from error
+    folder = cache_folder(data, f"hf-{plan.key}")
     try:
         writer = SpoolWriter(folder, plan)
         writer.start()

@@ -1,7 +1,6 @@
 """data=text: files of text, tokenised once into a folder of the cache, and from then on read as tokens."""
 
-from pathlib import Path
-
+from train.data.cache_folder import cache_folder
 from train.data.config import DataConfig, MixturePart
 from train.data.source import Corpus
 from train.data.text_plan import plan_text
@@ -23,7 +22,7 @@ def open_text(source: DataConfig | MixturePart, data: DataConfig, seed: int) -> 
             be written there.
     """
     plan = plan_text(source, data, seed)
-    folder = Path(data.cache_dir).expanduser() / f"text-{plan.key}"
+    folder = cache_folder(data, f"text-{plan.key}")
     if (folder / TOKENS_FILE).is_file():
         tokens = TokenFolder.open(folder)
     else:

@@ -1,6 +1,5 @@
 """Tokens that are there already: a .npy or .bin file, or the folder that `switchyard tokenize` wrote."""
 
-import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def open_tokens(source: SourceConfig, data: DataConfig, vocab_size: int, seed: i
         DataError: naming the file and what to change.
     """
     try:
-        path = Path(os.path.expanduser(source.path or ""))
+        path = Path(source.path or "").expanduser()
         is_folder = path.is_dir()
     except (OSError, RuntimeError) as error:  # a folder above may not be entered, a name too long, no such ~user
         raise DataError(f"data.path={source.path} cannot be looked at ({error}): name another file") from error
