@@ -2,6 +2,7 @@
 
 from models.config import ConfigError, ModelConfig
 from parallel.check_overlap import check_hand_made_gradients, check_overlap
+from parallel.compile import check_compiler
 from parallel.config import OverlapConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import check_expert_parallel
 from parallel.mesh import Degrees
@@ -38,11 +39,38 @@ def check_layout(
     )
     split_layers(model, schedule.n_stages, sequence_length)
     check_hand_made_gradients(strategy, overlap, schedule)
+    if strategy.compile:
+        _check_compile(model, strategy, degrees, schedule.splits_backward)
     if schedule.splits_backward and strategy.recompute is not Recompute.none:
         raise ConfigError(
             f"strategy.recompute={strategy.recompute.value}: strategy.schedule={strategy.schedule.value} splits "
             "backward, and each half would compute again; set it to none, or choose another schedule"
         )
+
+
+def _check_compile(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees, splits_backward: bool) -> None:
+    """Refuse graphs with a collective inside, and those of which half a backward is asked for."""
+    said = "strategy.compile=true"
+    if degrees.tp > 1:
+        raise ConfigError(
+            f"{said}: with strategy.tp={degrees.tp} sequences are gathered inside what would be compiled; set it to "
+            "false, or strategy.tp=1"
+        )
+    if model.moe.batch_loss_weight and degrees.world > 1:
+        raise ConfigError(
+            f"{said}: with model.moe.batch_loss_weight={model.moe.batch_loss_weight} loads are summed over ranks "
+            "inside what would be compiled; set it to false, or balance by model.moe.sequence_loss_weight"
+        )
+    if strategy.recompute is Recompute.selective:
+        raise ConfigError(
+            f"{said}: what is cheap is computed again within a graph anyway; set strategy.recompute to none or full"
+        )
+    if splits_backward:
+        raise ConfigError(
+            f"{said}: strategy.schedule={strategy.schedule.value} splits backward, which a graph does whole; set it to "
+            "false, or choose another schedule"
+        )
+    check_compiler()
 
 
 def _check_idle(strategy: StrategyConfig, degrees: Degrees) -> None:

@@ -45,6 +45,8 @@ def check_engine(
     if engine is EngineName.native:
         return
     what = f"strategy.engine={engine.value}"
+    if strategy.compile:
+        raise ConfigError(f"strategy.compile=true: {what} has hooks inside what would be compiled; set it to false")
     for name in ("pp", "tp", "ep", "etp"):
         if (degree := getattr(degrees, name)) != 1:
             raise ConfigError(

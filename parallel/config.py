@@ -65,6 +65,8 @@ class StrategyConfig:
     """pp above 1: stages of the model on each pipeline rank; null is the schedule's own number."""
     nvlink_domain: Optional[int] = None
     """Neighbouring ranks with a fast network, which tp is to stay in; null is a node's. A rack may be one (NVL72)."""
+    compile: bool = False
+    """Compile what each block computes between collectives, one graph a part (torch.compile); the first step waits."""
     recompute: Recompute = Recompute.none
     """What backward computes again: none, full (attention and experts) or selective (of these all but products)."""
 

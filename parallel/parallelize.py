@@ -1,6 +1,6 @@
 """How a model becomes a parallel one. Read this first.
 
-    build each stage on meta  →  tensor parallel  →  expert parallel  →  recompute  →  data parallel
+    build each stage on meta  →  tensor parallel  →  expert parallel  →  compile  →  recompute  →  data parallel
                               →  materialise  →  fill with the start that (seed, name) says
 
 Nothing is allocated before it is known where it lives, so no rank ever holds more than its part. Every dimension is
@@ -23,6 +23,7 @@ from models.whole_sequence import WholeSequence
 from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
+from parallel.compile import compile_parts
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import build_dispatcher, build_placement
 from parallel.fully_shard import ShardedGradients, shard_stage
@@ -124,6 +125,8 @@ def parallelize(
         if degrees.tp > 1:
             among = Among(comm, tp.group, CommKind.tp)
             splits |= tensor_parallel(stage, among, degrees.etp > 1, overlap.async_tp)
+        if strategy.compile:
+            compile_parts(stage, around.hide_behind_shared, world.device, precision.compute.torch)
         recompute_parts(
             stage, strategy.recompute, around.hide_behind_shared, to_the_end=degrees.tp > 1 and overlap.async_tp > 1
         )

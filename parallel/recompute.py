@@ -12,11 +12,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from models.block import Block
 from models.transformer import Transformer
+from parallel.block_methods import block_methods
 from parallel.config import Recompute
 
 EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
@@ -24,10 +23,9 @@ EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
 
 
 def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool, to_the_end: bool = False) -> None:
-    """Have `stage`'s parts recompute, in place. By their methods, not by a wrapper: names stay as they are, and the
-    hooks of FSDP2, which gather weights before a part runs, stay around it. None may be inside: in backward it does
-    other things than in forward, which `selective` takes for another computation. So shared and routed experts, which
-    may be sharded apart, are parts of their own; and no row may travel inside, or it would travel twice.
+    """Have `stage`'s parts recompute, in place. No hook of FSDP2 may be inside: in backward it does other things than
+    in forward, which `selective` takes for another computation. So shared and routed experts, which may be sharded
+    apart, are parts of their own; and no row may travel inside, or it would travel twice.
 
     `to_the_end`: also what comes after the last result that backward needs, in parts that hold a collective begun and
     not yet waited for at that place, which would otherwise be left so.
@@ -39,14 +37,8 @@ def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool,
         again = partial(again, early_stop=False)
     if what is Recompute.selective:
         again = partial(again, context_fn=_keep_products)
-    for block in stage.layers.values():
-        assert isinstance(block, Block)
-        methods: list[tuple[nn.Module | None, str]] = [(block.attention, "forward"), (block.experts.routed, "compute")]
-        halves = ("widen", "narrow") if shared_in_halves and block.experts.routed is not None else ("forward",)
-        methods += [(block.experts.shared, name) for name in halves]
-        for part, name in methods:
-            if part is not None:
-                setattr(part, name, partial(again, getattr(part, name)))
+    for method in block_methods(stage, shared_in_halves):
+        method.wrap(partial(partial, again))
 
 
 def _keep_products() -> Any:

@@ -71,6 +71,11 @@ class CollectiveObserver(TorchDispatchMode):
         super().__init__()
         self._seen = seen
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """It changes nothing: else torch.compile would not compile while it looks on."""
+        return True
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "c10d" and function.overloadpacket.__name__ in INPUT_AND_GROUP:
             operation, input_at, group_at = INPUT_AND_GROUP[function.overloadpacket.__name__]

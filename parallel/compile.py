@@ -1,0 +1,60 @@
+"""torch.compile of what a block computes between collectives: each part one graph, that nothing breaks.
+
+    attention    norm, attention, residual, norm, router     one graph, every shape its own
+    experts      the products of all slots and SwiGLU        one graph, any number of rows
+    shared       SwiGLU                                      one graph, every shape its own
+
+Between these, rows are put in order and travel, and the clock brackets what they are waited for: that stays as it is.
+A layer's graph is the next one's too: weights are inputs of it. Hooks of data parallelism stay outside, and so does
+recomputation, which calls the graph again. What is cheap backward computes again by itself: the partition of a graph
+into forward and backward keeps little but products (Chen et al. 2016, as a minimum cut).
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from models.config import ConfigError, ExpertBackend
+from models.experts import RoutedExperts, choose_backend
+from models.transformer import Transformer
+from parallel.block_methods import block_methods
+
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def compile_parts(stage: Transformer, shared_in_halves: bool, device: torch.device, dtype: torch.dtype) -> None:
+    """Have `stage`'s parts compile at their first call, in place. `dtype`: of activations, on `device`."""
+    # A graph break is an error, not a slower step: fullgraph.
+    compiled: Callable[..., Any] = partial(torch.compile, fullgraph=True)
+    for method in block_methods(stage, shared_in_halves):
+        if not isinstance(method.part, RoutedExperts):
+            method.wrap(partial(compiled, dynamic=False))
+        elif _in_one_graph(method.part, device, dtype):
+            method.wrap(compiled)  # a second number of rows makes the graph one for any
+
+
+def _in_one_graph(routed: RoutedExperts, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether it is one product for all slots: the loop over them asks the device how many rows each has. On a CPU
+    grouped_mm is a loop of its own when it is compiled (torch 2.13)."""
+    expert_dim, dim = routed.gate_EFD.shape[1:]
+    rows_ND = torch.empty(0, dim, dtype=dtype, device=device)
+    return device.type == "cuda" and choose_backend(routed.backend, rows_ND, expert_dim) is ExpertBackend.grouped_mm
+
+
+def check_compiler() -> None:
+    """torch.compile calls a C++ compiler: for all that it makes on a CPU, and for what launches kernels on a GPU.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    named = os.environ.get("CXX")
+    names = (named,) if named else COMPILERS
+    if not any(map(shutil.which, names)):
+        raise ConfigError(
+            f"strategy.compile=true: torch.compile calls a C++ compiler, and there is no {' or '.join(names)}; install "
+            "one, or set it to false"
+        )
