@@ -226,6 +226,7 @@ def test_layers_go_by_whole_rounds_of_stages() -> None:
             ["strategy=tp", "model.attention.n_heads=3", "model.attention.n_kv_heads=1"],
             "does not divide over strategy.tp",
         ),
+        (["strategy=ddp", "strategy.compile=true"], "verify looks at each layer's choices while it computes"),
         (["strategy=ddp", "train.stepz=1"], "unknown key 'train.stepz'"),
     ],
 )
