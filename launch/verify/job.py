@@ -50,7 +50,7 @@ class Job:
         if job.strategy.compile:
             raise ConfigError(
                 "strategy.compile=true: verify looks at each layer's choices while it computes, and cannot look into a "
-                "graph; leave it out, and see by switchyard sweep strategy.compile=false,true whether losses are the same"
+                "graph; leave it out, and see by switchyard sweep strategy.compile=false,true whether losses are equal"
             )
         degrees = Degrees.resolve(job.strategy, n_ranks)
         typed = typed_value("train.steps", words)
