@@ -26,6 +26,14 @@ class Bucket:
     """Parameters whose gradient of this micro-batch is still to come."""
 
 
+def shared_out(parameters: Reduced) -> Reduced:
+    """Those that several ranks hold."""
+    return {
+        stage: {name: (p, axis) for name, (p, axis) in named.items() if axis.size > 1}
+        for stage, named in parameters.items()
+    }
+
+
 def fill_buckets(parameters: Reduced, bucket_bytes: int) -> list[Bucket]:
     """Last stages and last parameters first: backward reaches them first. A bucket is of one group of ranks and dtype.
 

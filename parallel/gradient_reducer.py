@@ -9,7 +9,7 @@ schedule that walks the parts of two micro-batches never does.
 import torch
 from torch import Tensor, nn
 
-from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
+from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets, shared_out
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
 from parallel.early_update import EarlyUpdates
@@ -26,12 +26,8 @@ class GradientReducer:
     def __init__(self, parameters: Reduced, comm: Communicator, bucket_bytes: int, overlap: bool) -> None:
         """`overlap`: whether to start in backward."""
         self._comm = comm
-        shared = {
-            stage: {name: (p, axis) for name, (p, axis) in named.items() if axis.size > 1}
-            for stage, named in parameters.items()
-        }
         self._alone = [p for named in parameters.values() for p, axis in named.values() if axis.size == 1]
-        self._buckets = fill_buckets(shared, bucket_bytes)
+        self._buckets = fill_buckets(shared_out(parameters), bucket_bytes)
         self._flat = {id(bucket): _allocate(bucket) for bucket in self._buckets}
         self._queue = BucketQueue(self._buckets, self._start, self._reduced, comm, overlap)
         self._early: EarlyUpdates | None = None

@@ -11,15 +11,19 @@ Rank r of n takes rows [r·c, (r+1)·c) of dimension 0, with c = ceil(rows / n):
 bucket's buffer lies rank by rank, as the collectives want it:
 
     rank 0: rows of a, rows of b, …  │  rank 1: rows of a, rows of b, …  │  …
+
+What no other rank holds (an expert, where experts are shared out over all ranks; on one rank everything) is in no
+bucket: its gradients add up in the reduce dtype, and its masters are rounded straight into what modules compute with.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets
+from parallel.buckets import Bucket, BucketQueue, Reduced, fill_buckets, shared_out
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
 from parallel.config import PrecisionConfig
@@ -50,6 +54,14 @@ class _Slice:
         return slice(rank * self.rows, (rank + 1) * self.rows)
 
 
+class _Alone(NamedTuple):
+    """A parameter that no other rank holds."""
+
+    parameter: nn.Parameter
+    gradient: Tensor
+    """The sum over a step's micro-batches."""
+
+
 class ShardedOptimizer:
     """See above; a GradientSync whose masters are this rank's rows."""
 
@@ -65,7 +77,15 @@ class ShardedOptimizer:
     ) -> None:
         """`n_holders`: ranks of the world that hold each parameter."""
         self._comm, self._dtype = comm, precision.compute.torch
-        self._buckets = fill_buckets(parameters, bucket_bytes)
+        self._buckets = fill_buckets(shared_out(parameters), bucket_bytes)
+        self._alone = {
+            (stage, name): _Alone(p, torch.empty_like(p, dtype=precision.reduce.torch, requires_grad=False))
+            for stage, named in parameters.items()
+            for name, (p, axis) in named.items()
+            if axis.size == 1
+        }
+        self._begun: set[tuple[StageKey, str]] = set()
+        """Parameters of which this step has a gradient."""
         self._slices = [_lay_out(bucket) for bucket in self._buckets]
         self._sums = [_buffer(bucket, slices, precision.reduce.torch) for bucket, slices in self._each()]
         self._index = {id(bucket): index for index, bucket in enumerate(self._buckets)}
@@ -79,11 +99,22 @@ class ShardedOptimizer:
         for bucket, slices in self._each():
             for name, part in slices.items():
                 self.owned[name] = _own(part, bucket, splits.get(name), n_holders[name], precision.parameters.torch)
-                part.parameter.register_post_accumulate_grad_hook(lambda _, s=bucket.stage, n=name: self.arrived(s, n))
+                self._call_when_made(part.parameter, bucket.stage, name)
+        for (stage, name), alone in self._alone.items():
+            master = nn.Parameter(torch.empty_like(alone.parameter, dtype=precision.parameters.torch))
+            shape = tuple(master.shape)
+            shard = place(master.detach(), shape, (0,) * len(shape), splits.get(name))
+            self.owned[name] = Owned(master, shard, n_holders[name])
+            self._call_when_made(alone.parameter, stage, name)
+
+    def _call_when_made(self, parameter: nn.Parameter, stage: StageKey, name: str) -> None:
+        parameter.register_post_accumulate_grad_hook(lambda _: self.arrived(stage, name))
 
     def reduced_together(self) -> list[list[nn.Parameter]]:
-        """Buckets."""
-        return [[self.owned[name].master for name in bucket.parameters] for bucket in self._buckets]
+        """Buckets, and last what no other rank holds."""
+        groups = [[self.owned[name].master for name in bucket.parameters] for bucket in self._buckets]
+        alone = [self.owned[name].master for _, name in self._alone]
+        return [*groups, alone] if alone else groups
 
     def update_early(self, updates: EarlyUpdates) -> None:
         """See GradientSync. The updated masters set off at once."""
@@ -91,9 +122,8 @@ class ShardedOptimizer:
         self._queue.take_early(updates)
 
     def begin_step(self) -> None:
-        """Zero the sums."""
-        for buffer in self._sums:
-            buffer.zero_()
+        """Forget the sums: the first gradient is one."""
+        self._begun.clear()
 
     def begin_backward(self, stage: StageKey, last: bool) -> None:
         """See GradientSync."""
@@ -101,11 +131,18 @@ class ShardedOptimizer:
 
     def arrived(self, stage: StageKey, name: str) -> None:
         """Add this micro-batch's gradient to the sum, in the reduce dtype, and free it."""
+        add = Tensor.add_ if (stage, name) in self._begun else Tensor.copy_
+        self._begun.add((stage, name))
+        if alone := self._alone.get((stage, name)):
+            assert alone.parameter.grad is not None
+            add(alone.gradient, alone.parameter.grad)
+            alone.parameter.grad = None
+            return
         index = self._bucket_of[stage, name]
         buffer, part = self._sums[index], self._slices[index][name]
         assert part.parameter.grad is not None
         for rank in range(len(buffer)):
-            part.of_rank(buffer[rank], rank).add_(part.parameter.grad[part.rows_of(rank)])
+            add(part.of_rank(buffer[rank], rank), part.parameter.grad[part.rows_of(rank)])
         part.parameter.grad = None
         self._queue.arrived(stage, name)
 
@@ -115,6 +152,13 @@ class ShardedOptimizer:
     def finish_step(self) -> None:
         """See GradientSync; raises RuntimeError for a gradient that never came."""
         self._queue.finish()
+        if missing := sorted(name for stage, name in self._alone if (stage, name) not in self._begun):
+            raise RuntimeError(f"no gradient for {', '.join(missing)}")
+        for (_, name), alone in self._alone.items():
+            master = self.owned[name].master
+            master.grad = alone.gradient.to(master.dtype)
+        if self._early and self._alone:
+            self._early.update(len(self._buckets))
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -123,6 +167,8 @@ class ShardedOptimizer:
             self._publish_next()
         self._unpack()
         self._n_published = 0
+        for (_, name), alone in self._alone.items():
+            alone.parameter.copy_(self.owned[name].master)
 
     @torch.no_grad()
     def _publish_next(self) -> None:
