@@ -11,7 +11,8 @@ from parallel.check_engine import check_engine
 from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
-from train.config import CheckpointConfig, OptimConfig, RunConfig, TrainConfig
+from parallel.pipeline.schedules import ScheduleName
+from train.config import CheckpointConfig, Moments, OptimConfig, RunConfig, TrainConfig
 from train.data.config import DataConfig, DataSource, choice
 from train.faults.config import FaultsConfig
 from train.faults.recovery_config import NonFinite, RecoveryConfig
@@ -82,6 +83,8 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     check_idle_overlap(config.overlap, config.strategy, degrees, config.model)
     if config.overlap.optimizer:
         _check_early_updates(config)
+    if config.optim.one_pass:
+        _check_one_pass(config)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
@@ -150,6 +153,20 @@ def _check_early_updates(config: JobConfig) -> None:
         raise ConfigError(
             f"overlap.optimizer=true: recovery.non_finite={config.recovery.non_finite.value} leaves out a step that is "
             "not finite, which is known only after weights have moved; set it to fail"
+        )
+
+
+def _check_one_pass(config: JobConfig) -> None:
+    """Its kernel takes plain tensors, and rounds by the place that a tensor has among a rank's."""
+    if config.strategy.engine is not EngineName.native:
+        raise ConfigError(
+            f"optim.one_pass=true: strategy.engine={config.strategy.engine.value} steps torch's AdamW over tensors of "
+            "its own; set it to false"
+        )
+    if config.optim.moments is Moments.bfloat16 and config.strategy.schedule is ScheduleName.dualpipe:
+        raise ConfigError(
+            "optim.moments=bfloat16: the two copies of a stage that strategy.schedule=dualpipe keeps would be rounded "
+            "apart; set it to full, or choose dualpipev"
         )
 
 

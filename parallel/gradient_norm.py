@@ -9,21 +9,16 @@ from torch import Tensor
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.owned import Owned
-from parallel.torch_internals import norms_in_float64, scale_in_place
+from parallel.torch_internals import norms_in_float64
 
 
 @torch.no_grad()
-def clip_gradients(
-    owned: Mapping[str, Owned], max_norm: float, world_size: int, anything_split: bool, comm: Communicator
-) -> Tensor:
-    """Scale all gradients in place so that their joint 2-norm is at most `max_norm` (infinity: only measure).
+def global_norm(owned: Mapping[str, Owned], world_size: int, anything_split: bool, comm: Communicator) -> Tensor:
+    """The joint 2-norm of all gradients, a float64 scalar, the same on every rank.
 
     Every rank adds the squares of what it owns, each divided by the number of ranks that own the same: one sum over
     the world then counts every part once, however a layout cut or copied it. Squares add up in float64: how they were
     split over ranks then does not show in a float32 coefficient. `anything_split`: whether a rank holds less than all.
-
-    Returns:
-        The norm before clipping, a float64 scalar, the same on every rank.
 
     Raises:
         RuntimeError: if a parameter has no gradient. A layout that loses one trains on and is silently wrong.
@@ -43,11 +38,13 @@ def clip_gradients(
         for n_holders, some in by_holders.items():
             parts += _square_sum(some, norms[0]) / n_holders
         everywhere = everywhere + comm.all_reduce(parts, None, CommKind.control)
-    norm = everywhere.sqrt()
-    if max_norm != float("inf"):
-        coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        scale_in_place(gradients, coefficient.to(gradients[0].dtype))
-    return norm
+    return everywhere.sqrt()
+
+
+def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor | None:
+    """What gradients of that norm are multiplied by so that it is at most `max_norm`, a float64 scalar; None: by
+    nothing, if that is infinity."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm != float("inf") else None
 
 
 def require_gradients(owned: Mapping[str, Owned]) -> None:

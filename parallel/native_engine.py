@@ -13,7 +13,7 @@ from models.transformer import Batch
 from parallel.comm import Communicator
 from parallel.early_update import EarlyUpdates
 from parallel.engine import OptimizerMaker
-from parallel.gradient_norm import clip_gradients, require_gradients
+from parallel.gradient_norm import clip_coefficient, global_norm, require_gradients
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.mesh import Axis
 from parallel.owned import masters
@@ -88,10 +88,10 @@ class NativeEngine:
         """See Engine."""
         parallel = self._parallel
         world = parallel.layout.degrees.world
-        norm = clip_gradients(parallel.owned, max_norm, world, parallel.split_anywhere, self._comm)
+        norm = global_norm(parallel.owned, world, parallel.split_anywhere, self._comm)
         left_out = not_finite(norm, losses)
         if not self._early:
-            step_unless(left_out, self._optimizers[0])
+            step_unless(left_out, self._optimizers[0], clip_coefficient(norm, max_norm))
         parallel.gradients.publish()
         return Update(norm, left_out)
 

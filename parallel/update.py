@@ -5,11 +5,13 @@ Where each rank holds all gradients, its norm is its own sum over them: if memor
 it leaves the step out alone, which the ranks find out a step or two later (train/faults/stop.py).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from parallel.torch_internals import scale_in_place
 
 
 class Update(NamedTuple):
@@ -26,11 +28,26 @@ def not_finite(grad_norm: Tensor, losses: Tensor) -> Tensor:
     return ~(grad_norm.isfinite() & losses.isfinite().all())
 
 
-def step_unless(left_out: Tensor, optimizer: Optimizer) -> None:
-    """`optimizer.step()`; if `left_out`, parameters, moments and step counts stay as they are, to the bit.
+@runtime_checkable
+class OnePass(Protocol):
+    """An optimizer that clips, and leaves a step out, itself."""
+
+    def step_scaled(self, clip: Tensor | None, left_out: Tensor | None) -> None:
+        """Multiply gradients by `clip` and move everything by them; nothing, to the bit, if `left_out`."""
+
+
+def step_unless(left_out: Tensor, optimizer: Optimizer, clip: Tensor | None = None) -> None:
+    """`optimizer.step()` with gradients times `clip`; if `left_out`, parameters, moments and step counts stay as they
+    are, to the bit.
 
     On a GPU by what torch's GradScaler tells a fused optimizer: its kernel reads `found_inf` and returns.
     """
+    if isinstance(optimizer, OnePass):
+        optimizer.step_scaled(clip, left_out)
+        return
+    if clip is not None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        scale_in_place(gradients, clip.to(gradients[0].dtype))
     if not left_out.is_cuda:
         if not left_out:
             optimizer.step()

@@ -13,6 +13,11 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class Moments(Enum):
+    full = "full"
+    bfloat16 = "bfloat16"
+
+
 class Schedule(Enum):
     cosine = "cosine"
     wsd = "wsd"
@@ -135,6 +140,10 @@ class OptimConfig:
     """Decoupled decay of matrices; norms have none."""
     clip_norm: Optional[float] = 1.0
     """Largest global gradient norm; null measures and does not clip."""
+    one_pass: bool = False
+    """Clip, update and leave a step out in one pass over memory (on a GPU one Triton kernel); false: as torch does."""
+    moments: Moments = Moments.full
+    """Both moments' dtype: full is the masters', bfloat16 rounds them stochastically (takes one_pass=true)."""
 
     def check(self) -> None:
         """Refuse values that no optimizer has.
@@ -156,6 +165,11 @@ class OptimConfig:
             raise ConfigError(f"optim.eps={self.eps}: set it to at least 1e-30, as 1e-8")
         if self.weight_decay < 0:
             raise ConfigError(f"optim.weight_decay={self.weight_decay}: set it to 0 or more")
+        if self.moments is not Moments.full and not self.one_pass:
+            raise ConfigError(
+                f"optim.moments={self.moments.value}: torch's AdamW keeps moments as it keeps weights; set it to full, "
+                "or optim.one_pass=true"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"optim.clip_norm={self.clip_norm}: set it above 0, or null for no clipping")
 

@@ -5,18 +5,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
-from train.config import OptimConfig, Schedule
+from train.config import Moments, OptimConfig, Schedule
+from train.one_pass_adamw import OnePassAdamW
 
 
-def build_optimizer(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> AdamW:
+def build_optimizer(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> Optimizer:
     """AdamW over `parameters`, its moments allocated at once: a resume fills them before the first step."""
     # Every weight matrix decays, norms' vectors do not. A part has as many dimensions as the whole, so layouts agree.
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
+    if optim.one_pass:
+        moments = torch.bfloat16 if optim.moments is Moments.bfloat16 else None
+        return OnePassAdamW(groups, optim.lr, (optim.beta1, optim.beta2), optim.eps, moments)
     fused = parameters[0].is_cuda
     optimizer = AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
     for parameter in parameters:

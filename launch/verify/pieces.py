@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from models.initialise import Shard
 
@@ -20,9 +22,15 @@ class Piece(NamedTuple):
 def pieces(state: Mapping[str, Shard]) -> dict[str, Piece]:
     """Copies on the host, with where each lies in the whole."""
     return {
-        name: Piece(shard.local.detach().cpu().numpy().copy(), tuple(shard.global_shape), tuple(shard.offset))
+        name: Piece(_array(shard.local.detach()), tuple(shard.global_shape), tuple(shard.offset))
         for name, shard in state.items()
     }
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """numpy has no bfloat16, which float32 holds exactly."""
+    wide = x.float() if x.dtype is torch.bfloat16 else x
+    return wide.cpu().numpy().copy()
 
 
 def merge(by_rank: Iterable[Mapping[str, Piece]]) -> dict[str, np.ndarray]:

@@ -95,6 +95,7 @@ class Layout:
     clip_norm: float | None = 1.0
     eval_sequences: int = 32
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
+    optim: OptimConfig = field(default_factory=OptimConfig)
 
 
 @dataclass
@@ -172,7 +173,7 @@ def open_layout(layout: Layout, world: World, comm: Communicator, seed: int = 1)
         seed=seed,
         n_micro_batches=train_config(layout).micro_batches(degrees.dp, degrees.pp),
         sequence_length=layout.model.max_sequence_length,
-        make_optimizer=partial(build_optimizer, optim=OptimConfig()),
+        make_optimizer=partial(build_optimizer, optim=layout.optim),
     )
 
 

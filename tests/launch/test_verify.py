@@ -105,11 +105,10 @@ BROKEN = {
     "nothing is clipped where there are ranks": (
         "ddp",
         """
+        import torch.distributed as dist
         import parallel.native_engine as engine
-        whole = engine.clip_gradients
-        def unclipped(owned, max_norm, world_size, *rest):
-            return whole(owned, max_norm if world_size == 1 else float("inf"), world_size, *rest)
-        engine.clip_gradients = unclipped
+        whole = engine.clip_coefficient
+        engine.clip_coefficient = lambda norm, most: whole(norm, most) if dist.get_world_size() == 1 else None
         """,
         ("step 1: updated weight model.",),
     ),

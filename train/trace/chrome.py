@@ -18,7 +18,7 @@ _OPENERS: Mapping[str, Any] = {".json": open, ".gz": gzip.open, ".xz": lzma.open
 _KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _RANGES = {"user_annotation", "cpu_op"}
-UPDATE = re.compile(r"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$")
+UPDATE = re.compile(r"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$|one_pass_adamw$")
 """The operators by which AdamW moves weights, one a call of it."""
 _WORK = re.compile(
     r"aten::(mm|bmm|addmm|addmv|mv|baddbmm|_grouped_mm|_addmm_activation)$"

@@ -80,7 +80,7 @@ _COMPUTE: tuple[tuple[str, Category], ...] = (
     (r"^triton_tem_fused", Category.dense_gemm),
     (r"multi_tensor_apply_kernel.*LpNorm|lpnorm_cleanup", Category.norm_reduction),
     (r"multi_tensor_apply_kernel.*Copy", Category.copy_cast),
-    (r"multi_tensor_apply|FusedAdam|fused_adam|FusedSgd", Category.optimizer),
+    (r"multi_tensor_apply|one_pass_adamw|FusedAdam|fused_adam|FusedSgd", Category.optimizer),
     (r"sdpa|[Ff]lash|fmha|_attn_(fwd|bwd)|flex_attention|compute_attn", Category.attention),
     (r"grouped_gemm::\w+::utils::transpose", Category.copy_cast),
     (r"grouped_gemm::\w+::fp8_", Category.dense_gemm),  # DeepSeek's; its experts' are m_grouped_…

@@ -1,0 +1,33 @@
+"""optim.one_pass on a GPU: its kernel is the update, and nobody waits for it."""
+
+import pytest
+import torch
+from harness.kernel_beside_update import main
+from torch import nn
+
+from train.config import OptimConfig
+from train.optimizer import build_optimizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def test_the_kernel_is_the_update() -> None:
+    main("cuda")
+
+
+def test_nobody_waits_for_the_device() -> None:
+    parameter = nn.Parameter(torch.randn(4096, 512, device="cuda"))
+    optimizer = build_optimizer([parameter], OptimConfig(one_pass=True))
+    left_out, clip = torch.tensor(False, device="cuda"), torch.tensor(0.5, dtype=torch.float64, device="cuda")
+    parameter.grad = torch.randn_like(parameter)
+    optimizer.step_scaled(clip, left_out)  # type: ignore[attr-defined]  # compiles it
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            optimizer.step_scaled(clip, left_out)  # type: ignore[attr-defined]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.state[parameter]["step"].item() == 4

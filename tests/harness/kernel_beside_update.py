@@ -1,0 +1,40 @@
+"""`python -m harness.kernel_beside_update [cuda]`: the Triton kernel of AdamW beside train/adamw_update.py."""
+
+import sys
+
+import torch
+
+from train import adamw_kernel, adamw_update
+from train.adamw_update import Hyper, scalars
+
+HYPER = Hyper(lr=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.1)
+
+
+def main(device: str) -> None:
+    """Raises AssertionError where they differ."""
+    generator = torch.Generator().manual_seed(3)
+    for moments in (torch.float32, torch.bfloat16):
+        for grads in (torch.float32, torch.bfloat16):
+            for n in (1, 1023, 5000):
+                p = torch.randn(n, generator=generator)
+                grad = (0.1 * torch.randn(n, generator=generator)).to(grads).to(device)
+                m = (0.01 * torch.randn(n, generator=generator)).to(moments)
+                v = (0.01 * torch.rand(n, generator=generator)).to(moments)
+                before = [x.to(device) for x in (p, m, v)]
+                expected, got, still = ([x.clone() for x in before] for _ in range(3))
+                step, clip = torch.tensor(7.0, device=device), torch.tensor(0.37, device=device)
+                known = scalars(HYPER, step, clip, torch.tensor(False, device=device))
+                adamw_update.update(*expected, grad, HYPER, known, 3)
+                adamw_kernel.update(*got, grad, HYPER, known, 3)
+                torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=1e-6)
+                # Rounded by other noise, a moment in bfloat16 is one of the same two neighbours.
+                near = 1e-6 if moments is torch.float32 else 2**-7
+                for ours, theirs in zip(got[1:], expected[1:], strict=True):
+                    torch.testing.assert_close(ours.float(), theirs.float(), rtol=near, atol=1e-9)
+                known = scalars(HYPER, step, clip, torch.tensor(True, device=device))
+                adamw_kernel.update(*still, grad, HYPER, known, 3)
+                assert all(torch.equal(x, y) for x, y in zip(still, before, strict=True))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "cpu")

@@ -1,0 +1,72 @@
+"""train/adamw_update.py as one kernel: each number is read once and written once.
+
+bytes an element      gradient 4 (in bf16 2)   master 4 + 4   moments 8 + 8 (in bf16 4 + 4)
+this                  28; 20 with moments in bf16
+torch, fused          28, and 8 before it for clipping
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.profiler import record_function
+
+from train.adamw_update import Hyper
+
+BLOCK = 1024
+
+
+def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: Tensor, number: int) -> None:
+    """See train/adamw_update.py; all tensors contiguous, `p` in float32."""
+    if n := p.numel():
+        grid = (triton.cdiv(n, BLOCK),)
+        with record_function("one_pass_adamw"):  # a trace has no operator for it (train/trace/chrome.py)
+            one_pass_adamw[grid](p, m, v, grad, known, n, *hyper, number, m.dtype is torch.bfloat16, BLOCK)
+
+
+@triton.jit(do_not_specialize=["number"])
+def one_pass_adamw(  # type: ignore[no-untyped-def]  # Triton's types are its own
+    p_ptr,
+    m_ptr,
+    v_ptr,
+    grad_ptr,
+    known_ptr,
+    n,
+    lr,
+    beta1,
+    beta2,
+    eps,
+    decay,
+    number,
+    rounds: tl.constexpr,
+    block: tl.constexpr,
+):
+    """A block of elements."""
+    clip = tl.load(known_ptr).to(tl.float32)
+    end = n * tl.load(known_ptr + 1).to(tl.int64)  # none, where nothing is to be moved
+    correction1 = tl.load(known_ptr + 2).to(tl.float32)
+    correction2 = tl.load(known_ptr + 3).to(tl.float32)
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    here = at < end
+    p = tl.load(p_ptr + at, mask=here)
+    m = tl.load(m_ptr + at, mask=here).to(tl.float32)
+    v = tl.load(v_ptr + at, mask=here).to(tl.float32)
+    g = tl.load(grad_ptr + at, mask=here).to(tl.float32) * clip
+    m += (1 - beta1) * (g - m)
+    v = beta2 * v + (1 - beta2) * g * g
+    p = p * (1 - lr * decay) - lr / correction1 * m / (tl.sqrt(v) / tl.sqrt(correction2) + eps)
+    tl.store(p_ptr + at, p, mask=here)
+    if rounds:
+        step = tl.load(known_ptr + 4).to(tl.int64)
+        noise = tl.randint(step * 4294967296 + number, at).to(tl.uint32, bitcast=True)
+        m = rounded(m, noise & 0x7FFF)
+        v = rounded(v, noise >> 17)
+    tl.store(m_ptr + at, m, mask=here)
+    tl.store(v_ptr + at, v, mask=here)
+
+
+@triton.jit
+def rounded(x, noise):  # type: ignore[no-untyped-def]
+    """See round_to_bfloat16."""
+    bits = (x.to(tl.uint32, bitcast=True) + 2 * noise) & 0xFFFF0000
+    return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
