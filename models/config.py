@@ -40,6 +40,11 @@ class ExpertBackend(Enum):
     grouped_mm = "grouped_mm"
 
 
+class RowBackend(Enum):
+    torch = "torch"
+    auto = "auto"
+
+
 @dataclass
 class YarnConfig:
     factor: float = 1.0
@@ -281,6 +286,8 @@ class ModelConfig:
     """Epsilon of every RMSNorm."""
     expert_backend: ExpertBackend = ExpertBackend.auto
     """auto picks grouped_mm where it runs, else the readable loop; the others force one."""
+    row_backend: RowBackend = RowBackend.torch
+    """How rows are put in order and summed: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
     loss_chunk_size: int = 4096
     """Tokens whose logits exist at a time; fewer take less memory."""
     init_from: Optional[str] = None

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.permutation import count_pairs, from_rows, sort_pairs, to_rows, weigh
+from models.permutation import count_pairs, sort_pairs
 from models.placement import ExpertPlacement
 from models.router import Routing
+from models.rows import Rows
 
 
 class Travelling(Protocol):
@@ -113,8 +114,8 @@ class NoExchange:
 class LocalDispatcher:
     """The experts on this device, in the slots that `placement` says; pairs of experts elsewhere are left out."""
 
-    def __init__(self, placement: ExpertPlacement, rank: int = 0) -> None:
-        self.placement = placement
+    def __init__(self, placement: ExpertPlacement, rank: int = 0, rows: Rows | None = None) -> None:
+        self.placement, self._rows = placement, rows or Rows()
         slots = placement.slots_of_rank[rank]
         self._n_slots, self._all_here = len(slots), len(slots) == placement.n_experts
         self._slot_of_expert = [slots.index(e) if e in slots else len(slots) for e in range(placement.n_experts)]
@@ -130,7 +131,7 @@ class LocalDispatcher:
             slot_N = slot_N.masked_fill(~routing.kept_TK.flatten(), self._n_slots)
         some_have_none = routing.kept_TK is not None or not self._all_here
         pairs = sort_pairs(slot_N, self._n_slots, some_have_none)
-        rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
+        rows_ND = self._rows.of_tokens(x_TD, pairs, routing.experts_TK.shape[1])
         part = Outgoing(rows_ND, NoExchange(), pairs.ends_E.int())
         return Leaving((part,), count_pairs(routing, self.placement.n_experts), pairs)
 
@@ -144,4 +145,4 @@ class LocalDispatcher:
 
     def returned(self, rows_ND: Tensor, ticket: Any, routing: Routing) -> Tensor:
         """See Dispatcher."""
-        return weigh(from_rows(rows_ND, ticket), routing)
+        return self._rows.summed(rows_ND, ticket, routing)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from models.config import MoEConfig
+from models.config import ModelConfig
 from models.dispatcher import Dispatcher, LocalDispatcher
 from models.placement import ExpertPlacement
 from models.router_loss import over_one_rank
+from models.rows import build_rows
 from models.whole_sequence import WholeSequence
 
 
@@ -30,6 +31,7 @@ class Surroundings:
     """Whether whoever drives the parts of a block has something else to do while rows travel between these."""
 
     @classmethod
-    def alone(cls, moe: MoEConfig) -> "Surroundings":
+    def alone(cls, model: ModelConfig) -> "Surroundings":
         """All experts here, all tokens here."""
-        return cls(LocalDispatcher(ExpertPlacement.contiguous(moe.n_routed)))
+        placement = ExpertPlacement.contiguous(model.moe.n_routed)
+        return cls(LocalDispatcher(placement, rows=build_rows(model.row_backend)))

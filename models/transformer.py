@@ -64,7 +64,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = model
-        around = around or Surroundings.alone(model.moe)
+        around = around or Surroundings.alone(model)
         self.placement = around.dispatcher.placement
         """Where the experts of all MoE layers live."""
         stage = range(model.n_layers) if stage is None else stage

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from models.config import ModelConfig
 from models.initialise import Shard, initialise
+from models.rows import build_rows
 from models.surroundings import Surroundings
 from models.transformer import Transformer
 from models.whole_sequence import WholeSequence
@@ -182,6 +183,7 @@ def _surroundings(
         Among(comm, ep.group, CommKind.ep, lane),
         among_tp if degrees.etp > 1 else None,
         overlap.dispatch_chunks,
+        build_rows(model.row_backend),
     )
     travels = degrees.ep * degrees.etp > 1 and model.moe.n_shared > 0
     sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()

@@ -19,6 +19,7 @@ from models.config import ModelConfig
 from models.dispatcher import LocalDispatcher
 from models.placement import ExpertPlacement
 from models.routing_totals import RoutingTotals
+from models.rows import build_rows
 from models.surroundings import Surroundings
 from models.transformer import Batch, LossTerms, Transformer
 from parallel.clock.phase_clock import Phase
@@ -124,7 +125,8 @@ def build_whole_model(
     def sum_over_data_ranks(counts: Tensor) -> Tensor:
         return comm.all_reduce(counts.clone(), None, CommKind.control)
 
-    experts = LocalDispatcher(ExpertPlacement.contiguous(config.moe.n_routed))
+    placement = ExpertPlacement.contiguous(config.moe.n_routed)
+    experts = LocalDispatcher(placement, rows=build_rows(config.row_backend))
     with torch.device("meta"):
         model = Transformer(
             config, precision.compute.torch, Surroundings(experts, sum_over_data_ranks=sum_over_data_ranks)

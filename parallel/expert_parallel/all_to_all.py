@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from models.dispatcher import Dispatched, Leaving, Outgoing
-from models.permutation import Sorted, count_pairs, from_rows, reorder, sort_pairs, to_rows, transpose_blocks, weigh
+from models.permutation import Sorted, count_pairs, reorder, sort_pairs, transpose_blocks
 from models.placement import ExpertPlacement, groups_of_slots
 from models.router import Routing
+from models.rows import Rows
 from parallel.collective_functions import Among, Exchange
 from parallel.comm import Pending
 
@@ -128,9 +129,11 @@ class _Ticket(NamedTuple):
 class AllToAllDispatcher:
     """Rows of this rank's tokens go to the ranks that `placement` says; this one is `rank` of them."""
 
-    def __init__(self, placement: ExpertPlacement, rank: int, among: Among, n_parts: int = 1) -> None:
+    def __init__(
+        self, placement: ExpertPlacement, rank: int, among: Among, n_parts: int = 1, rows: Rows | None = None
+    ) -> None:
         """`n_parts`: in how many they leave."""
-        self.placement = placement
+        self.placement, self._rows = placement, rows or Rows()
         self._rank, self._among, self._n_parts = rank, among, n_parts
         self._slots_of_rank = [len(slots) for slots in placement.slots_of_rank]
         self._positions = _by_group(self._slots_of_rank, n_parts)
@@ -148,7 +151,7 @@ class AllToAllDispatcher:
         if self._n_parts > 1:
             out_E = out_E[place_of_position_E]
         counts = RowCounts(out_E, self._slots_of_rank, self._n_parts, self._rank, self._among)
-        rows_ND = to_rows(x_TD, pairs, routing.experts_TK.shape[1])
+        rows_ND = self._rows.of_tokens(x_TD, pairs, routing.experts_TK.shape[1])
         parts_ND = (rows_ND,)
         if self._n_parts > 1:
             parts_ND = rows_ND.split([sum(sent) for sent, _ in counts.sent_and_received])
@@ -173,7 +176,7 @@ class AllToAllDispatcher:
 
     def returned(self, rows_ND: Tensor, ticket: Sorted, routing: Routing) -> Tensor:
         """See Dispatcher."""
-        return weigh(from_rows(rows_ND, ticket), routing)
+        return self._rows.summed(rows_ND, ticket, routing)
 
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """In the order in which rows leave, the place of each expert, and of each slot of all ranks in turn."""

@@ -5,6 +5,7 @@ from enum import Enum
 from models.config import ConfigError, MoEConfig
 from models.dispatcher import Dispatcher, LocalDispatcher
 from models.placement import ExpertPlacement
+from models.rows import Rows
 from parallel.collective_functions import Among
 from parallel.expert_parallel.all_to_all import AllToAllDispatcher
 from parallel.expert_parallel.gathered import GatheredDispatcher
@@ -34,16 +35,17 @@ def build_dispatcher(
     among_ep: Among,
     among_etp: Among | None,
     n_parts: int = 1,
+    rows: Rows | None = None,
 ) -> Dispatcher:
     """The dispatcher of expert-parallel `rank`; `among_etp` are the ranks that split experts by width, if any do;
-    `n_parts` in which rows travel each to its own."""
+    `n_parts` in which rows travel each to its own; `rows`: how tokens become rows."""
     dispatcher: Dispatcher
     if len(placement.slots_of_rank) == 1:
-        dispatcher = LocalDispatcher(placement)
+        dispatcher = LocalDispatcher(placement, rows=rows)
     elif name is DispatcherName.all_to_all:
-        dispatcher = AllToAllDispatcher(placement, rank, among_ep, n_parts)
+        dispatcher = AllToAllDispatcher(placement, rank, among_ep, n_parts, rows)
     else:
-        dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank), among_ep)
+        dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank, rows), among_ep)
     return dispatcher if among_etp is None else GatheredDispatcher(dispatcher, among_etp)
 
 

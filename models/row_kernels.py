@@ -1,0 +1,99 @@
+"""Tokens' sums of rows and rows' shares of tokens, each in one pass: nothing of [T, K, D] is ever written.
+
+    gather_sum   y[t] = Σ_k w[t, k] · rows[row of (t, k)]          combine; and backward of dispatch, with w = 1
+    spread       g_rows[n] = w[pair n] · g[token n],               backward of combine
+                 g_w[pair n] = ⟨rows[n], g[token n]⟩
+
+    bytes moved, K = 6, bf16, of a row's 2·D     plain          here
+    combine                                      6 + 6 + 6 + 1  6 + 1
+    its backward                                 6 + 6 + 6 + 7  6 + 6 + 6 (g is read from cache)
+    backward of dispatch                         6 + 6 + 6 + 1  6 + 1
+
+T tokens, K experts per token, N rows, D model width. Sums are in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def gather_sum(rows_ND: Tensor, inverse_N: Tensor, weights_TK: Tensor | None, top_k: int) -> Tensor:
+    """[T, D]; `inverse_N`: the row of each pair, N or more for one that has none. Weights in float32; None: all 1."""
+    n_rows, dim = rows_ND.shape
+    n_tokens = len(inverse_N) // top_k
+    y_TD = rows_ND.new_empty(n_tokens, dim)
+    if n_tokens:
+        weights = inverse_N if weights_TK is None else weights_TK.contiguous()
+        _gather_sum[(n_tokens,)](
+            rows_ND, inverse_N, weights, y_TD, n_rows, dim, top_k, weights_TK is not None, triton.next_power_of_2(dim)
+        )
+    return y_TD
+
+
+def spread(rows_ND: Tensor, order_N: Tensor, weights_TK: Tensor, grad_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, D] and [T, K]: gradients of the rows and of the weights; 0 for weights of pairs that have no row."""
+    n_rows, dim = rows_ND.shape
+    grad_rows_ND, grad_weights_TK = torch.empty_like(rows_ND), torch.zeros_like(weights_TK)
+    if n_rows:
+        _spread[(n_rows,)](
+            rows_ND,
+            order_N,
+            weights_TK.contiguous(),
+            grad_TD.contiguous(),
+            grad_rows_ND,
+            grad_weights_TK,
+            dim,
+            weights_TK.shape[1],
+            triton.next_power_of_2(dim),
+        )
+    return grad_rows_ND, grad_weights_TK
+
+
+@triton.jit
+def _gather_sum(  # type: ignore[no-untyped-def]  # Triton's types are its own
+    rows_ptr,
+    inverse_ptr,
+    weights_ptr,
+    y_ptr,
+    n_rows,
+    dim,
+    top_k: tl.constexpr,
+    weighted: tl.constexpr,
+    block: tl.constexpr,
+):
+    """A token."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, block)
+    total = tl.zeros((block,), dtype=tl.float32)
+    for k in tl.static_range(top_k):
+        row = tl.load(inverse_ptr + token * top_k + k)
+        there = (at < dim) & (row < n_rows)
+        values = tl.load(rows_ptr + row * dim + at, mask=there, other=0.0).to(tl.float32)
+        if weighted:
+            values *= tl.load(weights_ptr + token * top_k + k).to(tl.float32)
+        total += values
+    tl.store(y_ptr + token * dim + at, total, mask=at < dim)
+
+
+@triton.jit
+def _spread(  # type: ignore[no-untyped-def]
+    rows_ptr,
+    order_ptr,
+    weights_ptr,
+    grad_ptr,
+    grad_rows_ptr,
+    grad_weights_ptr,
+    dim,
+    top_k: tl.constexpr,
+    block: tl.constexpr,
+):
+    """A row."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, block)
+    pair = tl.load(order_ptr + row)
+    grad = tl.load(grad_ptr + (pair // top_k) * dim + at, mask=at < dim, other=0.0).to(tl.float32)
+    values = tl.load(rows_ptr + row * dim + at, mask=at < dim, other=0.0).to(tl.float32)
+    weight = tl.load(weights_ptr + pair).to(tl.float32)
+    tl.store(grad_rows_ptr + row * dim + at, weight * grad, mask=at < dim)
+    tl.store(grad_weights_ptr + pair, tl.sum(values * grad, axis=0))

@@ -1,0 +1,84 @@
+"""How tokens become rows and rows tokens again: by torch's operators, or in one pass by kernels of ours.
+
+T tokens, K experts per token, N rows, D model width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.config import RowBackend
+from models.permutation import Sorted, from_rows, to_rows, weigh
+from models.router import Routing
+
+
+class Rows:
+    """By torch's operators."""
+
+    def of_tokens(self, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+        """One row for each sorted pair: its token's."""
+        return to_rows(x_TD, pairs, top_k)
+
+    def summed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
+        """Σ over its K experts of a token's rows by weight, [T, D]; 0 for pairs that have none."""
+        return weigh(from_rows(rows_ND, pairs), routing)
+
+
+class OnePassRows(Rows):
+    """By models/row_kernels.py, where they run: on a GPU, in float32 or less."""
+
+    def of_tokens(self, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+        """See Rows."""
+        if not self.takes(x_TD):
+            return super().of_tokens(x_TD, pairs, top_k)
+        rows_ND: Tensor = _OfTokens.apply(x_TD, pairs.order_N, pairs.inverse_N, top_k)
+        return rows_ND
+
+    def summed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
+        """See Rows."""
+        if not self.takes(rows_ND):
+            return super().summed(rows_ND, pairs, routing)
+        y_TD: Tensor = _Summed.apply(rows_ND, routing.weights_TK, pairs.order_N, pairs.inverse_N)
+        return y_TD
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the kernels run there."""
+        return x.is_cuda and x.dtype is not torch.float64
+
+
+def build_rows(backend: RowBackend) -> Rows:
+    """By name."""
+    return OnePassRows() if backend is RowBackend.auto else Rows()
+
+
+class _OfTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.top_k = top_k
+        return x_TD.index_select(0, order_N // top_k)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None]:
+        from models.row_kernels import gather_sum  # Triton comes with torch for CUDA alone
+
+        (inverse_N,) = ctx.saved_tensors
+        return gather_sum(grad_rows_ND.contiguous(), inverse_N, None, ctx.top_k), None, None, None
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, weights_TK: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+        from models.row_kernels import gather_sum
+
+        ctx.save_for_backward(rows_ND, weights_TK, order_N)
+        return gather_sum(rows_ND.contiguous(), inverse_N, weights_TK, weights_TK.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        from models.row_kernels import spread
+
+        rows_ND, weights_TK, order_N = ctx.saved_tensors
+        grad_rows_ND, grad_weights_TK = spread(rows_ND.contiguous(), order_N, weights_TK, grad_TD)
+        return grad_rows_ND, grad_weights_TK, None, None
