@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -349,3 +350,13 @@ def test_every_layout_of_the_benchmark_can_run_on_two_ranks() -> None:
     more = ("model=moe_5b", "precision=bf16", "optim=adamw_large", "train.global_batch_size=8", "data=synthetic")
     for words in layouts.values():
         validate(compose((*more, *words)).config, 2)
+
+
+@pytest.mark.parametrize(("ranks", "more"), [(1, ()), (2, ("strategy.ep=-1",))])
+def test_every_rung_of_the_ladder_can_run_and_adds_to_the_one_before(ranks: int, more: tuple[str, ...]) -> None:
+    ladder = yaml.safe_load((ROOT / "benchmarks" / "ladder.yaml").read_text())
+    typed = ("model=moe_5b", "precision=bf16", "optim=adamw_large", "train.global_batch_size=8", "data=synthetic")
+    for words in ladder.values():
+        validate(compose((*typed, *words, *more)).config, ranks)
+    rungs = list(ladder.values())[1:]
+    assert all(above[: len(below)] == below for below, above in pairwise(rungs))
