@@ -19,6 +19,8 @@ PEER_PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_transf
 """What torchrun starts; it takes our words."""
 READ = ("model", "data", "optim", "precision", "train")
 """First parts of the keys that the peer follows. Its layout is its own: data parallel, sharded."""
+OURS = ("model.expert_backend", "model.row_backend", "optim.one_pass", "optim.moments")
+"""Keys of these that say how we compute what it computes in its own way."""
 
 
 def peer_points(points: Sequence[Point], configs: Mapping[str, JobConfig]) -> list[Point]:
@@ -58,7 +60,8 @@ def check_peer(config: JobConfig) -> None:
 
 def _followed(point: Point, config: JobConfig) -> tuple[str, ...]:
     """Besides READ: whether steps are divided, and where ours is sharded as the peer is, what it holds for backward."""
-    words = [word for word in point.words if word.partition("=")[0].split(".")[0] in READ]
+    keys = [word.partition("=")[0] for word in point.words]
+    words = [word for word, key in zip(point.words, keys, strict=True) if key.split(".")[0] in READ and key not in OURS]
     keeps = config.strategy.reduction is Reduction.shard and not config.overlap.reshard_after_forward
     held = ["overlap.reshard_after_forward=false"] if keeps else []
     undivided = [] if config.measure.clock else ["measure=off"]
