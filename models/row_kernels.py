@@ -1,4 +1,4 @@
-"""Tokens' sums of rows and rows' shares of tokens, each in one pass: nothing of [T, K, D] is ever written.
+"""Tokens' sums of rows and rows' shares of tokens, each in one pass, with no second copy of the rows.
 
     gather_sum   y[t] = Σ_k w[t, k] · rows[row of (t, k)]          combine; and backward of dispatch, with w = 1
     spread       g_rows[n] = w[pair n] · g[token n],               backward of combine
@@ -25,7 +25,7 @@ def gather_sum(rows_ND: Tensor, inverse_N: Tensor, weights_TK: Tensor | None, to
     y_TD = rows_ND.new_empty(n_tokens, dim)
     if n_tokens:
         weights = inverse_N if weights_TK is None else weights_TK.contiguous()
-        _gather_sum[(n_tokens,)](
+        rows_gather_sum[(n_tokens,)](
             rows_ND, inverse_N, weights, y_TD, n_rows, dim, top_k, weights_TK is not None, triton.next_power_of_2(dim)
         )
     return y_TD
@@ -34,9 +34,9 @@ def gather_sum(rows_ND: Tensor, inverse_N: Tensor, weights_TK: Tensor | None, to
 def spread(rows_ND: Tensor, order_N: Tensor, weights_TK: Tensor, grad_TD: Tensor) -> tuple[Tensor, Tensor]:
     """[N, D] and [T, K]: gradients of the rows and of the weights; 0 for weights of pairs that have no row."""
     n_rows, dim = rows_ND.shape
-    grad_rows_ND, grad_weights_TK = torch.empty_like(rows_ND), torch.zeros_like(weights_TK)
+    grad_rows_ND, grad_weights_TK = torch.empty_like(rows_ND), weights_TK.new_zeros(weights_TK.shape)
     if n_rows:
-        _spread[(n_rows,)](
+        rows_spread[(n_rows,)](
             rows_ND,
             order_N,
             weights_TK.contiguous(),
@@ -51,7 +51,7 @@ def spread(rows_ND: Tensor, order_N: Tensor, weights_TK: Tensor, grad_TD: Tensor
 
 
 @triton.jit
-def _gather_sum(  # type: ignore[no-untyped-def]  # Triton's types are its own
+def rows_gather_sum(  # type: ignore[no-untyped-def]  # Triton's types are its own
     rows_ptr,
     inverse_ptr,
     weights_ptr,
@@ -77,7 +77,7 @@ def _gather_sum(  # type: ignore[no-untyped-def]  # Triton's types are its own
 
 
 @triton.jit
-def _spread(  # type: ignore[no-untyped-def]
+def rows_spread(  # type: ignore[no-untyped-def]
     rows_ptr,
     order_ptr,
     weights_ptr,

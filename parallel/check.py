@@ -2,7 +2,6 @@
 
 from models.config import ConfigError, ModelConfig
 from parallel.check_overlap import check_hand_made_gradients, check_overlap
-from parallel.compile import check_compiler
 from parallel.config import OverlapConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import check_expert_parallel
 from parallel.mesh import Degrees
@@ -70,7 +69,6 @@ def _check_compile(model: ModelConfig, strategy: StrategyConfig, degrees: Degree
             f"{said}: strategy.schedule={strategy.schedule.value} splits backward, which a graph does whole; set it to "
             "false, or choose another schedule"
         )
-    check_compiler()
 
 
 def _check_idle(strategy: StrategyConfig, degrees: Degrees) -> None:

@@ -10,20 +10,16 @@ recomputation, which calls the graph again. What is cheap backward computes agai
 into forward and backward keeps little but products (Chen et al. 2016, as a minimum cut).
 """
 
-import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
-from models.config import ConfigError, ExpertBackend
+from models.config import ExpertBackend
 from models.experts import RoutedExperts, choose_backend
 from models.transformer import Transformer
 from parallel.block_methods import block_methods
-
-COMPILERS = ("c++", "g++", "clang++")
 
 
 def compile_parts(stage: Transformer, shared_in_halves: bool, device: torch.device, dtype: torch.dtype) -> None:
@@ -34,7 +30,8 @@ def compile_parts(stage: Transformer, shared_in_halves: bool, device: torch.devi
         if not isinstance(method.part, RoutedExperts):
             method.wrap(partial(compiled, dynamic=False))
         elif _in_one_graph(method.part, device, dtype):
-            method.wrap(compiled)  # a second number of rows makes the graph one for any
+            # Of any number of rows from the first on: recomputed, it must not meet another graph than forward did.
+            method.wrap(partial(compiled, dynamic=True))
 
 
 def _in_one_graph(routed: RoutedExperts, device: torch.device, dtype: torch.dtype) -> bool:
@@ -43,18 +40,3 @@ def _in_one_graph(routed: RoutedExperts, device: torch.device, dtype: torch.dtyp
     expert_dim, dim = routed.gate_EFD.shape[1:]
     rows_ND = torch.empty(0, dim, dtype=dtype, device=device)
     return device.type == "cuda" and choose_backend(routed.backend, rows_ND, expert_dim) is ExpertBackend.grouped_mm
-
-
-def check_compiler() -> None:
-    """torch.compile calls a C++ compiler: for all that it makes on a CPU, and for what launches kernels on a GPU.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    named = os.environ.get("CXX")
-    names = (named,) if named else COMPILERS
-    if not any(map(shutil.which, names)):
-        raise ConfigError(
-            f"strategy.compile=true: torch.compile calls a C++ compiler, and there is no {' or '.join(names)}; install "
-            "one, or set it to false"
-        )

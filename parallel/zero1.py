@@ -86,6 +86,8 @@ class ShardedOptimizer:
         }
         self._begun: set[tuple[StageKey, str]] = set()
         """Parameters of which this step has a gradient."""
+        self._missing: set[tuple[StageKey, str]] = set()
+        """Of `_alone`, those whose gradient of this micro-batch is still to come."""
         self._slices = [_lay_out(bucket) for bucket in self._buckets]
         self._sums = [_buffer(bucket, slices, precision.reduce.torch) for bucket, slices in self._each()]
         self._index = {id(bucket): index for index, bucket in enumerate(self._buckets)}
@@ -128,6 +130,7 @@ class ShardedOptimizer:
     def begin_backward(self, stage: StageKey, last: bool) -> None:
         """See GradientSync."""
         self._queue.begin_backward(stage, last)
+        self._missing |= {place for place in self._alone if place[0] == stage}
 
     def arrived(self, stage: StageKey, name: str) -> None:
         """Add this micro-batch's gradient to the sum, in the reduce dtype, and free it."""
@@ -137,6 +140,7 @@ class ShardedOptimizer:
             assert alone.parameter.grad is not None
             add(alone.gradient, alone.parameter.grad)
             alone.parameter.grad = None
+            self._missing.discard((stage, name))
             return
         index = self._bucket_of[stage, name]
         buffer, part = self._sums[index], self._slices[index][name]
@@ -152,8 +156,8 @@ class ShardedOptimizer:
     def finish_step(self) -> None:
         """See GradientSync; raises RuntimeError for a gradient that never came."""
         self._queue.finish()
-        if missing := sorted(name for stage, name in self._alone if (stage, name) not in self._begun):
-            raise RuntimeError(f"no gradient for {', '.join(missing)}")
+        if self._missing:
+            raise RuntimeError(f"no gradient for {', '.join(sorted(name for _, name in self._missing))}")
         for (_, name), alone in self._alone.items():
             master = self.owned[name].master
             master.grad = alone.gradient.to(master.dtype)

@@ -40,8 +40,9 @@ def scalars(hyper: Hyper, step: Tensor, clip: Tensor | None, left_out: Tensor | 
 
 
 def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: Tensor, number: int) -> None:
-    """Move `p` and its moments in place, computing in the dtype of `p`. Moments in bfloat16 are rounded stochastically,
-    by step and tensor `number`: rounded to the nearest, a mean would not see what is small beside it."""
+    """Move `p` and its moments in place, computing in the dtype of `p`; the host waits for what is known. Moments in
+    bfloat16 are rounded stochastically, by step and tensor `number`: rounded to the nearest, a mean would not see what
+    is small beside it."""
     clip, moves, correction1, correction2, step = known.tolist()
     if not moves:
         return
@@ -62,7 +63,8 @@ def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: T
 
 
 def round_to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
-    """To one of the two neighbours in bfloat16, the nearer the likelier, so that the mean of many is x; `noise` is even
-    in [0, 2¹⁵)."""
+    """To one of the two neighbours in bfloat16, the nearer the likelier, so that the mean of many is x; `noise` is
+    uniform in [0, 2¹⁵)."""
     bits = x.float().view(torch.int32) + 2 * noise.int()
-    return (bits & ~0xFFFF).view(torch.float32).to(torch.bfloat16)
+    near = (bits & ~0xFFFF).view(torch.float32)
+    return torch.where(x == x, near, x).to(torch.bfloat16)  # the bits of a NaN could become those of 0

@@ -1,19 +1,24 @@
 """AdamW that clips, and leaves a step out, in the pass over memory that updates."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.profiler import record_function
 
 from train.adamw_update import Hyper, scalars, update
+from train.trace.chrome import ONE_PASS
 
 Update = Callable[[Tensor, Tensor, Tensor, Tensor, Hyper, Tensor, int], None]
 
 
 class OnePassAdamW(Optimizer):
-    """Over plain, contiguous tensors; state `step`, `exp_avg` and `exp_avg_sq` as torch's AdamW has them."""
+    """Over plain, contiguous tensors, betas alike in all groups; state `step`, `exp_avg` and `exp_avg_sq` as torch's
+    AdamW has them. Noise follows from the step and a tensor's number here: another one's shard, or bucket, has the
+    same, and copies of a tensor are rounded alike."""
 
     def __init__(
         self,
@@ -43,8 +48,12 @@ class OnePassAdamW(Optimizer):
     @torch.no_grad()
     def step_scaled(self, clip: Tensor | None, left_out: Tensor | None) -> None:
         """Multiply gradients by `clip` and move everything by them; nothing, to the bit, if `left_out`. Both are read
-        on the device, and nobody waits for them."""
+        on the device, and by the kernels nobody waits for them."""
         self._step += 1.0 if left_out is None else (~left_out).float()
+        with nullcontext() if self._update is update else record_function(ONE_PASS):
+            self._move(clip, left_out)
+
+    def _move(self, clip: Tensor | None, left_out: Tensor | None) -> None:
         known: Tensor | None = None
         number = 0
         for group in self.param_groups:

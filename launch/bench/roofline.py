@@ -7,15 +7,19 @@ what recomputation does twice counts once, so its rate is lower.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from conf.schema import JobConfig
 from launch.bench.ceilings import Ceilings
 from models.flops import count_parameters, flops_by_category, routed_parameters
 from parallel.config import Reduction
 from parallel.mesh import Degrees
+from train.config import Moments
 from train.metrics.verdict import TracedStep
 
-ADAMW_PASSES = 7
-"""AdamW reads a weight, its gradient and two moments, and writes the weight and the moments back."""
+ADAMW_PASSES, OF_MOMENTS = 7, 4
+"""AdamW reads a weight, its gradient and two moments, and writes the weight and the moments back; how many of these are
+moments'."""
 CEILINGS = {"dense_gemm": "dense_tflops", "expert_gemm": "expert_tflops", "attention": "attention_tflops"}
 """What bounds each category of products; the optimizer is bound by `copy_gbs`."""
 
@@ -60,7 +64,10 @@ def roofline(job: JobConfig, n_ranks: int, ceilings: Ceilings | None, trace: Tra
         )
         for category, flops in flops_by_category(job.model, job.data.sequence_length).items()
     ]
-    moved = optimizer_parameters(job, n_ranks) * ADAMW_PASSES * job.precision.parameters.torch.itemsize
+    element = job.precision.parameters.torch.itemsize
+    of_moment = torch.bfloat16.itemsize if job.optim.moments is Moments.bfloat16 else element
+    passes = (ADAMW_PASSES - OF_MOMENTS) * element + OF_MOMENTS * of_moment
+    moved = optimizer_parameters(job, n_ranks) * passes
     bandwidth = ceilings.copy_gbs if ceilings else None
     return [*lines, Line("optimizer", moved / 1e9, "GB", seconds.get("optimizer"), bandwidth)]
 

@@ -10,6 +10,7 @@ from launch.jobs.points import Point
 from models.config import ConfigError
 from parallel.check_engine import check_engine_device
 from parallel.world import Launch, choose_device
+from train.start.compilers import check_compilers
 
 
 def compose_points(points: Sequence[Point], config_dir: Path | None) -> dict[str, Composed]:
@@ -45,3 +46,4 @@ def look_over(config: JobConfig, nproc: int) -> None:
     validate(config, nproc)
     device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
     check_engine_device(config.strategy, device)
+    check_compilers(config, device)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch.optim import AdamW
 
 import parallel.comm
@@ -71,7 +72,7 @@ class LateWork:
 def install(events: Events) -> None:
     """Put the events into this process."""
     read, forward, pending = BatchLoader._read, Transformer.forward, parallel.comm.Pending
-    backward, optimize = passage.backward_from, AdamW.step
+    backward, of_accelerate, optimize = passage.backward_from, Accelerator.backward, AdamW.step
 
     def late_read(loader: BatchLoader) -> Any:
         events.step += 1
@@ -86,6 +87,10 @@ def install(events: Events) -> None:
         events.happen("backward")
         return backward(*args, **kwargs)
 
+    def late_accelerate(*args: Any, **kwargs: Any) -> Any:
+        events.happen("backward")
+        return of_accelerate(*args, **kwargs)
+
     def late_step(optimizer: AdamW, *args: Any) -> Any:
         events.happen("optimizer")
         return optimize(optimizer, *args)
@@ -96,6 +101,7 @@ def install(events: Events) -> None:
     BatchLoader._read = late_read  # type: ignore[method-assign]
     Transformer.forward = late_forward  # type: ignore[method-assign]
     passage.backward_from = late_backward
+    Accelerator.backward = late_accelerate  # type: ignore[method-assign]
     AdamW.step = late_step  # type: ignore[method-assign,assignment]
     parallel.comm.Pending = late_pending  # type: ignore[assignment,misc]
     for name in ("reduce_scatter_single", "reduce_scatter_tensor"):

@@ -74,8 +74,10 @@ def test_rounding_is_right_in_the_mean() -> None:
     rounded = round_to_bfloat16(x, noise).float()
     assert set(rounded.unique().tolist()) == {1.0, 1.0 + 2**-7}
     assert rounded.mean().item() == pytest.approx(x[0].item(), abs=5 * 2**-7 * (7 / 64 / len(x)) ** 0.5)
-    exact = torch.tensor([0.0, -2.5, 3.0e-38])
-    assert torch.equal(round_to_bfloat16(exact[:2], noise[:2]).float(), exact[:2])
+    exact = torch.tensor([0.0, -2.5, float("inf")])
+    assert torch.equal(round_to_bfloat16(exact, noise[:3]).float(), exact)
+    nan = torch.tensor([0x7FFFFFFF, 0x7FC00000], dtype=torch.int32).view(torch.float32)
+    assert round_to_bfloat16(nan, torch.tensor([(1 << 15) - 1] * 2)).isnan().all()
 
 
 def test_moments_in_bfloat16_see_what_is_small() -> None:

@@ -22,6 +22,7 @@ from train.faults.restarts import restarted
 from train.faults.stop import STOP_FILE
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.run_folder import check_same_job, named_folder
+from train.start.compilers import check_compilers
 from train.trace.ranges import check_nvtx
 
 
@@ -52,6 +53,7 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
         print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
     check_engine_device(config.strategy, device)
+    check_compilers(config, device)
     check_nvtx(config.measure.nvtx, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)

@@ -18,7 +18,9 @@ _OPENERS: Mapping[str, Any] = {".json": open, ".gz": gzip.open, ".xz": lzma.open
 _KERNELS = {"kernel", "gpu_memcpy", "gpu_memset"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _RANGES = {"user_annotation", "cpu_op"}
-UPDATE = re.compile(r"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$|one_pass_adamw$")
+ONE_PASS = "one_pass_adamw"
+"""A range of train/one_pass_adamw.py: a trace has no operator for kernels of ours."""
+UPDATE = re.compile(rf"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$|{ONE_PASS}$")
 """The operators by which AdamW moves weights, one a call of it."""
 _WORK = re.compile(
     r"aten::(mm|bmm|addmm|addmv|mv|baddbmm|_grouped_mm|_addmm_activation)$"
@@ -134,7 +136,7 @@ def _sort(events: Iterable[dict[str, Any]]) -> Trace:
             trace.launches[more["correlation"]] = Launch(thread, begin, end)
         elif category in _RANGES and event["name"].startswith(_WANTED_RANGES):
             trace.ranges.append(Range(event["name"], thread, begin, end))
-        elif category == "cpu_op" and _WORK.match(event["name"]):
+        elif event["name"] == ONE_PASS or (category == "cpu_op" and _WORK.match(event["name"])):
             trace.work.append(Range(event["name"], thread, begin, end))
     return trace
 
