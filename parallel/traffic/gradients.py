@@ -57,9 +57,9 @@ def _all_reduced(weights: Sequence[Weight], bucket_bytes: int, precision: Precis
 
 
 def _zero1(weights: Sequence[Weight], bucket_bytes: int, precision: PrecisionConfig, n_ranks: int) -> Traffic:
-    """Gradients scattered and masters gathered, each bucket once; those that one rank holds too, by itself."""
+    """Gradients scattered and masters gathered, each bucket once."""
     traffic, resident, reduced = Traffic(), precision.compute.torch.itemsize, precision.reduce.torch.itemsize
-    for bucket in _buckets(weights, bucket_bytes, resident):
+    for bucket in _buckets([w for w in weights if w.n_copies > 1], bucket_bytes, resident):
         n = bucket[0].n_copies
         part = sum(weight.padded_part(n) for weight in bucket)
         traffic.add(Channel(CommKind.dp, "reduce_scatter", n), n_ranks, n_ranks * n * part * reduced)
