@@ -21,8 +21,9 @@ train: setup ## train the default model: one rank per GPU, or 2 on CPU (NPROC=â€
 test: setup ## run the test suite, CPU and gloo (ARGS="-k name")
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
+# One after another: eight ranks and fifty kills beside each other make each other late, and time is what some measure.
 soak: setup ## run the long matrices
-	$(BIN)/python -m pytest -m soak $(SIDE_BY_SIDE) $(ARGS)
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
