@@ -6,6 +6,7 @@ changes from run to run.
 T tokens, K experts per token, N = T·K pairs or rows, D model width, E places.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,9 +62,16 @@ def transpose_blocks(counts_RC: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     return order_N, inverse_N
 
 
-def to_rows(x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
-    """One row for each sorted pair: its token's. Backward gathers a token's gradients and sums them."""
-    rows_ND: Tensor = _ToRows.apply(x_TD, pairs.order_N, pairs.inverse_N, top_k)
+def sum_of_rows(rows_ND: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+    """Of each token's K rows, [T, D]; 0 for pairs that have none."""
+    return _gather(rows_ND, inverse_N).unflatten(0, (len(inverse_N) // top_k, top_k)).sum(1)
+
+
+def to_rows(
+    x_TD: Tensor, pairs: Sorted, top_k: int, add_up: Callable[[Tensor, Tensor, int], Tensor] = sum_of_rows
+) -> Tensor:
+    """One row for each sorted pair, [N, D]: its token's. Backward adds a token's gradients up, by `add_up`."""
+    rows_ND: Tensor = _ToRows.apply(x_TD, pairs.order_N, pairs.inverse_N, top_k, add_up)
     return rows_ND
 
 
@@ -97,16 +105,22 @@ def count_pairs(routing: Routing, n_experts: int) -> Tensor:
 
 class _ToRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        order_N: Tensor,
+        inverse_N: Tensor,
+        top_k: int,
+        add_up: Callable[[Tensor, Tensor, int], Tensor],
+    ) -> Tensor:
         ctx.save_for_backward(inverse_N)
-        ctx.top_k = top_k
+        ctx.top_k, ctx.add_up = top_k, add_up
         return x_TD.index_select(0, order_N // top_k)
 
     @staticmethod
-    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inverse_N,) = ctx.saved_tensors
-        grad_TKD = _gather(grad_rows_ND, inverse_N).unflatten(0, (len(inverse_N) // ctx.top_k, ctx.top_k))
-        return grad_TKD.sum(1), None, None, None
+        return ctx.add_up(grad_rows_ND, inverse_N, ctx.top_k), None, None, None, None
 
 
 class _FromRows(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.config import RowBackend
-from models.permutation import Sorted, from_rows, to_rows, weigh
+from models.permutation import Sorted, from_rows, sum_of_rows, to_rows, weigh
 from models.router import Routing
 
 
@@ -30,10 +30,7 @@ class OnePassRows(Rows):
 
     def of_tokens(self, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
         """See Rows."""
-        if not self.takes(x_TD):
-            return super().of_tokens(x_TD, pairs, top_k)
-        rows_ND: Tensor = _OfTokens.apply(x_TD, pairs.order_N, pairs.inverse_N, top_k)
-        return rows_ND
+        return to_rows(x_TD, pairs, top_k, _sum_of_rows if self.takes(x_TD) else sum_of_rows)
 
     def summed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
         """See Rows."""
@@ -52,19 +49,11 @@ def build_rows(backend: RowBackend) -> Rows:
     return OnePassRows() if backend is RowBackend.auto else Rows()
 
 
-class _OfTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(inverse_N)
-        ctx.top_k = top_k
-        return x_TD.index_select(0, order_N // top_k)
+def _sum_of_rows(rows_ND: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+    """See models/permutation.py."""
+    from models.row_kernels import gather_sum  # Triton comes with torch for CUDA alone
 
-    @staticmethod
-    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None]:
-        from models.row_kernels import gather_sum  # Triton comes with torch for CUDA alone
-
-        (inverse_N,) = ctx.saved_tensors
-        return gather_sum(grad_rows_ND.contiguous(), inverse_N, None, ctx.top_k), None, None, None
+    return gather_sum(rows_ND.contiguous(), inverse_N, None, top_k)
 
 
 class _Summed(torch.autograd.Function):

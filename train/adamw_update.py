@@ -21,12 +21,9 @@ class Hyper(NamedTuple):
     decay: float
 
 
-CLIP, MOVES, CORRECTION1, CORRECTION2, STEP = range(5)
-"""What the device knows: places in a float64 vector. MOVES is 1, or 0 where nothing is to be moved."""
-
-
 def scalars(hyper: Hyper, step: Tensor, clip: Tensor | None, left_out: Tensor | None) -> Tensor:
-    """That vector, where `step` is the number of the update."""
+    """What the device knows, float64 [5]: clip; 1, or 0 where nothing is to be moved; c₁; c₂; and `step`, the number of
+    this update. `clip` None is 1, `left_out` None is false."""
     one, wide = torch.ones((), dtype=torch.float64, device=step.device), step.double()
     return torch.stack(
         (

@@ -141,7 +141,7 @@ class OptimConfig:
     clip_norm: Optional[float] = 1.0
     """Largest global gradient norm; null measures and does not clip."""
     one_pass: bool = False
-    """Clip, update and leave a step out in one pass over memory (on a GPU one Triton kernel); false: as torch does."""
+    """Clip, update and leave a step out in one pass over memory (on a GPU a kernel a tensor); false: as torch does."""
     moments: Moments = Moments.full
     """Both moments' dtype: full is the masters', bfloat16 rounds them stochastically (takes one_pass=true)."""
 

@@ -1,30 +1,16 @@
 """model.row_backend: rows by kernels of ours where they run, by torch's operators elsewhere."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
-import pytest
 import torch
+from harness.interpreted import NEEDS_TRITON, check_interpreted
 
 from models.config import ModelConfig, RowBackend
 from models.rows import OnePassRows, build_rows
 from models.transformer import Transformer
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch for CUDA; tests/gpu runs the kernels")
+@NEEDS_TRITON
 def test_kernels_are_torchs_operators() -> None:
-    """By Triton's interpreter, which is chosen before Triton is imported."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.kernels_beside_rows"],
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    check_interpreted("harness.kernels_beside_rows")
 
 
 def test_where_kernels_do_not_run_auto_is_torch() -> None:

@@ -1,13 +1,10 @@
 """optim.one_pass: AdamW that clips and leaves out in the pass that updates, to torch's numbers."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 import torch
+from harness.interpreted import NEEDS_TRITON, check_interpreted
 from harness.layout_run import BF16, DDP, FSDP, ZERO1, Layout, merged, run_layout
 from harness.worker_pool import WorkerPool
 from torch import nn
@@ -103,18 +100,9 @@ def test_moments_in_bfloat16_train_as_well(pool: WorkerPool) -> None:
             assert (piece.array == getattr(ours[1], of)[name].array).all(), name
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton comes with torch for CUDA; tests/gpu runs the kernel")
+@NEEDS_TRITON
 def test_the_kernel_is_the_update() -> None:
-    """By Triton's interpreter, which is chosen before Triton is imported."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness.kernel_beside_update"],
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    check_interpreted("harness.kernel_beside_update")
 
 
 @pytest.mark.parametrize(
