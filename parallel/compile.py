@@ -8,6 +8,8 @@ Between these, rows are put in order and travel, and the clock brackets what the
 A layer's graph is the next one's too: weights are inputs of it. Hooks of data parallelism stay outside, and so does
 recomputation, which calls the graph again. What is cheap backward computes again by itself: the partition of a graph
 into forward and backward keeps little but products (Chen et al. 2016, as a minimum cut).
+
+Beside blocks, the addition of gradients, which on a GPU is a kernel of ours.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.config import ExpertBackend
 from models.experts import RoutedExperts, choose_backend
@@ -32,6 +35,15 @@ def compile_parts(stage: Transformer, shared_in_halves: bool, device: torch.devi
         elif _in_one_graph(method.part, device, dtype):
             # Of any number of rows from the first on: recomputed, it must not meet another graph than forward did.
             method.wrap(partial(compiled, dynamic=True))
+
+
+def addition(compiled: bool, device: torch.device) -> Callable[[Tensor, Tensor], object]:
+    """How a gradient is added to a sum in a wider dtype, in place."""
+    if not (compiled and device.type == "cuda"):
+        return Tensor.add_
+    from parallel import gradient_kernel  # Triton comes with torch for CUDA alone
+
+    return gradient_kernel.add
 
 
 def _in_one_graph(routed: RoutedExperts, device: torch.device, dtype: torch.dtype) -> bool:

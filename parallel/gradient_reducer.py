@@ -69,7 +69,11 @@ class GradientReducer:
         if self._early and self._alone:
             self._early.update(len(self._buckets))
 
-    def publish(self) -> None:
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """None."""
+        return {}
+
+    def publish(self, copies_are_made: bool) -> None:
         """The masters are the parameters."""
 
     def _reduced(self, index: int, _: Tensor) -> None:

@@ -1,8 +1,9 @@
 """When gradients are zeroed, summed over ranks, and handed to the optimizer: what a step calls, in every layout."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from parallel.early_update import EarlyUpdates
 from parallel.pipeline.action import StageKey
@@ -32,5 +33,9 @@ class GradientSync(Protocol):
     def finish_step(self) -> None:
         """After the last backward: on return every master's `.grad` is the global gradient; early updates are done."""
 
-    def publish(self) -> None:
-        """After the optimizer has moved the masters: what modules compute with follows them."""
+    def copies(self) -> Mapping[nn.Parameter, Tensor]:
+        """What modules compute with, by master, where that is the master rounded and no more: optimizers may do it."""
+
+    def publish(self, copies_are_made: bool) -> None:
+        """After the optimizer has moved the masters: what modules compute with follows them. `copies_are_made`: it has
+        rounded `copies`."""

@@ -21,7 +21,7 @@ from parallel.parallelize import ParallelModel
 from parallel.pipeline.executor import Executor
 from parallel.pipeline.loss_scale import LossScale
 from parallel.pipeline.schedules import forward_schedule
-from parallel.update import Update, not_finite, step_unless
+from parallel.update import OnePass, Update, not_finite, step_unless
 
 
 class NativeEngine:
@@ -35,6 +35,10 @@ class NativeEngine:
         early = parallel.overlap.optimizer
         groups = parallel.gradients.reduced_together() if early else [masters(parallel.owned)]
         self._optimizers = [make_optimizer(group) for group in groups]
+        one_pass = [optimizer for optimizer in self._optimizers if isinstance(optimizer, OnePass)]
+        for optimizer in one_pass:
+            optimizer.round_into(parallel.gradients.copies())
+        self._copies_are_made = len(one_pass) == len(self._optimizers)
         self._early = EarlyUpdates(self._optimizers, comm, groups[0][0].device) if early else None
         if self._early:
             parallel.gradients.update_early(self._early)
@@ -92,7 +96,7 @@ class NativeEngine:
         left_out = not_finite(norm, losses)
         if not self._early:
             step_unless(left_out, self._optimizers[0], clip_coefficient(norm, max_norm))
-        parallel.gradients.publish()
+        parallel.gradients.publish(self._copies_are_made)
         return Update(norm, left_out)
 
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:
@@ -150,7 +154,7 @@ class NativeEngine:
 
     def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine. The storage is ours already."""
-        self._parallel.gradients.publish()
+        self._parallel.gradients.publish(copies_are_made=False)
         for optimizer in self._optimizers:
             for moments in optimizer.state.values():
                 moments["step"].fill_(updates_done)

@@ -24,7 +24,7 @@ from models.whole_sequence import WholeSequence
 from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
-from parallel.compile import compile_parts
+from parallel.compile import addition, compile_parts
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import build_dispatcher, build_placement
 from parallel.fully_shard import ShardedGradients, shard_stage
@@ -140,7 +140,9 @@ def parallelize(
     for stage in stages.values():
         stage.to_empty(device=world.device)
 
-    owned, gradients = _lay_gradients(stages, splits, strategy, overlap, precision, layout, schedule, comm)
+    owned, gradients = _lay_gradients(
+        stages, splits, strategy, overlap, precision, layout, schedule, comm, world.device
+    )
     parallel = ParallelModel(
         stages=stages,
         schedule=schedule,
@@ -154,7 +156,7 @@ def parallelize(
     )
     for stage in stages.values():
         initialise(stage, seed, parallel.shard_of)
-    gradients.publish()
+    gradients.publish(copies_are_made=False)
     return parallel
 
 
@@ -223,6 +225,7 @@ def _lay_gradients(
     layout: Layout,
     schedule: Schedule,
     comm: Communicator,
+    device: torch.device,
 ) -> tuple[dict[str, Owned], GradientSync]:
     """For each parameter: what of it this rank owns, and over which ranks its gradient is summed.
 
@@ -261,6 +264,7 @@ def _lay_gradients(
             comm,
             bucket_bytes,
             overlap.grad_reduce,
+            addition(strategy.compile, device),
         )
         return sharded.owned, sharded
     owned = {

@@ -42,12 +42,16 @@ def local_offset(tensor: DTensor) -> tuple[int, ...]:
 
 
 def norms_in_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """2-norm of each of `tensors`, of one device and dtype, summed in float64.
+    """2-norm of each of `tensors`, of one device, summed in float64.
 
-    One launch for hundreds of gradients. torch's own clipping is built on this; its public face,
+    One launch for hundreds of gradients, of each dtype. torch's own clipping is built on this; its public face,
     torch.nn.utils.get_total_norm, has no dtype to sum in.
     """
-    return list(torch._foreach_norm(list(tensors), 2, torch.float64))
+    norms: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = {i: tensor for i, tensor in enumerate(tensors) if tensor.dtype is dtype}
+        norms |= dict(zip(alike, torch._foreach_norm(list(alike.values()), 2, torch.float64), strict=True))
+    return [norms[i] for i in range(len(tensors))]
 
 
 def scale_in_place(tensors: Sequence[Tensor], factor: Tensor) -> None:

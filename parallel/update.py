@@ -5,10 +5,11 @@ Where each rank holds all gradients, its norm is its own sum over them: if memor
 it leaves the step out alone, which the ranks find out a step or two later (train/faults/stop.py).
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from parallel.torch_internals import scale_in_place
@@ -30,7 +31,11 @@ def not_finite(grad_norm: Tensor, losses: Tensor) -> Tensor:
 
 @runtime_checkable
 class OnePass(Protocol):
-    """An optimizer that clips, and leaves a step out, itself."""
+    """An optimizer that clips, leaves a step out, and rounds masters to what modules compute with, itself. Gradients
+    may be in another dtype than the masters."""
+
+    def round_into(self, copies: Mapping[nn.Parameter, Tensor]) -> None:
+        """From now on, whatever moves a master of `copies` rounds it into that tensor too."""
 
     def step_scaled(self, clip: Tensor | None, left_out: Tensor | None) -> None:
         """Multiply gradients by `clip` and move everything by them; nothing, to the bit, if `left_out`."""

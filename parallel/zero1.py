@@ -13,12 +13,12 @@ bucket's buffer lies rank by rank, as the collectives want it:
     rank 0: rows of a, rows of b, …  │  rank 1: rows of a, rows of b, …  │  …
 
 What no other rank holds (an expert, where experts are shared out over all ranks; on one rank everything) is in no
-bucket: its gradients add up in the reduce dtype, and its masters are rounded straight into what modules compute with.
+bucket. The gradient of a step's only micro-batch is its sum, as backward made it; from the second on they add up in the
+reduce dtype. Masters are rounded straight into what modules compute with, by the optimizer where it does so itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from parallel.early_update import EarlyUpdates
 from parallel.owned import Owned, place
 from parallel.pipeline.action import StageKey
 from parallel.tensor_parallel.split import Split
+
+AddUp = Callable[[Tensor, Tensor], object]
+"""Adds the second tensor to the first, in place."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,24 @@ class _Slice:
         return slice(rank * self.rows, (rank + 1) * self.rows)
 
 
-class _Alone(NamedTuple):
-    """A parameter that no other rank holds."""
+class _Alone:
+    """A parameter that no other rank holds, and the sum of its gradients over a step's micro-batches."""
 
-    parameter: nn.Parameter
-    gradient: Tensor
-    """The sum over a step's micro-batches."""
+    def __init__(self, parameter: nn.Parameter, dtype: torch.dtype, add: AddUp) -> None:
+        self.parameter = parameter
+        self.gradient: Tensor | None = None
+        self._dtype, self._add = dtype, add
+
+    def take(self) -> None:
+        """Add this micro-batch's gradient, and free it."""
+        gradient, self.parameter.grad = self.parameter.grad, None
+        assert gradient is not None
+        if self.gradient is None:
+            self.gradient = gradient  # in 16 bits, if it is the only one: a copy in 32 would say no more
+            return
+        if self.gradient.dtype is not self._dtype:
+            self.gradient = self.gradient.to(self._dtype)
+        self._add(self.gradient, gradient)
 
 
 class ShardedOptimizer:
@@ -74,12 +89,13 @@ class ShardedOptimizer:
         comm: Communicator,
         bucket_bytes: int,
         overlap: bool,
+        add: AddUp = Tensor.add_,
     ) -> None:
-        """`n_holders`: ranks of the world that hold each parameter."""
+        """`n_holders`: ranks of the world that hold each parameter; `add`: of a gradient to a sum in another dtype."""
         self._comm, self._dtype = comm, precision.compute.torch
         self._buckets = fill_buckets(shared_out(parameters), bucket_bytes)
         self._alone = {
-            (stage, name): _Alone(p, torch.empty_like(p, dtype=precision.reduce.torch, requires_grad=False))
+            (stage, name): _Alone(p, precision.reduce.torch, add)
             for stage, named in parameters.items()
             for name, (p, axis) in named.items()
             if axis.size == 1
@@ -98,6 +114,7 @@ class ShardedOptimizer:
         self._n_published = 0
         """Buckets whose masters are under way to all ranks; the last of these is not unpacked yet."""
         self.owned: dict[str, Owned] = {}
+        self._copy_of: dict[nn.Parameter, Tensor] = {}
         for bucket, slices in self._each():
             for name, part in slices.items():
                 self.owned[name] = _own(part, bucket, splits.get(name), n_holders[name], precision.parameters.torch)
@@ -108,6 +125,7 @@ class ShardedOptimizer:
             shard = place(master.detach(), shape, (0,) * len(shape), splits.get(name))
             self.owned[name] = Owned(master, shard, n_holders[name])
             self._call_when_made(alone.parameter, stage, name)
+            self._copy_of[master] = alone.parameter
 
     def _call_when_made(self, parameter: nn.Parameter, stage: StageKey, name: str) -> None:
         parameter.register_post_accumulate_grad_hook(lambda _: self.arrived(stage, name))
@@ -124,8 +142,10 @@ class ShardedOptimizer:
         self._queue.take_early(updates)
 
     def begin_step(self) -> None:
-        """Forget the sums: the first gradient is one."""
+        """Forget the sums: the first gradient is one. Those of `_alone` are memory that forward can have."""
         self._begun.clear()
+        for (_, name), alone in self._alone.items():
+            alone.gradient = self.owned[name].master.grad = None
 
     def begin_backward(self, stage: StageKey, last: bool) -> None:
         """See GradientSync."""
@@ -134,14 +154,12 @@ class ShardedOptimizer:
 
     def arrived(self, stage: StageKey, name: str) -> None:
         """Add this micro-batch's gradient to the sum, in the reduce dtype, and free it."""
-        add = Tensor.add_ if (stage, name) in self._begun else Tensor.copy_
-        self._begun.add((stage, name))
         if alone := self._alone.get((stage, name)):
-            assert alone.parameter.grad is not None
-            add(alone.gradient, alone.parameter.grad)
-            alone.parameter.grad = None
+            alone.take()
             self._missing.discard((stage, name))
             return
+        add = Tensor.add_ if (stage, name) in self._begun else Tensor.copy_
+        self._begun.add((stage, name))
         index = self._bucket_of[stage, name]
         buffer, part = self._sums[index], self._slices[index][name]
         assert part.parameter.grad is not None
@@ -160,19 +178,25 @@ class ShardedOptimizer:
             raise RuntimeError(f"no gradient for {', '.join(sorted(name for _, name in self._missing))}")
         for (_, name), alone in self._alone.items():
             master = self.owned[name].master
-            master.grad = alone.gradient.to(master.dtype)
+            assert alone.gradient is not None
+            takes_any = master.grad_dtype is None  # said by its optimizer
+            master.grad = alone.gradient if takes_any else alone.gradient.to(master.dtype)
         if self._early and self._alone:
             self._early.update(len(self._buckets))
 
+    def copies(self) -> dict[nn.Parameter, Tensor]:
+        """See GradientSync: of what no other rank holds."""
+        return self._copy_of
+
     @torch.no_grad()
-    def publish(self) -> None:
+    def publish(self, copies_are_made: bool) -> None:
         """Give every rank all rows of the masters, rounded to the compute dtype: those that have not set off early."""
         while self._n_published < len(self._buckets):
             self._publish_next()
         self._unpack()
         self._n_published = 0
-        for (_, name), alone in self._alone.items():
-            alone.parameter.copy_(self.owned[name].master)
+        for master, copy in self._copy_of.items() if not copies_are_made else ():
+            copy.copy_(master)
 
     @torch.no_grad()
     def _publish_next(self) -> None:

@@ -1,8 +1,8 @@
 """train/adamw_update.py as one kernel: each number is read once and written once.
 
-bytes an element      gradient 4 (in bf16 2)   master 4 + 4   moments 8 + 8 (in bf16 4 + 4)
-this                  28; 20 with moments in bf16
-torch, fused          28, and 8 before it for clipping
+bytes an element   gradient 4 (in bf16 2)   master 4 + 4   moments 8 + 8 (in bf16 4 + 4)   master in bf16 2
+this               30 and less: 20 with gradients and moments in bf16
+torch, fused       28, 8 before it for clipping, and 6 behind it to round the master
 """
 
 import torch
@@ -15,8 +15,17 @@ from train.adamw_update import Hyper
 BLOCK = 1024
 
 
-def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: Tensor, number: int) -> None:
-    """See train/adamw_update.py; `p` in float32, it and its moments contiguous."""
+def update(
+    p: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    hyper: Hyper,
+    known: Tensor,
+    number: int,
+    copy: Tensor | None = None,
+) -> None:
+    """See train/adamw_update.py; `p` in float32, it, its moments and its copy contiguous."""
     if n := p.numel():
         grid = (triton.cdiv(n, BLOCK),)
         rounds = m.dtype is torch.bfloat16
@@ -27,6 +36,7 @@ def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: T
             v,
             grad.contiguous(),
             known,
+            p if copy is None else copy,
             n,
             hyper.lr,
             1 - hyper.beta1,
@@ -35,6 +45,7 @@ def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: T
             hyper.decay,
             number,
             rounds,
+            copy is not None,
             BLOCK,
         )
 
@@ -46,6 +57,7 @@ def one_pass_adamw(  # type: ignore[no-untyped-def]  # Triton's types are its ow
     v_ptr,
     grad_ptr,
     known_ptr,
+    copy_ptr,
     n,
     lr,
     new1,
@@ -54,6 +66,7 @@ def one_pass_adamw(  # type: ignore[no-untyped-def]  # Triton's types are its ow
     decay,
     number,
     rounds: tl.constexpr,
+    copies: tl.constexpr,
     block: tl.constexpr,
 ):
     """A block of elements."""
@@ -71,6 +84,8 @@ def one_pass_adamw(  # type: ignore[no-untyped-def]  # Triton's types are its ow
     v += new2 * (g * g - v)
     p = p * (1 - lr * decay) - lr / correction1 * m / (tl.sqrt(v) / tl.sqrt(correction2) + eps)
     tl.store(p_ptr + at, p, mask=here)
+    if copies:
+        tl.store(copy_ptr + at, p, mask=here)
     if rounds:
         step = tl.load(known_ptr + 4).to(tl.int64)
         noise = tl.randint(step * 4294967296 + number, at).to(tl.uint32, bitcast=True)

@@ -36,10 +36,19 @@ def scalars(hyper: Hyper, step: Tensor, clip: Tensor | None, left_out: Tensor | 
     )
 
 
-def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: Tensor, number: int) -> None:
-    """Move `p` and its moments in place, computing in the dtype of `p`; the host waits for what is known. Moments in
-    bfloat16 are rounded stochastically, by step and tensor `number`: rounded to the nearest, a mean would not see what
-    is small beside it."""
+def update(
+    p: Tensor,
+    m: Tensor,
+    v: Tensor,
+    grad: Tensor,
+    hyper: Hyper,
+    known: Tensor,
+    number: int,
+    copy: Tensor | None = None,
+) -> None:
+    """Move `p` and its moments in place, computing in the dtype of `p`, and round it into `copy`; the host waits for
+    what is known. Moments in bfloat16 are rounded stochastically, by step and tensor `number`: rounded to the nearest,
+    a mean would not see what is small beside it."""
     clip, moves, correction1, correction2, step = known.tolist()
     if not moves:
         return
@@ -48,6 +57,8 @@ def update(p: Tensor, m: Tensor, v: Tensor, grad: Tensor, hyper: Hyper, known: T
     square = v.to(p.dtype).mul(hyper.beta2).addcmul(g, g, value=1 - hyper.beta2)
     denominator = square.sqrt().div_(correction2**0.5).add_(hyper.eps)
     p.mul_(1 - hyper.lr * hyper.decay).addcdiv_(mean, denominator, value=-hyper.lr / correction1)
+    if copy is not None:
+        copy.copy_(p)
     if m.dtype is p.dtype:
         m.copy_(mean)
         v.copy_(square)

@@ -1,18 +1,18 @@
-"""AdamW that clips, and leaves a step out, in the pass over memory that updates."""
+"""AdamW that clips, leaves a step out, and rounds the masters, in the pass over memory that updates."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.profiler import record_function
 
 from train.adamw_update import Hyper, scalars, update
 from train.trace.chrome import ONE_PASS
 
-Update = Callable[[Tensor, Tensor, Tensor, Tensor, Hyper, Tensor, int], None]
+Update = Callable[[Tensor, Tensor, Tensor, Tensor, Hyper, Tensor, int, Tensor | None], None]
 
 
 class OnePassAdamW(Optimizer):
@@ -33,13 +33,19 @@ class OnePassAdamW(Optimizer):
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self._step = torch.zeros((), device=parameters[0].device)
         """Of all of them."""
+        self._copies: Mapping[nn.Parameter, Tensor] = {}
         self._update = _update_for(parameters[0])
         for parameter in parameters:
+            parameter.grad_dtype = None  # of any: it is read once, and widened then
             self.state[parameter] = {
                 "step": self._step,
                 "exp_avg": torch.zeros_like(parameter, dtype=moments, requires_grad=False),
                 "exp_avg_sq": torch.zeros_like(parameter, dtype=moments, requires_grad=False),
             }
+
+    def round_into(self, copies: Mapping[nn.Parameter, Tensor]) -> None:
+        """From now on, whatever moves a parameter of `copies` rounds it into that tensor too, which is contiguous."""
+        self._copies = copies
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Without clipping."""
@@ -64,7 +70,16 @@ class OnePassAdamW(Optimizer):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 assert parameter.grad is not None
-                self._update(parameter, state["exp_avg"], state["exp_avg_sq"], parameter.grad, hyper, known, number)
+                self._update(
+                    parameter,
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    parameter.grad,
+                    hyper,
+                    known,
+                    number,
+                    self._copies.get(parameter),
+                )
                 number += 1
 
 

@@ -19,6 +19,12 @@ def test_the_kernel_is_the_update() -> None:
     main("cuda")
 
 
+def test_the_kernel_is_the_addition() -> None:
+    from harness.kernel_beside_addition import main
+
+    main("cuda")
+
+
 def test_nobody_waits_for_the_device() -> None:
     parameter = nn.Parameter(torch.randn(4096, 512, device="cuda"))
     optimizer = build_optimizer([parameter], OptimConfig(one_pass=True))

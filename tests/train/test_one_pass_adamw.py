@@ -46,6 +46,22 @@ def test_numbers_are_those_of_torch() -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("accumulated", [False, True], ids=["one_micro_batch", "accumulated"])
+def test_masters_are_rounded_and_gradients_are_read_as_they_come(accumulated: bool, pool: WorkerPool) -> None:
+    """Experts that no other rank holds, in bfloat16: one micro-batch's gradient is the sum, and modules compute with
+    what the optimizer wrote: were it not, losses would be others."""
+    layout = Layout(replace(ZERO1, ep=2), precision=BF16, micro_batch_size=2 if accumulated else 4, eval_sequences=8)
+    plain, ours = (pool.run(2, run_layout, replace(layout, optim=optim)) for optim in (OptimConfig(), ONE_PASS))
+    for got, expected in zip(ours, plain, strict=True):
+        assert got.losses == pytest.approx(expected.losses, rel=1e-6)
+        assert got.evals == pytest.approx(expected.evals, rel=1e-6)
+        dtypes = {name: piece.array.dtype for name, piece in got.first_gradients.items()}
+        assert dtypes == {name: piece.array.dtype for name, piece in expected.first_gradients.items()}
+    weights = merged(plain)
+    for name, value in merged(ours).items():
+        assert value == pytest.approx(weights[name], rel=0, abs=1e-6), name
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -101,8 +117,9 @@ def test_moments_in_bfloat16_train_as_well(pool: WorkerPool) -> None:
 
 
 @NEEDS_TRITON
-def test_the_kernel_is_the_update() -> None:
-    check_interpreted("harness.kernel_beside_update")
+@pytest.mark.parametrize("module", ["harness.kernel_beside_update", "harness.kernel_beside_addition"])
+def test_kernels_are_the_update_and_the_addition(module: str) -> None:
+    check_interpreted(module)
 
 
 @pytest.mark.parametrize(
