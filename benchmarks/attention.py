@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.attention import KERNELS_BY_SPEED, document_mask
+from models.attention import KERNELS_BY_SPEED
+from models.positions import document_mask
 
 B, S, H = 4, 4096, 16
 SHAPES = [(128, 128), (192, 128)]

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.config import AttentionConfig, AttentionKind, ModelConfig
 from models.layers import Linear, RMSNorm
-from models.rope import rotary_table, rotate
+from models.positions import Positions
+from models.rope import rotate
 from models.yarn import score_factor
 
 # Measured on one H200 at S=4096, forward and backward, TFLOP/s: cuDNN 445 (d128) and 404 (192/128, MLA); flash 271 and
@@ -40,12 +41,12 @@ class Attention(nn.Module, ABC):
         """What `attend` needs of each token, [B, S, …] each."""
 
     @abstractmethod
-    def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
+    def attend(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
         """What each token saw of its whole sequence, [B, S, H·d_v]."""
 
-    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
-        """[B, S, D] to [B, S, D]; the mask as in `_attend`."""
-        y_BSD: Tensor = self.output(self.attend(self.project(x_BSD), mask_B1SS))
+    def forward(self, x_BSD: Tensor, positions: Positions) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
+        y_BSD: Tensor = self.output(self.attend(self.project(x_BSD), positions))
         return y_BSD
 
 
@@ -67,15 +68,15 @@ class GroupedQueryAttention(Attention):
         """Queries, keys and values."""
         return self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
 
-    def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
+    def attend(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
         """See Attention."""
         a = self.config
         queries, keys, values = projected
-        table = rotary_table(queries.shape[1], a, queries.dtype, queries.device)
+        table = positions.rotary
         q_BHSd = rotate(self.query_norm(_split_heads(queries, a.head_dim)), table)
         k_BGSd = rotate(self.key_norm(_split_heads(keys, a.head_dim)), table)
         v_BGSd = _split_heads(values, a.head_dim)
-        return _attend(q_BHSd, k_BGSd, v_BGSd, mask_B1SS, a)
+        return _attend(q_BHSd, k_BGSd, v_BGSd, positions.mask_B1SS, a)
 
 
 class MultiHeadLatentAttention(Attention):
@@ -104,11 +105,11 @@ class MultiHeadLatentAttention(Attention):
         latent_BSL, k_rope_BSR = self.kv_down(x_BSD).split([a.kv_lora_rank, a.qk_rope_dim], dim=-1)
         return queries, k_rope_BSR, self.kv_up(self.kv_norm(latent_BSL))
 
-    def attend(self, projected: Sequence[Tensor], mask_B1SS: Tensor | None) -> Tensor:
+    def attend(self, projected: Sequence[Tensor], positions: Positions) -> Tensor:
         """See Attention."""
         a = self.config
         queries, k_rope_BSR, keys_and_values = projected
-        table = rotary_table(queries.shape[1], a, queries.dtype, queries.device)
+        table = positions.rotary
         q_nope, q_rope = _split_heads(queries, a.qk_dim).split([a.qk_nope_dim, a.qk_rope_dim], dim=-1)
         expanded = _split_heads(keys_and_values, a.qk_nope_dim + a.v_dim)
         k_nope, v_BHSd = expanded.split([a.qk_nope_dim, a.v_dim], dim=-1)
@@ -116,11 +117,11 @@ class MultiHeadLatentAttention(Attention):
 
         q_BHSd = torch.cat((q_nope, rotate(q_rope, table)), dim=-1)
         k_BHSd = torch.cat((k_nope, k_rope), dim=-1)
-        return _attend(q_BHSd, k_BHSd, v_BHSd, mask_B1SS, a)
+        return _attend(q_BHSd, k_BHSd, v_BHSd, positions.mask_B1SS, a)
 
 
 def build_attention(model: ModelConfig) -> Attention:
-    """The attention that `model.attention.kind` names: [B, S, D] and a mask (None: causal) to [B, S, D]."""
+    """The attention that `model.attention.kind` names: [B, S, D] and positions to [B, S, D]."""
     kinds = {AttentionKind.gqa: GroupedQueryAttention, AttentionKind.mla: MultiHeadLatentAttention}
     return kinds[model.attention.kind](model)
 
@@ -141,15 +142,3 @@ def _attend(
             q_BHSd, k_BGSd, v_BGSd, attn_mask=mask_B1SS, is_causal=mask_B1SS is None, scale=scale, enable_gqa=grouped
         )
     return y_BHSd.transpose(1, 2).flatten(2)
-
-
-def document_mask(documents_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores, [B, 1, S, S]: 0 where a token sees one before it in its own document, by the
-    documents' numbers [B, S], else -inf.
-
-    In the activations' `dtype`, and made once for all layers: of a mask of bools each layer's kernel would make this
-    for itself and keep it for backward, 2·B·S² bytes a layer in bf16.
-    """
-    seen_BSS = (documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)).tril_()
-    mask_BSS = torch.full_like(seen_BSS, float("-inf"), dtype=dtype).masked_fill_(seen_BSS, 0.0)
-    return mask_BSS.unsqueeze(1)

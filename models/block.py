@@ -32,6 +32,7 @@ from models.dispatcher import Dispatcher, Travelling, settle
 from models.experts import RoutedExperts
 from models.feed_forward import FeedForward
 from models.layers import RMSNorm
+from models.positions import Positions
 from models.router import Router, Routing
 from models.surroundings import Surroundings
 
@@ -75,8 +76,8 @@ class AttentionPart(nn.Module):
         self.expert_norm = RMSNorm(model.dim, model.norm_eps)
         self.router = Router(model.moe, model.dim, around.sum_over_data_ranks, around.sequence) if around else None
 
-    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None) -> Attended:
-        residual_BSD = x_BSD + self.mixer(self.norm(x_BSD), mask_B1SS)
+    def forward(self, x_BSD: Tensor, positions: Positions) -> Attended:
+        residual_BSD = x_BSD + self.mixer(self.norm(x_BSD), positions)
         normed_BSD = self.expert_norm(residual_BSD)
         routing = self.router(normed_BSD) if self.router is not None else None
         return Attended(residual_BSD, normed_BSD, routing)
@@ -188,9 +189,9 @@ class Block(nn.Module):
         self.experts = ExpertsPart(model, around)
         self.combine = CombinePart(dispatcher)
 
-    def forward(self, x_BSD: Tensor, mask_B1SS: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BSD: Tensor, positions: Positions) -> tuple[Tensor, Tensor | None]:
         """The residual stream after this layer, and what its router adds to the objective (a sum over tokens)."""
-        attended = self.attention(x_BSD, mask_B1SS)
+        attended = self.attention(x_BSD, positions)
         departed = self.dispatch(attended.normed_BSD, attended.routing)
         output = self.experts(attended.normed_BSD, departed)
         routing = attended.routing

@@ -23,7 +23,7 @@ class RotaryTable(NamedTuple):
 def rotary_table(
     sequence_length: int, config: AttentionConfig, dtype: torch.dtype, device: torch.device
 ) -> RotaryTable:
-    """The table for positions 0 … `sequence_length` - 1, of `config.rope_dim` dimensions. Made anew in each forward:
+    """The table for positions 0 … `sequence_length` - 1, of `config.rope_dim` dimensions. Made for each micro-batch:
     4096 x 32 angles cost microseconds, and a buffer would have to be kept right through meta construction and casts."""
     wide = accumulation_dtype(dtype)
     exponent_R = torch.arange(0, config.rope_dim, 2, dtype=wide, device=device) / config.rope_dim

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.attention import document_mask
 from models.block import Block
 from models.config import Balance, ModelConfig
 from models.head import Head
 from models.layers import Embedding, RMSNorm
+from models.positions import Positions
 from models.router import update_expert_bias
 from models.routing_totals import RoutingTotals
 from models.surroundings import Surroundings
@@ -65,6 +65,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = model
         around = around or Surroundings.alone(model)
+        self._sequence = around.sequence
         self.placement = around.dispatcher.placement
         """Where the experts of all MoE layers live."""
         stage = range(model.n_layers) if stage is None else stage
@@ -99,12 +100,17 @@ class Transformer(nn.Module):
         x_BSD, _ = self._hidden(tokens_BS, documents_BS)
         return self.head.logits(self.norm(x_BSD))
 
+    def positions(self, x_BSD: Tensor, documents_BS: Tensor | None) -> Positions:
+        """For the layers of this stage, which take `x_BSD`; the documents as in Batch."""
+        length = self._sequence.whole_length(x_BSD.shape[1])
+        return Positions.of(documents_BS, length, self.config.attention, x_BSD.dtype, x_BSD.device)
+
     def _hidden(self, x: Tensor, documents_BS: Tensor | None) -> tuple[Tensor, Tensor]:
         x_BSD = self.embedding(x) if self.embedding is not None else x
-        mask_B1SS = document_mask(documents_BS, x_BSD.dtype) if documents_BS is not None else None
+        positions = self.positions(x_BSD, documents_BS)
         router_losses = []
         for block in self.layers.values():
-            x_BSD, router_loss_sum = block(x_BSD, mask_B1SS)
+            x_BSD, router_loss_sum = block(x_BSD, positions)
             if router_loss_sum is not None:
                 router_losses.append(router_loss_sum)
         total = torch.stack(router_losses).sum() if router_losses else torch.zeros((), device=x_BSD.device)

@@ -14,6 +14,10 @@ class WholeSequence:
         """The choices for all tokens of the sequences, without gradient."""
         return choices_BSK
 
+    def whole_length(self, n_tokens: int) -> int:
+        """Of a sequence of which this rank has `n_tokens`."""
+        return n_tokens
+
     def places(self, n_tokens: int, device: torch.device) -> Tensor:
         """Where in its sequence each of this rank's `n_tokens` of it is."""
         return torch.arange(n_tokens, device=device)

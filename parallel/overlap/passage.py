@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import document_mask
 from models.block import Attended, Block, ExpertOutput
+from models.positions import Positions
 from models.router import Routing
 from models.transformer import Batch, LossTerms, Transformer
 from parallel.overlap.order import Part, Walk
@@ -59,24 +59,24 @@ class Passage:
                 self._hand_on(segment, out.x_BSD)
             return
         x_BSD = stage.embedding(x) if stage.embedding is not None else x
-        mask_B1SS = document_mask(documents_BS, x_BSD.dtype) if documents_BS is not None else None
+        positions = stage.positions(x_BSD, documents_BS)
         for block in stage.layers.values():
             assert isinstance(block, Block)
             if block.dispatch.dispatcher is None:
-                x_BSD, _ = block(x_BSD, mask_B1SS)
+                x_BSD, _ = block(x_BSD, positions)
             else:
-                x_BSD, segment = yield from self._through_experts(block, x_BSD, mask_B1SS, segment)
+                x_BSD, segment = yield from self._through_experts(block, x_BSD, positions, segment)
         if stage.norm is None or stage.head is None:
             self._hand_on(segment, x_BSD)
         else:
             self._add_cross_entropy(segment, stage.head(stage.norm(x_BSD), self._batch.targets_BS))
 
     def _through_experts(
-        self, block: Block, x_BSD: Tensor, mask_B1SS: Tensor | None, segment: Segment
+        self, block: Block, x_BSD: Tensor, positions: Positions, segment: Segment
     ) -> Generator[Part, None, tuple[Tensor, Segment]]:
         """From `segment`, where a layer's attention is, to the next one, which begins with the sum."""
         experts, following = self._open(Part.experts), self._open(Part.attention)
-        attended = block.attention(x_BSD, mask_B1SS)
+        attended = block.attention(x_BSD, positions)
         del x_BSD
         routing = attended.routing
         assert routing is not None

@@ -20,6 +20,7 @@ from models.block import Block
 from models.config import AttentionKind, ConfigError, ModelConfig
 from models.feed_forward import FeedForward
 from models.layers import Linear
+from models.positions import Positions
 from models.transformer import Transformer
 from parallel.collective_functions import Among
 from parallel.tensor_parallel.chunks import gathered, in_chunks, in_sequence, joined, scattered
@@ -150,11 +151,11 @@ def _cut_attention(mixer: GroupedQueryAttention | MultiHeadLatentAttention, path
         mixer.output = _PartialOutput(mixer.output, cut.count)
 
 
-def _attention(mixer: Attention, among: Among, n_chunks: int, x_BsD: Tensor, mask_B1SS: Tensor | None) -> Tensor:
+def _attention(mixer: Attention, among: Among, n_chunks: int, x_BsD: Tensor, positions: Positions) -> Tensor:
     """Over all tokens, with this rank's heads: a partial sum, summed. Projections are made chunk by chunk."""
     n_ranks = among.group.size()
     projected = zip(*map(mixer.project, gathered(x_BsD, among, n_chunks)), strict=True)
-    mixed = mixer.attend([in_sequence(chunks, n_ranks) for chunks in projected], mask_B1SS)
+    mixed = mixer.attend([in_sequence(chunks, n_ranks) for chunks in projected], positions)
     return scattered(map(mixer.output, in_chunks(mixed, n_ranks, n_chunks)), among)
 
 

@@ -40,6 +40,10 @@ class SequencePart(WholeSequence):
             comm.start_all_gather(choices_BsK.transpose(0, 1), self.among.group, self.among.kind)
         ).transpose(0, 1)
 
+    def whole_length(self, n_tokens: int) -> int:
+        """See WholeSequence."""
+        return n_tokens * self.among.group.size()
+
     def places(self, n_tokens: int, device: torch.device) -> Tensor:
         """See WholeSequence."""
         return torch.arange(n_tokens, device=device) + self.among.group.rank() * n_tokens

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import GroupedQueryAttention, MultiHeadLatentAttention, build_attention, document_mask
+from models.attention import GroupedQueryAttention, MultiHeadLatentAttention, build_attention
 from models.config import AttentionConfig, AttentionKind, ModelConfig
 from models.feed_forward import FeedForward
 from models.initialise import initialise
 from models.layers import Linear, RMSNorm
+from models.positions import Positions
 from models.transformer import Transformer
 
 B, S, D = 2, 7, 24
@@ -112,8 +113,10 @@ def test_attention_is_the_formula(name: str, documents: bool) -> None:
     documents_BS = DOCUMENTS_BS if documents else torch.zeros(B, S)
     of_each = zip(x_BSD, documents_BS.tolist(), strict=True)
     expected = torch.stack([by_hand(module, x_SD, of_it) for x_SD, of_it in of_each])  # type: ignore[arg-type]
-    mask = document_mask(DOCUMENTS_BS, torch.float64) if documents else None
-    torch.testing.assert_close(module(x_BSD, mask), expected, rtol=0, atol=1e-13)
+    positions = Positions.of(
+        DOCUMENTS_BS if documents else None, S, MODELS[name].attention, torch.float64, x_BSD.device
+    )
+    torch.testing.assert_close(module(x_BSD, positions), expected, rtol=0, atol=1e-13)
 
 
 def test_norm_and_feed_forward_are_their_formulas() -> None:

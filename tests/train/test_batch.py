@@ -2,8 +2,8 @@
 
 import torch
 
-from models.attention import document_mask
 from models.head import IGNORED
+from models.positions import document_mask
 from train.batch import BatchMaker
 
 END = 9
