@@ -9,7 +9,7 @@ A layer's graph is the next one's too: weights are inputs of it. Hooks of data p
 recomputation, which calls the graph again. What is cheap backward computes again by itself: the partition of a graph
 into forward and backward keeps little but products (Chen et al. 2016, as a minimum cut).
 
-Beside blocks, the addition of gradients, which on a GPU is a kernel of ours.
+Beside blocks, the addition of gradients and their norm, which on a GPU are kernels of ours.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.config import ExpertBackend
 from models.experts import RoutedExperts, choose_backend
 from models.transformer import Transformer
 from parallel.block_methods import block_methods
+from parallel.gradient_norm import NormsOf
+from parallel.torch_internals import norms_in_float64
+from parallel.zero1 import AddUp, add_up
 
 
 def compile_parts(stage: Transformer, shared_in_halves: bool, device: torch.device, dtype: torch.dtype) -> None:
@@ -37,13 +39,22 @@ def compile_parts(stage: Transformer, shared_in_halves: bool, device: torch.devi
             method.wrap(partial(compiled, dynamic=True))
 
 
-def addition(compiled: bool, device: torch.device) -> Callable[[Tensor, Tensor], object]:
-    """How a gradient is added to a sum in a wider dtype, in place."""
+def addition(compiled: bool, device: torch.device) -> AddUp:
+    """How gradients of micro-batches add up."""
     if not (compiled and device.type == "cuda"):
-        return Tensor.add_
+        return add_up
     from parallel import gradient_kernel  # Triton comes with torch for CUDA alone
 
     return gradient_kernel.add
+
+
+def measuring(compiled: bool, device: torch.device) -> NormsOf:
+    """How gradients are measured."""
+    if not (compiled and device.type == "cuda"):
+        return norms_in_float64
+    from parallel import gradient_kernel
+
+    return gradient_kernel.norms
 
 
 def _in_one_graph(routed: RoutedExperts, device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,7 +1,7 @@
 """One global gradient norm over every layout's parts, and clipping by it (Pascanu et al. 2013)."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,14 +11,24 @@ from parallel.comm_kind import CommKind
 from parallel.owned import Owned
 from parallel.torch_internals import norms_in_float64
 
+NormsOf = Callable[[Sequence[Tensor]], list[Tensor]]
+"""2-norms of tensors, one by one, in float64."""
+
 
 @torch.no_grad()
-def global_norm(owned: Mapping[str, Owned], world_size: int, anything_split: bool, comm: Communicator) -> Tensor:
+def global_norm(
+    owned: Mapping[str, Owned],
+    world_size: int,
+    anything_split: bool,
+    comm: Communicator,
+    norms_of: NormsOf = norms_in_float64,
+) -> Tensor:
     """The joint 2-norm of all gradients, a float64 scalar, the same on every rank.
 
     Every rank adds the squares of what it owns, each divided by the number of ranks that own the same: one sum over
     the world then counts every part once, however a layout cut or copied it. Squares add up in float64: how they were
-    split over ranks then does not show in a float32 coefficient. `anything_split`: whether a rank holds less than all.
+    split over ranks then does not show in a float32 coefficient. `anything_split`: whether a rank holds less than all;
+    `norms_of`: how each gradient is measured.
 
     Raises:
         RuntimeError: if a parameter has no gradient. A layout that loses one trains on and is silently wrong.
@@ -27,7 +37,7 @@ def global_norm(owned: Mapping[str, Owned], world_size: int, anything_split: boo
     # By name: ranks that own the same in another order (DualPipe's pairs) must clip by the same bits.
     parts_by_name = [owned[name] for name in sorted(owned)]
     gradients = [part.master.grad for part in parts_by_name if part.master.grad is not None]
-    norms = norms_in_float64(gradients)
+    norms = norms_of(gradients)
     by_holders: dict[int, list[Tensor]] = defaultdict(list)
     for part, norm in zip(parts_by_name, norms, strict=True):
         by_holders[part.n_holders].append(norm)

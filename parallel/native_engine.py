@@ -92,7 +92,7 @@ class NativeEngine:
         """See Engine."""
         parallel = self._parallel
         world = parallel.layout.degrees.world
-        norm = global_norm(parallel.owned, world, parallel.split_anywhere, self._comm)
+        norm = global_norm(parallel.owned, world, parallel.split_anywhere, self._comm, parallel.norms_of)
         left_out = not_finite(norm, losses)
         if not self._early:
             step_unless(left_out, self._optimizers[0], clip_coefficient(norm, max_norm))

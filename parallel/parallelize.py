@@ -24,10 +24,11 @@ from models.whole_sequence import WholeSequence
 from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
-from parallel.compile import addition, compile_parts
+from parallel.compile import addition, compile_parts, measuring
 from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import build_dispatcher, build_placement
 from parallel.fully_shard import ShardedGradients, shard_stage
+from parallel.gradient_norm import NormsOf
 from parallel.gradient_reducer import GradientReducer
 from parallel.gradient_sync import GradientSync
 from parallel.mesh import Axis, Degrees, Layout
@@ -57,6 +58,8 @@ class ParallelModel:
     gradients: GradientSync
     layout: Layout
     overlap: OverlapConfig
+    norms_of: NormsOf
+    """How gradients are measured."""
     data: Axis
     """The ranks that see different data, and are equal to this one in all else."""
     shards: bool
@@ -150,6 +153,7 @@ def parallelize(
         gradients=gradients,
         layout=layout,
         overlap=overlap,
+        norms_of=measuring(strategy.compile, world.device),
         data=layout.dense.axis("dp_replicate", "dp_shard"),
         pipeline=layout.dense.axis("pipe", "mirror"),
         shards=strategy.reduction in (Reduction.shard, Reduction.shard_optimizer),

@@ -32,8 +32,13 @@ from parallel.owned import Owned, place
 from parallel.pipeline.action import StageKey
 from parallel.tensor_parallel.split import Split
 
-AddUp = Callable[[Tensor, Tensor], object]
-"""Adds the second tensor to the first, in place."""
+AddUp = Callable[[Tensor, Tensor, torch.dtype], Tensor]
+"""A sum and one more gradient to their sum in a dtype: in place of the first, if that has it."""
+
+
+def add_up(total: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """By torch."""
+    return total.to(dtype).add_(gradient)
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,8 @@ class _Alone:
         """Add this micro-batch's gradient, and free it."""
         gradient, self.parameter.grad = self.parameter.grad, None
         assert gradient is not None
-        if self.gradient is None:
-            self.gradient = gradient  # in 16 bits, if it is the only one: a copy in 32 would say no more
-            return
-        if self.gradient.dtype is not self._dtype:
-            self.gradient = self.gradient.to(self._dtype)
-        self._add(self.gradient, gradient)
+        # In 16 bits, if it is the only one: a copy in 32 would say no more.
+        self.gradient = gradient if self.gradient is None else self._add(self.gradient, gradient, self._dtype)
 
 
 class ShardedOptimizer:
@@ -89,9 +90,9 @@ class ShardedOptimizer:
         comm: Communicator,
         bucket_bytes: int,
         overlap: bool,
-        add: AddUp = Tensor.add_,
+        add: AddUp = add_up,
     ) -> None:
-        """`n_holders`: ranks of the world that hold each parameter; `add`: of a gradient to a sum in another dtype."""
+        """`n_holders`: ranks of the world that hold each parameter; `add`: how gradients of micro-batches add up."""
         self._comm, self._dtype = comm, precision.compute.torch
         self._buckets = fill_buckets(shared_out(parameters), bucket_bytes)
         self._alone = {

@@ -95,6 +95,8 @@ _COMPUTE: tuple[tuple[str, Category], ...] = (
     (r"[Ee]mbedding|histogram|bincount|searchsorted|masked_select|fused_mapping|expand_to_fused", Category.permutation),
     (r"layer_?norm|LayerNorm|rms_?norm|RMSNorm|ln_(fwd|bwd)|GammaBeta", Category.norm_reduction),
     (r"[Ss]oft[Mm]ax|nll_loss|cross_entropy|reduce_kernel|DeviceReduce|reduce_fused", Category.norm_reduction),
+    (r"^gradients_add", Category.elementwise),
+    (r"^gradients_norm", Category.norm_reduction),
     (r"elementwise|rotary|swiglu|silu|dropout|fused_(dropout|rope)|foreach", Category.elementwise),
 )  # fmt: skip
 
