@@ -89,7 +89,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
     check_layout(config.model, config.strategy, config.overlap, degrees, n_micro_batches, config.data.sequence_length)
-    if config.model.expert_backend is ExpertBackend.grouped_mm:
+    if config.model.expert_backend in (ExpertBackend.grouped_mm, ExpertBackend.fused):
         _check_grouped_mm(config.model, config.precision.compute)
     config.data.check()
     _check_bytes(config)
@@ -132,7 +132,7 @@ def _check_name(key: str, name: str) -> None:
 
 def _check_grouped_mm(model: ModelConfig, compute: Dtype) -> None:
     if compute is Dtype.float64:
-        raise ConfigError("model.expert_backend=grouped_mm has no float64: set it to auto or loop")
+        raise ConfigError(f"model.expert_backend={model.expert_backend.value} has no float64: set it to auto or loop")
     multiple = 16 // compute.torch.itemsize  # rows must begin at multiples of 16 bytes
     for key, size in (("dim", model.dim), ("moe.expert_dim", model.moe.expert_dim)):
         if size % multiple:

@@ -141,7 +141,9 @@ class ExpertsPart(nn.Module):
         self.hidden = around is not None and around.hide_behind_others
         if around is not None:
             slots = around.dispatcher.placement.slots_of_rank[around.ep_rank]
-            self.routed = RoutedExperts(model.moe, model.dim, residual_depth, slots, model.expert_backend)
+            self.routed = RoutedExperts(
+                model.moe, model.dim, residual_depth, slots, model.expert_backend, around.whole_backward
+            )
 
     def forward(self, normed_BSD: Tensor, departed: Departed | None) -> ExpertOutput:
         if self.shared is not None and self.hides:

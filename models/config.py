@@ -38,6 +38,7 @@ class ExpertBackend(Enum):
     auto = "auto"
     loop = "loop"
     grouped_mm = "grouped_mm"
+    fused = "fused"
 
 
 class RowBackend(Enum):
@@ -285,7 +286,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm."""
     expert_backend: ExpertBackend = ExpertBackend.auto
-    """auto picks grouped_mm where it runs, else the readable loop; the others force one."""
+    """auto: fused (Triton between grouped products) on a GPU in bf16, else grouped_mm, else the readable loop."""
     row_backend: RowBackend = RowBackend.torch
     """How rows are put in order and summed: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
     loss_chunk_size: int = 4096

@@ -1,9 +1,11 @@
 """The routed experts of one layer, as three stacked weights, over rows that are already sorted by slot.
 
-N rows, E slots, D model width, F expert width.
+N rows, E slots, D model width, F expert width, W = 2F.
 """
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,29 +14,40 @@ from torch import Tensor, nn
 
 from models.config import ExpertBackend, MoEConfig
 from models.dispatcher import Dispatcher, Travelling
+from models.fused_experts import fused
 from models.placement import groups_of_slots
+
+STACKED = {"gate_up_E2FD": ("gate_EFD", "up_EFD")}
+"""Parameters in which an expert has several matrices, along dimension 1, and their names: by these they start, and by
+these they are in checkpoints."""
 
 
 class RoutedExperts(nn.Module):
     """SwiGLU experts: down(silu(gate(x)) · up(x)), each slot's rows by its own weights.
 
     Dimension 0 of each weight is the slot, not the logical expert: `expert_of_slot` names who lives there, for
-    initialisation and checkpoints.
+    initialisation and checkpoints. Gate (0) and up (1) are one parameter, so that one product makes both; a width that
+    is shared out is cut at dimension 2 of either weight.
     """
 
     def __init__(
-        self, moe: MoEConfig, dim: int, residual_depth: int, expert_of_slot: tuple[int, ...], backend: ExpertBackend
+        self,
+        moe: MoEConfig,
+        dim: int,
+        residual_depth: int,
+        expert_of_slot: tuple[int, ...],
+        backend: ExpertBackend,
+        whole_backward: bool = True,
     ) -> None:
+        """`whole_backward`: see models/surroundings.py."""
         super().__init__()
         n_slots = len(expert_of_slot)
         self.expert_of_slot = expert_of_slot
-        self.backend = backend
-        self.gate_EFD = nn.Parameter(torch.empty(n_slots, moe.expert_dim, dim))
-        self.up_EFD = nn.Parameter(torch.empty(n_slots, moe.expert_dim, dim))
+        self.backend, self.whole_backward = backend, whole_backward
+        self.gate_up_E2FD = nn.Parameter(torch.empty(n_slots, 2, moe.expert_dim, dim))
         self.down_EDF = nn.Parameter(torch.empty(n_slots, dim, moe.expert_dim))
         self.init_std = {
-            "gate_EFD": dim**-0.5,
-            "up_EFD": dim**-0.5,
+            "gate_up_E2FD": dim**-0.5,
             "down_EDF": (moe.expert_dim * residual_depth) ** -0.5,
         }
 
@@ -45,7 +58,7 @@ class RoutedExperts(nn.Module):
 
         `tickets`: of what went out (models/dispatcher.py).
         """
-        weights = (self.gate_EFD, self.up_EFD, self.down_EDF)
+        weights = (self.gate_up_E2FD, self.down_EDF)
         of_parts: Sequence[tuple[Tensor, ...]] = [weights]
         if len(coming) > 1:  # cut once: each cut of a weight makes a whole gradient of it
             sizes = groups_of_slots(len(self.expert_of_slot), len(coming))
@@ -57,18 +70,27 @@ class RoutedExperts(nn.Module):
             going.append(dispatcher.returning(rows_ND, dispatched.ticket).begin())
         return tuple(going)
 
-    def compute(self, rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine."""
-        weights = tuple(weight.to(rows_ND.dtype) for weight in (gate_EFD, up_EFD, down_EDF))
-        if choose_backend(self.backend, rows_ND, gate_EFD.shape[1]) is ExpertBackend.grouped_mm:
-            return _grouped(rows_ND, offsets_E, *weights)
-        return _loop(rows_ND, offsets_E, *weights)
+    def compute(self, rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> Tensor:
+        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine.
+
+        Rows from offsets_E[-1] on belong to no slot and may hold anything: N may be a bound that the host knew. What
+        comes out there, and as their gradient, is undefined; nothing else depends on it.
+        """
+        gate_up_E2FD, down_EDF = (weight.to(rows_ND.dtype) for weight in (gate_up_E2FD, down_EDF))
+        backend = choose_backend(self.backend, rows_ND, gate_up_E2FD.shape[2], self.whole_backward)
+        if backend is ExpertBackend.loop:
+            return _loop(rows_ND, offsets_E, gate_up_E2FD, down_EDF)
+        products = fused if backend is ExpertBackend.fused else _grouped
+        return products(rows_ND, offsets_E, gate_up_E2FD.flatten(1, 2), down_EDF)
 
 
-def choose_backend(wanted: ExpertBackend, rows_ND: Tensor, expert_dim: int) -> ExpertBackend:
-    """`wanted`, or for auto: grouped_mm in bf16 on CUDA, and in float32 or bf16 on CPU outside torch.compile.
+def choose_backend(
+    wanted: ExpertBackend, rows_ND: Tensor, expert_dim: int, whole_backward: bool = True
+) -> ExpertBackend:
+    """`wanted`, or for auto: fused in bf16 on CUDA, grouped_mm without Triton or a whole backward, and in float32 or
+    bf16 on CPU outside torch.compile.
 
-    Elsewhere it raises or is a slow fallback (float64 and compiled float32 on CPU: torch 2.13).
+    Elsewhere grouped_mm raises or is a slow fallback (float64 and compiled float32 on CPU: torch 2.13).
     """
     if wanted is not ExpertBackend.auto:
         return wanted
@@ -76,8 +98,15 @@ def choose_backend(wanted: ExpertBackend, rows_ND: Tensor, expert_dim: int) -> E
         runs = rows_ND.dtype is torch.bfloat16
     else:
         runs = rows_ND.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
-    aligned = grouped_mm_takes(rows_ND.shape[1], expert_dim, rows_ND.element_size())
-    return ExpertBackend.grouped_mm if runs and aligned else ExpertBackend.loop
+    if not runs or not grouped_mm_takes(rows_ND.shape[1], expert_dim, rows_ND.element_size()):
+        return ExpertBackend.loop
+    return ExpertBackend.fused if rows_ND.is_cuda and whole_backward and has_triton() else ExpertBackend.grouped_mm
+
+
+@cache
+def has_triton() -> bool:
+    """Whether it is installed: it comes with torch for CUDA."""
+    return find_spec("triton") is not None
 
 
 def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:
@@ -85,20 +114,19 @@ def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:
     return dim * element_size % 16 == 0 and expert_dim * element_size % 16 == 0
 
 
-def _grouped(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-    gate_NF = F.grouped_mm(rows_ND, gate_EFD.transpose(1, 2), offs=offsets_E)
-    up_NF = F.grouped_mm(rows_ND, up_EFD.transpose(1, 2), offs=offsets_E)
+def _grouped(rows_ND: Tensor, offsets_E: Tensor, gate_up_EWD: Tensor, down_EDF: Tensor) -> Tensor:
+    gate_NF, up_NF = F.grouped_mm(rows_ND, gate_up_EWD.transpose(1, 2), offs=offsets_E).chunk(2, dim=1)
     return F.grouped_mm(F.silu(gate_NF) * up_NF, down_EDF.transpose(1, 2), offs=offsets_E)
 
 
-def _loop(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
+def _loop(rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> Tensor:
     """The same, to be read. unbind's backward stacks once; indexing w[e] would fill a whole [E, F, D] per expert."""
-    ends = offsets_E.tolist()
-    groups = rows_ND.tensor_split(ends[:-1])
+    *groups, beyond = rows_ND.tensor_split(offsets_E.tolist())
+    gate_EFD, up_EFD = gate_up_E2FD.unbind(1)
     outputs = [
         F.linear(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), down_DF)
         for x_nD, gate_FD, up_FD, down_DF in zip(
             groups, gate_EFD.unbind(), up_EFD.unbind(), down_EDF.unbind(), strict=True
         )
     ]
-    return torch.cat(outputs)
+    return torch.cat([*outputs, beyond])

@@ -9,7 +9,7 @@ its right shift is arithmetic, so the sign's copies are masked off.
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.block import DispatchPart
-from models.experts import RoutedExperts
+from models.experts import STACKED, RoutedExperts
 from models.router import Router
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
@@ -37,6 +37,18 @@ class Shard:
 def whole(name: str, parameter: Tensor) -> Shard:
     """The `shard_of` of a model that one process holds."""
     return Shard(parameter, tuple(parameter.shape), (0,) * parameter.dim())
+
+
+def expert_parts(module: RoutedExperts, leaf: str, shard: Shard) -> Iterator[tuple[int, str, Shard]]:
+    """What `shard` has of a stacked parameter of `module`, matrix by matrix, as views: the logical expert, the name of
+    its matrix (see STACKED), and the part of it that is here."""
+    for i in range(shard.local.shape[0]):
+        expert = module.expert_of_slot[shard.offset[0] + i]
+        if leaf not in STACKED:
+            yield expert, leaf, Shard(shard.local[i], shard.global_shape[1:], shard.offset[1:])
+            continue
+        for j, name in enumerate(STACKED[leaf]):
+            yield expert, name, Shard(shard.local[i, j], shard.global_shape[2:], shard.offset[2:])
 
 
 @torch.no_grad()
@@ -68,7 +80,11 @@ def fill_parameter(module: nn.Module, logical_name: str, shard: Shard, seed: int
     if std is None:
         shard.local.fill_(1.0)
     elif isinstance(module, RoutedExperts):
-        _fill_experts(shard, seed, logical_name, float(std), module.expert_of_slot)
+        path, _, leaf = logical_name.rpartition(".")
+        # From its expert's own key: moving an expert to another slot moves its start along.
+        for expert, name, part in expert_parts(module, leaf, shard):
+            key = tensor_key(seed, f"{path}.{name}", expert)
+            _fill(part.local, part.global_shape, part.offset, key, float(std))
     else:
         _fill(shard.local, shard.global_shape, shard.offset, tensor_key(seed, logical_name), float(std))
 
@@ -84,13 +100,6 @@ def truncated_normal(key: int, index: Tensor, std: float) -> Tensor:
     bits = _split_mix(index * GOLDEN + key)
     uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1), 53 bits
     return torch.erfinv((2.0 * uniform - 1.0) * math.erf(TRUNCATION / math.sqrt(2))) * (math.sqrt(2) * std)
-
-
-def _fill_experts(shard: Shard, seed: int, name: str, std: float, expert_of_slot: Sequence[int]) -> None:
-    """Each slot from its expert's own key: moving an expert to another slot moves its start along."""
-    for i in range(shard.local.shape[0]):
-        key = tensor_key(seed, name, expert_of_slot[shard.offset[0] + i])
-        _fill(shard.local[i], shard.global_shape[1:], shard.offset[1:], key, std)
 
 
 def _fill(local: Tensor, global_shape: Sequence[int], offset: Sequence[int], key: int, std: float) -> None:

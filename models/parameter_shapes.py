@@ -42,8 +42,8 @@ def _experts_part(model: ModelConfig, number: int) -> dict[str, Shape]:
         shapes |= {"experts.shared.gate.weight": (width, dim), "experts.shared.up.weight": (width, dim)}
         shapes["experts.shared.down.weight"] = (dim, width)
     if not dense:
-        rows, columns = (moe.n_routed, moe.expert_dim, dim), (moe.n_routed, dim, moe.expert_dim)
-        shapes |= {"experts.routed.gate_EFD": rows, "experts.routed.up_EFD": rows, "experts.routed.down_EDF": columns}
+        shapes["experts.routed.gate_up_E2FD"] = (moe.n_routed, 2, moe.expert_dim, dim)
+        shapes["experts.routed.down_EDF"] = (moe.n_routed, dim, moe.expert_dim)
     return shapes
 
 

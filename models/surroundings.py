@@ -29,6 +29,8 @@ class Surroundings:
     """What routers ask of the ranks that have the rest of each sequence."""
     hide_behind_others: bool = False
     """Whether whoever drives the parts of a block has something else to do while rows travel between these."""
+    whole_backward: bool = True
+    """Whether weights' gradients are made together with those of inputs; some schedules of pipelines split them."""
 
     @classmethod
     def alone(cls, model: ModelConfig) -> "Surroundings":

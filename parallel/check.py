@@ -1,6 +1,6 @@
 """What a layout asks of the model and the batch: every rule that ties them, before any process group."""
 
-from models.config import ConfigError, ModelConfig
+from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check_overlap import check_hand_made_gradients, check_overlap
 from parallel.config import OverlapConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import check_expert_parallel
@@ -38,6 +38,11 @@ def check_layout(
     )
     split_layers(model, schedule.n_stages, sequence_length)
     check_hand_made_gradients(strategy, overlap, schedule)
+    if schedule.splits_backward and model.expert_backend is ExpertBackend.fused:
+        raise ConfigError(
+            f"model.expert_backend=fused: strategy.schedule={strategy.schedule.value} splits backward, and each half "
+            "would do most of both; set it to auto or grouped_mm, or choose another schedule"
+        )
     if strategy.compile:
         _check_compile(model, strategy, degrees, schedule.splits_backward)
     if schedule.splits_backward and strategy.recompute is not Recompute.none:

@@ -5,8 +5,8 @@
     optimizer.exp_avg.layers.1.experts.routed.5.gate_FD   the same for AdamW's moments
 
 Each is a Shard: storage, the whole's shape, and where in it the storage begins. Stacked experts are taken apart into
-views of their slots, named by logical expert. So ranks may hold any experts in any order, cut in any way, and still
-save and load the same names; and a load into the views fills the stack.
+views of their slots' matrices, named by logical expert. So ranks may hold any experts in any order, cut in any way, and
+still save and load the same names; and a load into the views fills the stack.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from models.experts import RoutedExperts
-from models.initialise import Shard, whole
+from models.experts import STACKED, RoutedExperts
+from models.initialise import Shard, expert_parts, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, by its own names."""
@@ -49,10 +49,8 @@ def _take_apart(stage: nn.Module, name: str, shard: Shard) -> Iterator[tuple[str
     if not isinstance(module, RoutedExperts):
         yield name, shard
         return
-    for i in range(shard.local.shape[0]):
-        expert = module.expert_of_slot[shard.offset[0] + i]
-        part = Shard(shard.local[i], shard.global_shape[1:], shard.offset[1:])
-        yield f"{module_name}.{expert}.{leaf.replace('_E', '_')}", part
+    for expert, matrix, part in expert_parts(module, leaf, shard):
+        yield f"{module_name}.{expert}.{_of_one(matrix)}", part
 
 
 def put_together(stage: nn.Module, name: str, prefix: str, state: Mapping[str, Shard]) -> Tensor:
@@ -61,5 +59,13 @@ def put_together(stage: nn.Module, name: str, prefix: str, state: Mapping[str, S
     module = stage.get_submodule(module_name)
     if not isinstance(module, RoutedExperts):
         return state[f"{prefix}.{name}"].local
-    leaf = leaf.replace("_E", "_")
-    return torch.stack([state[f"{prefix}.{module_name}.{expert}.{leaf}"].local for expert in module.expert_of_slot])
+    stacks = [
+        torch.stack([state[f"{prefix}.{module_name}.{e}.{_of_one(matrix)}"].local for e in module.expert_of_slot])
+        for matrix in STACKED.get(leaf, (leaf,))
+    ]
+    return torch.stack(stacks, dim=1) if leaf in STACKED else stacks[0]
+
+
+def _of_one(matrix: str) -> str:
+    """The name of one expert's, of that of all experts': without the dimension of experts."""
+    return matrix.replace("_E", "_")

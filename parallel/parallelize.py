@@ -112,7 +112,7 @@ def parallelize(
         strategy.schedule, degrees.pp, n_micro_batches, strategy.stages_per_rank, overlap.forward_backward
     )
     layers = split_layers(model_config, schedule.n_stages, sequence_length)
-    around = _surroundings(model_config, strategy, overlap, layout, comm, world.device)
+    around = _surroundings(model_config, strategy, overlap, layout, schedule, comm, world.device)
     tp = layout.dense.axis("tp")
 
     stages: dict[StageKey, Transformer] = {}
@@ -169,6 +169,7 @@ def _surroundings(
     strategy: StrategyConfig,
     overlap: OverlapConfig,
     layout: Layout,
+    schedule: Schedule,
     comm: Communicator,
     device: torch.device,
 ) -> Surroundings:
@@ -194,7 +195,15 @@ def _surroundings(
     travels = degrees.ep * degrees.etp > 1 and model.moe.n_shared > 0
     sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()
     hides = travels and overlap.shared_experts
-    return Surroundings(dispatcher, hides, ep.rank, sum_over_data_ranks, sequence, overlap.forward_backward)
+    return Surroundings(
+        dispatcher,
+        hides,
+        ep.rank,
+        sum_over_data_ranks,
+        sequence,
+        overlap.forward_backward,
+        whole_backward=not schedule.splits_backward,
+    )
 
 
 def _fsdp_meshes(layout: Layout, device_type: str) -> tuple[DeviceMesh, DeviceMesh]:

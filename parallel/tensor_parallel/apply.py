@@ -49,8 +49,8 @@ def tensor_parallel(stage: Transformer, among: Among, split_experts: bool, n_chu
                 cut.linear(getattr(shared, name), f"layers.{number}.experts.shared.{name}", dim)
             _cut_feed_forward(shared, among, n_chunks)
         if routed is not None and split_experts:
-            for name, dim in (("gate_EFD", 1), ("up_EFD", 1), ("down_EDF", 2)):
-                cut.parameter(routed, f"layers.{number}.experts.routed.{name}", dim)
+            for name in ("gate_up_E2FD", "down_EDF"):
+                cut.parameter(routed, f"layers.{number}.experts.routed.{name}", 2)
     if stage.head is not None:
         cut.parameter(stage.head, "head.weight", 0)
         stage.head = VocabularyHead(stage.head, among)

@@ -115,7 +115,7 @@ def _cut_dim(name: str, model: ModelConfig, degrees: Degrees) -> int | None:
     if degrees.tp == 1:
         return None
     if ".routed." in name:
-        return None if degrees.etp == 1 else 2 if name.endswith("down_EDF") else 1
+        return None if degrees.etp == 1 else 2
     module, _, leaf = name.rpartition(".")
     a = model.attention
     if a.kind is AttentionKind.gqa and module.endswith(("mixer.key", "mixer.value")):

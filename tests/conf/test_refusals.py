@@ -156,6 +156,11 @@ COMBINATIONS = [
     ("model.moe.route_scale=0", 1, "model.moe.route_scale=0.0: set it above 0"),
     ("model.expert_backend=grouped_mm precision=fp64", 1, "grouped_mm has no float64: set it to auto or loop"),
     (
+        "model.expert_backend=fused precision=fp64",
+        1,
+        "model.expert_backend=fused has no float64: set it to auto or loop",
+    ),
+    (
         "model.expert_backend=grouped_mm model.dim=66",
         1,
         "model.dim=66: grouped_mm takes multiples of 4 in float32; set it to 68, or",
@@ -368,6 +373,11 @@ COMBINATIONS = [
         "strategy=pp strategy.schedule=zbv strategy.recompute=full",
         2,
         "strategy.schedule=zbv splits backward, and each half would compute again; set it to none",
+    ),
+    (
+        "strategy=pp strategy.schedule=zbv model.expert_backend=fused",
+        2,
+        "strategy.schedule=zbv splits backward, and each half would do most of both; set it to auto or grouped_mm",
     ),
     (
         "strategy=pp_fsdp strategy.schedule=zbv",

@@ -25,6 +25,6 @@ def dense(x_TD: torch.Tensor, module: RoutedExperts, route: Routing) -> torch.Te
     for t in range(T):
         for k in range(K):
             slot = slot_of[int(route.experts_TK[t, k])]
-            gate, up, down = module.gate_EFD[slot], module.up_EFD[slot], module.down_EDF[slot]
+            (gate, up), down = module.gate_up_E2FD[slot], module.down_EDF[slot]
             y_TD[t] += route.weights_TK[t, k] * (down @ (F.silu(gate @ x_TD[t]) * (up @ x_TD[t])))
     return y_TD

@@ -4,6 +4,8 @@ import pytest
 import torch
 from harness.dense_experts import D, E, K, T, dense, experts
 from harness.expert_trip import there_and_back
+from harness.interpreted import NEEDS_TRITON, check_interpreted
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.config import ExpertBackend, MoEConfig, ScoreFunction
 from models.dispatcher import LocalDispatcher
@@ -61,6 +63,41 @@ def test_auto_backend() -> None:
     assert choose_backend(ExpertBackend.loop, rows_ND, 16) is ExpertBackend.loop
     assert choose_backend(auto, rows_ND, 30) is ExpertBackend.loop  # 120 bytes: grouped_mm wants multiples of 16
     assert choose_backend(auto, rows_ND.bfloat16(), 36) is ExpertBackend.loop
+
+
+def test_auto_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = ExpertBackend.auto
+    with FakeTensorMode():
+        rows_ND = torch.empty(3, 32, device="cuda", dtype=torch.bfloat16)
+    monkeypatch.setattr("models.experts.has_triton", lambda: True)
+    assert choose_backend(auto, rows_ND, 16) is ExpertBackend.fused
+    assert choose_backend(auto, rows_ND, 16, whole_backward=False) is ExpertBackend.grouped_mm
+    assert choose_backend(ExpertBackend.grouped_mm, rows_ND, 16) is ExpertBackend.grouped_mm
+    assert choose_backend(auto, rows_ND, 36) is ExpertBackend.loop
+    monkeypatch.setattr("models.experts.has_triton", lambda: False)
+    assert choose_backend(auto, rows_ND, 16) is ExpertBackend.grouped_mm
+
+
+@NEEDS_TRITON
+def test_fused_is_the_loop() -> None:
+    check_interpreted("harness.kernels_beside_experts")
+
+
+@pytest.mark.parametrize("backend", [ExpertBackend.loop, ExpertBackend.grouped_mm])
+def test_rows_of_no_slot_are_in_nothing(backend: ExpertBackend) -> None:
+    module = experts(backend, torch.float32, tuple(range(E)))
+    offsets_E = torch.tensor([2, 2, 5, 6, 6], dtype=torch.int32)
+    generator = torch.Generator().manual_seed(7)
+    rows_ND, probe_ND = (torch.randn(10, D, generator=generator) for _ in range(2))
+    outcomes = []
+    for n_rows in (6, 10):
+        rows_ND[6:] = probe_ND[6:] = float("nan")
+        rows_nD = rows_ND[:n_rows].clone().requires_grad_()
+        y_nD = module.compute(rows_nD, offsets_E, *module.parameters())
+        gradients = torch.autograd.grad(y_nD, [rows_nD, *module.parameters()], probe_ND[:n_rows])
+        outcomes.append([y_nD[:6], gradients[0][:6], *gradients[1:]])
+    for without, beside in zip(*outcomes, strict=True):
+        assert torch.equal(without, beside)
 
 
 def test_any_width_runs() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from models.config import AttentionConfig, ModelConfig
 from models.dispatcher import LocalDispatcher
-from models.initialise import Shard, initialise, truncated_normal
+from models.initialise import Shard, initialise, tensor_key, truncated_normal
 from models.placement import ExpertPlacement
 from models.surroundings import Surroundings
 from models.transformer import Transformer
@@ -64,9 +64,19 @@ def test_a_shard_holds_its_part_of_the_whole() -> None:
 def test_tensors_experts_and_seeds_differ() -> None:
     model, other = build(), build(seed=1)
     experts = model.get_submodule("layers.1.experts.routed")
-    assert not torch.equal(experts.gate_EFD[0], experts.gate_EFD[1])
-    assert not torch.equal(experts.gate_EFD, experts.up_EFD)
+    gate_EFD, up_EFD = experts.gate_up_E2FD.unbind(1)
+    assert not torch.equal(gate_EFD[0], gate_EFD[1])
+    assert not torch.equal(gate_EFD, up_EFD)
     assert not torch.equal(model.head.weight, other.head.weight)
+
+
+def test_gate_and_up_start_by_their_own_names() -> None:
+    routed = build().get_submodule("layers.1.experts.routed")
+    index_FD = torch.arange(routed.gate_up_E2FD[0, 0].numel()).view(routed.gate_up_E2FD[0, 0].shape)
+    for matrix, name in enumerate(("gate_EFD", "up_EFD")):
+        for expert in (0, 3):
+            key = tensor_key(0, f"layers.1.experts.routed.{name}", expert)
+            assert torch.equal(routed.gate_up_E2FD[expert, matrix], truncated_normal(key, index_FD, MODEL.dim**-0.5))
 
 
 def test_biases_start_at_zero_and_norms_at_one() -> None:

@@ -161,7 +161,7 @@ def events_of(layout: Layout) -> list[tuple[str, Phase, int | None]]:
         for block in stage.layers.values():
             for part in (block.attention, block.experts):
                 part.register_forward_hook(comm.computes)
-            for weight in (block.attention.norm.weight, block.experts.routed and block.experts.routed.gate_EFD):
+            for weight in (block.attention.norm.weight, block.experts.routed and block.experts.routed.gate_up_E2FD):
                 if weight is not None:
                     weight.register_post_accumulate_grad_hook(comm.computes)
     step = OptimizerStep(engine, comm, layout.batching, train.global_batch_size, clip_norm=1.0)

@@ -115,6 +115,8 @@ def test_what_looks_like_communication_is_never_called_compute(name: str) -> Non
         ),
         ("_ZN2at6native12_GLOBAL__N__43distribution_elementwise_grid_stride_kernelIfLi4EEvv", Category.elementwise),
         # Named after the collective that it follows, in torch.compile's way; and in template arguments.
+        ("swiglu_forward", Category.elementwise),
+        ("swiglu_back", Category.elementwise),
         ("triton_poi_fused__to_copy_all_gather_into_tensor_wait_tensor_3", Category.elementwise),
         ("void cutlass::device_kernel<epilogue::AllReduceLikeName, cutlass::gemm::X>(Params)", Category.dense_gemm),
         ("void mine::whatever(ncclComm*)", Category.other),
