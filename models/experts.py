@@ -4,8 +4,6 @@ N rows, E slots, D model width, F expert width, W = 2F.
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from models.config import ExpertBackend, MoEConfig
 from models.dispatcher import Dispatcher, Travelling
 from models.fused_experts import fused
 from models.placement import groups_of_slots
+from models.triton_here import triton_lacks
 
 STACKED = {"gate_up_E2FD": ("gate_EFD", "up_EFD")}
 """Parameters in which an expert has several matrices, along dimension 1, and their names: by these they start, and by
@@ -100,13 +99,9 @@ def choose_backend(
         runs = rows_ND.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
     if not runs or not grouped_mm_takes(rows_ND.shape[1], expert_dim, rows_ND.element_size()):
         return ExpertBackend.loop
-    return ExpertBackend.fused if rows_ND.is_cuda and whole_backward and has_triton() else ExpertBackend.grouped_mm
-
-
-@cache
-def has_triton() -> bool:
-    """Whether it is installed: it comes with torch for CUDA."""
-    return find_spec("triton") is not None
+    return (
+        ExpertBackend.fused if rows_ND.is_cuda and whole_backward and not triton_lacks() else ExpertBackend.grouped_mm
+    )
 
 
 def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:

@@ -69,12 +69,12 @@ def test_auto_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = ExpertBackend.auto
     with FakeTensorMode():
         rows_ND = torch.empty(3, 32, device="cuda", dtype=torch.bfloat16)
-    monkeypatch.setattr("models.experts.has_triton", lambda: True)
+    monkeypatch.setattr("models.experts.triton_lacks", lambda: None)
     assert choose_backend(auto, rows_ND, 16) is ExpertBackend.fused
     assert choose_backend(auto, rows_ND, 16, whole_backward=False) is ExpertBackend.grouped_mm
     assert choose_backend(ExpertBackend.grouped_mm, rows_ND, 16) is ExpertBackend.grouped_mm
     assert choose_backend(auto, rows_ND, 36) is ExpertBackend.loop
-    monkeypatch.setattr("models.experts.has_triton", lambda: False)
+    monkeypatch.setattr("models.experts.triton_lacks", lambda: "it is not there")
     assert choose_backend(auto, rows_ND, 16) is ExpertBackend.grouped_mm
 
 

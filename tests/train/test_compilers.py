@@ -1,6 +1,6 @@
 """Who compiles while a job runs needs a compiler, which is said before the job starts."""
 
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,50 +8,41 @@ import torch
 
 from conf.compose import compose
 from models.config import ConfigError
+from models.triton_here import triton_lacks
 from train.start.compilers import check_compilers
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(
-    ("words", "device", "variable"),
-    [
-        (["strategy.compile=true"], CPU, "CXX"),
-        (["strategy.compile=true"], CUDA, "CC"),
-        (["optim.one_pass=true"], CUDA, "CC"),
-        (["model.row_backend=auto"], CUDA, "CC"),
-        (["model.expert_backend=fused"], CUDA, "CC"),
-        (["optim.one_pass=true", "model.expert_backend=fused"], CUDA, "CC"),
-    ],
-)
-def test_without_a_compiler_it_is_refused(
-    words: list[str], device: torch.device, variable: str, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv(variable, "no-such-compiler")
-    config = compose(["model=tiny", *words]).config
+@pytest.mark.parametrize("words", [["optim.one_pass=true"], ["strategy.compile=true", "model.expert_backend=fused"]])
+def test_without_triton_what_is_asked_for_is_refused(words: list[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("train.start.compilers.triton_lacks", lambda: "there is no package triton; install it")
     with pytest.raises(ConfigError) as caught:
-        check_compilers(config, device)
-    instead = {
-        "model.expert_backend=fused": "set model.expert_backend=grouped_mm",
-        "optim.one_pass=true model.expert_backend=fused": "set model.expert_backend=grouped_mm and leave the rest out",
-    }.get(" ".join(words), "leave that out")
-    said = f"{' '.join(words)}: there is no compiler (no-such-compiler); install one, or {instead}"
+        check_compilers(compose(["model=tiny", *words]).config, CUDA)
+    assert str(caught.value) == f"{' '.join(words)}: there is no package triton; install it, or leave that out"
+
+
+def test_without_a_compiler_for_the_cpu_it_is_refused(monkeypatch: Any) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError) as caught:
+        check_compilers(compose(["model=tiny", "strategy.compile=true"]).config, CPU)
+    said = "strategy.compile=true: there is no compiler (no-such-compiler); install one, or leave that out"
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize("triton", [False, True])
-def test_auto_asks_where_it_fuses_experts(triton: bool, monkeypatch: Any) -> None:
+def test_what_triton_needs(monkeypatch: Any, tmp_path: Path) -> None:
+    there: list[object] = [object()]
+    monkeypatch.setattr("models.triton_here.find_spec", lambda name: there[0])
+    monkeypatch.setattr("models.triton_here.sysconfig.get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setenv("CC", "no-such-compiler")
-    monkeypatch.setattr("train.start.compilers.has_triton", lambda: triton)
-    for words, fuses in (
-        (["precision=bf16"], triton),
-        (["precision=fp32"], False),
-        (["precision=bf16", "model.moe.expert_dim=36"], False),  # the loop
-        (["precision=bf16", "model.expert_backend=grouped_mm"], False),
-    ):
-        config = compose(["model=tiny", *words]).config
-        with pytest.raises(ConfigError, match="expert_backend=auto: there is no compiler") if fuses else nullcontext():
-            check_compilers(config, CUDA)
+    lacks = triton_lacks.__wrapped__  # not what was found out before
+    assert lacks() == "there is no compiler (no-such-compiler); install one"
+    monkeypatch.setenv("CC", "true")
+    assert "Python.h, which is not there" in lacks()
+    (tmp_path / "Python.h").touch()
+    assert lacks() is None
+    there[0] = None
+    assert "there is no package triton" in lacks()
 
 
 def test_fused_experts_need_a_gpu() -> None:
@@ -64,5 +55,5 @@ def test_fused_experts_need_a_gpu() -> None:
 def test_nobody_who_compiles_nothing_is_asked(monkeypatch: Any) -> None:
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, "no-such-compiler")
-    check_compilers(compose(["model=tiny"]).config, CUDA)
-    check_compilers(compose(["model=tiny", "optim.one_pass=true", "model.row_backend=auto"]).config, CPU)
+    check_compilers(compose(["model=tiny", "precision=bf16"]).config, CUDA)
+    check_compilers(compose(["model=tiny", "optim.one_pass=true"]).config, CPU)

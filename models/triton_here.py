@@ -1,0 +1,24 @@
+"""Whether kernels in Triton can be made here."""
+
+import os
+import shutil
+import sysconfig
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+CC = ("gcc", "clang")
+"""C compilers by which Triton makes what launches its kernels, unless the variable CC names one."""
+
+
+@cache
+def triton_lacks() -> str | None:
+    """What of its needs is not there, and what to do about it; None: nothing."""
+    if find_spec("triton") is None:
+        return "there is no package triton; install a build of torch for CUDA"
+    named = os.environ.get("CC")
+    if not any(map(shutil.which, (named,) if named else CC)):
+        return f"there is no compiler ({named or ', '.join(CC)}); install one"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "Triton compiles with Python.h, which is not there; install Python's headers (dev)"
+    return None
