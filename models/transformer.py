@@ -123,7 +123,7 @@ class Transformer(nn.Module):
             if part.entropy_sum is not None:
                 totals.entropy_sum_L[layer] = part.entropy_sum
             totals.bias_square_sum_L[layer] = block.attention.router.expert_bias_E.double().square().sum()
-            totals.bias_holders_L[layer] = 1
+            totals.bias_holders_L[layer].fill_(1)  # assigned, a number would be copied, which waits for the GPU
             part.reset_buffers()
         return totals
 
