@@ -58,7 +58,8 @@ class RoutedExperts(nn.Module):
         return tuple(going)
 
     def compute(self, rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
-        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine."""
+        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine. Rows past the
+        last end are undefined, here and in backward, and so is what becomes of them: nothing else comes of it."""
         weights = tuple(weight.to(rows_ND.dtype) for weight in (gate_EFD, up_EFD, down_EDF))
         if choose_backend(self.backend, rows_ND, gate_EFD.shape[1]) is ExpertBackend.grouped_mm:
             return _grouped(rows_ND, offsets_E, *weights)
@@ -93,12 +94,11 @@ def _grouped(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tenso
 
 def _loop(rows_ND: Tensor, offsets_E: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor) -> Tensor:
     """The same, to be read. unbind's backward stacks once; indexing w[e] would fill a whole [E, F, D] per expert."""
-    ends = offsets_E.tolist()
-    groups = rows_ND.tensor_split(ends[:-1])
+    *groups, beyond = rows_ND.tensor_split(offsets_E.tolist())
     outputs = [
         F.linear(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), down_DF)
         for x_nD, gate_FD, up_FD, down_DF in zip(
             groups, gate_EFD.unbind(), up_EFD.unbind(), down_EDF.unbind(), strict=True
         )
     ]
-    return torch.cat(outputs)
+    return torch.cat([*outputs, beyond.new_zeros(len(beyond), down_EDF.shape[1])])
