@@ -41,10 +41,10 @@ def sort_pairs(place_N: Tensor, n_places: int, some_have_none: bool) -> Sorted:
     """Sort pairs by place; `n_places` stands for none. A row for each pair: nothing waits for the GPU."""
     if n_places < torch.iinfo(torch.int16).max:
         place_N = place_N.short()  # a radix sort goes over the keys once for each of their bytes
-    order_N = place_N.argsort(stable=True)
+    sorted_N, order_N = place_N.sort(stable=True)
     # The end of each place's rows by search, not bincount: no host synchronisation, and deterministic on every device.
     ends_E = torch.searchsorted(
-        place_N[order_N], torch.arange(n_places, dtype=place_N.dtype, device=place_N.device), right=True
+        sorted_N, torch.arange(n_places, dtype=place_N.dtype, device=place_N.device), right=True
     )
     inverse_N = torch.empty_like(order_N)
     inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
