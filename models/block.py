@@ -32,6 +32,7 @@ from models.dispatcher import Dispatcher, Travelling, settle
 from models.experts import RoutedExperts
 from models.feed_forward import FeedForward
 from models.layers import RMSNorm
+from models.permutation import count_pairs
 from models.positions import Positions
 from models.router import Router, Routing
 from models.surroundings import Surroundings
@@ -116,7 +117,7 @@ class DispatchPart(nn.Module):
         if not self.hidden and len(travelling) == 1:
             travelling = settle(travelling)
         if self.training:
-            self.chosen_E += leaving.counts_E
+            self.chosen_E += count_pairs(routing, self.dispatcher.placement.n_experts)
             if routing.kept_TK is not None:
                 dropped_N = (~routing.kept_TK).flatten().long()
                 for counts_E in (self.chosen_E, self.dropped_E):

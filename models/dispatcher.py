@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.permutation import count_pairs, sort_pairs
+from models.permutation import sort_pairs
 from models.placement import ExpertPlacement
 from models.router import Routing
 from models.rows import Rows
@@ -53,8 +53,6 @@ class Leaving(NamedTuple):
 
     parts: tuple[Outgoing, ...]
     """Each for other slots (models/placement.py: groups_of_slots)."""
-    counts_E: Tensor
-    """int64: pairs of *this rank's tokens* that are kept, per logical expert of all ranks."""
     ticket: Any
     """What the dispatcher that made this needs for `returned`."""
 
@@ -63,7 +61,7 @@ class Dispatched(NamedTuple):
     """Rows sorted by slot, and what it takes to bring them back."""
 
     rows_ND: Tensor
-    """One row per (token, expert) pair that is kept, all of a slot's rows together."""
+    """One row per (token, expert) pair that is kept, all of a slot's together; past the last end undefined ones."""
     offsets_E: Tensor
     """int32: the end of each slot's rows."""
     ticket: Any
@@ -112,10 +110,15 @@ class NoExchange:
 
 
 class LocalDispatcher:
-    """The experts on this device, in the slots that `placement` says; pairs of experts elsewhere are left out."""
+    """The experts on this device, in the slots that `placement` says; pairs of experts elsewhere are left out.
 
-    def __init__(self, placement: ExpertPlacement, rank: int = 0, rows: Rows | None = None) -> None:
-        self.placement, self._rows = placement, rows or Rows()
+    How many are left only the device knows. Either the host waits for their number, or there is room for all pairs.
+    """
+
+    def __init__(
+        self, placement: ExpertPlacement, rank: int = 0, rows: Rows | None = None, room_for_all: bool = False
+    ) -> None:
+        self.placement, self._rows, self._room_for_all = placement, rows or Rows(), room_for_all
         slots = placement.slots_of_rank[rank]
         self._n_slots, self._all_here = len(slots), len(slots) == placement.n_experts
         self._slot_of_expert = [slots.index(e) if e in slots else len(slots) for e in range(placement.n_experts)]
@@ -131,9 +134,11 @@ class LocalDispatcher:
             slot_N = slot_N.masked_fill(~routing.kept_TK.flatten(), self._n_slots)
         some_have_none = routing.kept_TK is not None or not self._all_here
         pairs = sort_pairs(slot_N, self._n_slots, some_have_none)
+        if some_have_none and not self._room_for_all:
+            pairs = pairs.cut(int(pairs.ends_E[-1]))
         rows_ND = self._rows.of_tokens(x_TD, pairs, routing.experts_TK.shape[1])
         part = Outgoing(rows_ND, NoExchange(), pairs.ends_E.int())
-        return Leaving((part,), count_pairs(routing, self.placement.n_experts), pairs)
+        return Leaving((part,), pairs)
 
     def arrived(self, rows_ND: Tensor, ticket: Tensor) -> Dispatched:
         """See Dispatcher."""

@@ -124,4 +124,4 @@ def _loop(rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Te
             groups, gate_EFD.unbind(), up_EFD.unbind(), down_EDF.unbind(), strict=True
         )
     ]
-    return torch.cat([*outputs, beyond])
+    return torch.cat([*outputs, beyond.new_zeros(len(beyond), down_EDF.shape[1])])

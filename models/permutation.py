@@ -6,7 +6,6 @@ changes from run to run.
 T tokens, K experts per token, N = T·K pairs or rows, D model width, E places.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,28 +19,36 @@ class Sorted(NamedTuple):
     """(token, expert) pairs in the order of their places; the pair (t, k) is number t·K + k."""
 
     order_N: Tensor
-    """int64: the pair of each row, without those that have no place."""
+    """int64: the pair of each row. Past the last end, those that have no place: as rows they are never computed."""
     inverse_N: Tensor
-    """int64: the row of each pair; just past the last one if it has none."""
+    """int64: the row of each pair; at or past the last end if it has none."""
     ends_E: Tensor
     """int64: the end of each place's rows."""
+    some_have_none: bool
+    """Whether a pair may have no place."""
+
+    @property
+    def end_1(self) -> Tensor:
+        """Of all rows, int64 [1], on the device: what rows past it hold is undefined, and nothing may come of it."""
+        return self.ends_E[-1:]
+
+    def cut(self, n_rows: int) -> "Sorted":
+        """Without rows for pairs that have no place; `n_rows`: the last end, which the host knows."""
+        return self._replace(order_N=self.order_N[:n_rows], inverse_N=self.inverse_N.clamp(max=n_rows))
 
 
 def sort_pairs(place_N: Tensor, n_places: int, some_have_none: bool) -> Sorted:
-    """Sort pairs by place; `n_places` stands for none, and waits for the GPU once if `some_have_none`."""
+    """Sort pairs by place; `n_places` stands for none. A row for each pair: nothing waits for the GPU."""
     if n_places < torch.iinfo(torch.int16).max:
         place_N = place_N.short()  # a radix sort goes over the keys once for each of their bytes
-    order_N = place_N.argsort(stable=True)
+    sorted_N, order_N = place_N.sort(stable=True)
     # The end of each place's rows by search, not bincount: no host synchronisation, and deterministic on every device.
     ends_E = torch.searchsorted(
-        place_N[order_N], torch.arange(n_places, dtype=place_N.dtype, device=place_N.device), right=True
+        sorted_N, torch.arange(n_places, dtype=place_N.dtype, device=place_N.device), right=True
     )
     inverse_N = torch.empty_like(order_N)
     inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
-    if some_have_none:
-        n_rows = int(ends_E[-1])
-        order_N, inverse_N = order_N[:n_rows], inverse_N.clamp(max=n_rows)
-    return Sorted(order_N, inverse_N, ends_E)
+    return Sorted(order_N, inverse_N, ends_E, some_have_none)
 
 
 def transpose_blocks(counts_RC: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
@@ -62,22 +69,15 @@ def transpose_blocks(counts_RC: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
     return order_N, inverse_N
 
 
-def sum_of_rows(rows_ND: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
-    """Of each token's K rows, [T, D]; 0 for pairs that have none."""
-    return _gather(rows_ND, inverse_N).unflatten(0, (len(inverse_N) // top_k, top_k)).sum(1)
-
-
-def to_rows(
-    x_TD: Tensor, pairs: Sorted, top_k: int, add_up: Callable[[Tensor, Tensor, int], Tensor] = sum_of_rows
-) -> Tensor:
-    """One row for each sorted pair, [N, D]: its token's. Backward adds a token's gradients up, by `add_up`."""
-    rows_ND: Tensor = _ToRows.apply(x_TD, pairs.order_N, pairs.inverse_N, top_k, add_up)
+def to_rows(x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+    """One row for each sorted pair, [N, D]: its token's. Backward adds a token's gradients up."""
+    rows_ND: Tensor = _ToRows.apply(x_TD, pairs, top_k)
     return rows_ND
 
 
 def from_rows(rows_ND: Tensor, pairs: Sorted) -> Tensor:
     """The row of each pair, in the pairs' own order; 0 for those that have none."""
-    back_ND: Tensor = _FromRows.apply(rows_ND, pairs.inverse_N)
+    back_ND: Tensor = _FromRows.apply(rows_ND, pairs)
     return back_ND
 
 
@@ -97,7 +97,7 @@ def reorder(rows_ND: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
 
 
 def count_pairs(routing: Routing, n_experts: int) -> Tensor:
-    """Pairs of each logical expert that are kept, int64 [E]."""
+    """Pairs of these tokens that are kept, per logical expert of all ranks, int64 [E]."""
     experts_N = routing.experts_TK.flatten()
     kept_N = torch.ones_like(experts_N) if routing.kept_TK is None else routing.kept_TK.flatten().long()
     return torch.zeros(n_experts, dtype=torch.int64, device=experts_N.device).scatter_add_(0, experts_N, kept_N)
@@ -105,34 +105,24 @@ def count_pairs(routing: Routing, n_experts: int) -> Tensor:
 
 class _ToRows(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_TD: Tensor,
-        order_N: Tensor,
-        inverse_N: Tensor,
-        top_k: int,
-        add_up: Callable[[Tensor, Tensor, int], Tensor],
-    ) -> Tensor:
-        ctx.save_for_backward(inverse_N)
-        ctx.top_k, ctx.add_up = top_k, add_up
-        return x_TD.index_select(0, order_N // top_k)
+    def forward(ctx: Any, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+        ctx.pairs, ctx.top_k = pairs, top_k
+        return x_TD.index_select(0, pairs.order_N // top_k)
 
     @staticmethod
-    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (inverse_N,) = ctx.saved_tensors
-        return ctx.add_up(grad_rows_ND, inverse_N, ctx.top_k), None, None, None, None
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None]:
+        return _gather(grad_rows_ND, ctx.pairs).unflatten(0, (-1, ctx.top_k)).sum(1), None, None
 
 
 class _FromRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, inverse_N: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_N)
-        ctx.n_rows = len(rows_ND)
-        return _gather(rows_ND, inverse_N)
+    def forward(ctx: Any, rows_ND: Tensor, pairs: Sorted) -> Tensor:
+        ctx.pairs, ctx.n_rows = pairs, len(rows_ND)
+        return _gather(rows_ND, pairs)
 
     @staticmethod
     def backward(ctx: Any, grad_back_ND: Tensor) -> tuple[Tensor, None]:
-        (inverse_N,) = ctx.saved_tensors
+        inverse_N = ctx.pairs.inverse_N
         # One row more than there are, for the gradients of pairs that have none, which go nowhere.
         n_places = ctx.n_rows + (ctx.n_rows < len(inverse_N))
         grad_rows_ND = grad_back_ND.new_empty(n_places, grad_back_ND.shape[1])
@@ -151,8 +141,12 @@ class _Reorder(torch.autograd.Function):
         return grad_ND.index_select(0, inverse_N), None, None
 
 
-def _gather(rows_ND: Tensor, inverse_N: Tensor) -> Tensor:
-    """Each pair's row; a row of zeros stands just past the last one, for the pairs that have none."""
-    if len(rows_ND) < len(inverse_N):
-        rows_ND = F.pad(rows_ND, (0, 0, 0, 1))
-    return rows_ND.index_select(0, inverse_N)
+def _gather(rows_ND: Tensor, pairs: Sorted) -> Tensor:
+    """Each pair's row, and zeros for the pairs that have none: of rows that were cut, a row of them just past the last
+    one; else whatever lies past the end, NaN perhaps, is written over."""
+    if len(rows_ND) < len(pairs.inverse_N):
+        return F.pad(rows_ND, (0, 0, 0, 1)).index_select(0, pairs.inverse_N)
+    back_ND = rows_ND.index_select(0, pairs.inverse_N)
+    if pairs.some_have_none:
+        back_ND.masked_fill_((pairs.inverse_N >= pairs.end_1).unsqueeze(1), 0)
+    return back_ND

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from models.config import RowBackend
-from models.permutation import Sorted, from_rows, sum_of_rows, to_rows, weigh
+from models.permutation import Sorted, from_rows, to_rows, weigh
 from models.router import Routing
+from models.triton_here import triton_lacks
 
 
 class Rows:
@@ -26,22 +27,25 @@ class Rows:
 
 
 class OnePassRows(Rows):
-    """By models/row_kernels.py, where they run: on a GPU, in float32 or less."""
+    """By models/row_kernels.py, where they run: on a GPU, in float32 or less. They leave rows past the last end."""
 
     def of_tokens(self, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
         """See Rows."""
-        return to_rows(x_TD, pairs, top_k, _sum_of_rows if self.takes(x_TD) else sum_of_rows)
+        if not self.takes(x_TD):
+            return super().of_tokens(x_TD, pairs, top_k)
+        rows_ND: Tensor = _OfTokens.apply(x_TD, pairs, top_k)
+        return rows_ND
 
     def summed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
         """See Rows."""
         if not self.takes(rows_ND):
             return super().summed(rows_ND, pairs, routing)
-        y_TD: Tensor = _Summed.apply(rows_ND, routing.weights_TK, pairs.order_N, pairs.inverse_N)
+        y_TD: Tensor = _Summed.apply(rows_ND, routing.weights_TK, pairs)
         return y_TD
 
     def takes(self, x: Tensor) -> bool:
         """Whether the kernels run there."""
-        return x.is_cuda and x.dtype is not torch.float64
+        return x.is_cuda and x.dtype is not torch.float64 and not triton_lacks()
 
 
 def build_rows(backend: RowBackend) -> Rows:
@@ -49,25 +53,34 @@ def build_rows(backend: RowBackend) -> Rows:
     return OnePassRows() if backend is RowBackend.auto else Rows()
 
 
-def _sum_of_rows(rows_ND: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
-    """See models/permutation.py."""
-    from models.row_kernels import gather_sum  # Triton comes with torch for CUDA alone
+class _OfTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+        from models.row_kernels import of_tokens  # Triton comes with torch for CUDA alone
 
-    return gather_sum(rows_ND.contiguous(), inverse_N, None, top_k)
+        ctx.pairs, ctx.top_k = pairs, top_k
+        return of_tokens(x_TD.contiguous(), pairs, top_k)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None]:
+        from models.row_kernels import gather_sum
+
+        return gather_sum(grad_rows_ND.contiguous(), ctx.pairs, None, ctx.top_k), None, None
 
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, weights_TK: Tensor, order_N: Tensor, inverse_N: Tensor) -> Tensor:
+    def forward(ctx: Any, rows_ND: Tensor, weights_TK: Tensor, pairs: Sorted) -> Tensor:
         from models.row_kernels import gather_sum
 
-        ctx.save_for_backward(rows_ND, weights_TK, order_N)
-        return gather_sum(rows_ND.contiguous(), inverse_N, weights_TK, weights_TK.shape[1])
+        ctx.pairs = pairs
+        ctx.save_for_backward(rows_ND, weights_TK)
+        return gather_sum(rows_ND.contiguous(), pairs, weights_TK, weights_TK.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None]:
         from models.row_kernels import spread
 
-        rows_ND, weights_TK, order_N = ctx.saved_tensors
-        grad_rows_ND, grad_weights_TK = spread(rows_ND.contiguous(), order_N, weights_TK, grad_TD)
-        return grad_rows_ND, grad_weights_TK, None, None
+        rows_ND, weights_TK = ctx.saved_tensors
+        grad_rows_ND, grad_weights_TK = spread(rows_ND.contiguous(), ctx.pairs, weights_TK, grad_TD)
+        return grad_rows_ND, grad_weights_TK, None

@@ -3,7 +3,7 @@
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check_overlap import check_hand_made_gradients, check_overlap
 from parallel.config import OverlapConfig, Recompute, StrategyConfig
-from parallel.expert_parallel.build import check_expert_parallel
+from parallel.expert_parallel.build import DispatcherName, RowRoom, check_expert_parallel
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import build_schedule
 from parallel.pipeline.split import split_layers
@@ -24,6 +24,8 @@ def check_layout(
         ConfigError: naming the number to change.
     """
     _check_idle(strategy, degrees)
+    if strategy.rows is RowRoom.static:
+        _check_room(model, strategy, degrees)
     if degrees.ep * degrees.etp > 1 and model.n_dense_layers == model.n_layers:
         raise ConfigError(
             f"strategy.ep={degrees.ep} strategy.etp={degrees.etp}: model.n_dense_layers={model.n_dense_layers} leaves "
@@ -73,6 +75,21 @@ def _check_compile(model: ModelConfig, strategy: StrategyConfig, degrees: Degree
         raise ConfigError(
             f"{said}: strategy.schedule={strategy.schedule.value} splits backward, which a graph does whole; set it to "
             "false, or choose another schedule"
+        )
+
+
+def _check_room(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees) -> None:
+    """Refuse room for all rows where their number is known, or waited for anyway."""
+    said = "strategy.rows=static:"
+    if degrees.ep > 1 and strategy.dispatcher is not DispatcherName.all_gather:
+        raise ConfigError(
+            f"{said} strategy.dispatcher={strategy.dispatcher.value} waits for how many rows come; set that to "
+            "all_gather, or strategy.rows=exact"
+        )
+    if degrees.ep == 1 and (model.moe.capacity_factor is None or model.n_dense_layers == model.n_layers):
+        raise ConfigError(
+            f"{said} with strategy.ep=1, and no expert with a capacity, every pair has a row and nobody waits; leave "
+            "it out"
         )
 
 

@@ -6,6 +6,7 @@ import torch
 
 from models.config import ConfigError
 from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
+from parallel.expert_parallel.build import RowRoom
 from parallel.mesh import Degrees
 
 REDUCTIONS = {
@@ -47,6 +48,8 @@ def check_engine(
     what = f"strategy.engine={engine.value}"
     if strategy.compile:
         raise ConfigError(f"strategy.compile=true: {what} has hooks inside what would be compiled; set it to false")
+    if strategy.rows is RowRoom.static:
+        raise ConfigError(f"strategy.rows=static: {what} does not read it; leave it out")
     for name in ("pp", "tp", "ep", "etp"):
         if (degree := getattr(degrees, name)) != 1:
             raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 
 from models.config import ConfigError
-from parallel.expert_parallel.build import DispatcherName, PlacementName
+from parallel.expert_parallel.build import DispatcherName, PlacementName, RowRoom
 from parallel.pipeline.schedules import ScheduleName
 
 
@@ -57,6 +57,8 @@ class StrategyConfig:
     """Ranks that split each routed expert by width: 1, or as many as tp."""
     dispatcher: DispatcherName = DispatcherName.all_to_all
     """ep above 1: how rows reach their experts, all_to_all (each to its own) or all_gather (all to all)."""
+    rows: RowRoom = RowRoom.exact
+    """all_gather, capacity: room for as many rows as there are (exact: the host waits), or for all pairs (static)."""
     placement: PlacementName = PlacementName.contiguous
     """ep above 1: contiguous keeps a group of experts on few ranks (fewer peers), round_robin on many (even load)."""
     schedule: ScheduleName = ScheduleName.one_f_one_b

@@ -85,7 +85,7 @@ class NativeEngine:
         losses = self._executor.forward_backward(batches, scale)
         self._parallel.gradients.finish_step()
         if not self._parallel.counts_loss:
-            losses[0] = 0
+            losses[0].zero_()  # assigned, the number would be copied, which waits for the GPU
         return losses
 
     def update(self, max_norm: float, losses: Tensor) -> Update:

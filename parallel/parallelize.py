@@ -191,6 +191,7 @@ def _surroundings(
         among_tp if degrees.etp > 1 else None,
         overlap.dispatch_chunks,
         build_rows(model.row_backend),
+        strategy.rows,
     )
     travels = degrees.ep * degrees.etp > 1 and model.moe.n_shared > 0
     sequence = SequencePart(among_tp) if degrees.tp > 1 else WholeSequence()

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from models.dispatcher import Dispatched, Leaving, Outgoing
-from models.permutation import Sorted, count_pairs, reorder, sort_pairs, transpose_blocks
+from models.permutation import Sorted, reorder, sort_pairs, transpose_blocks
 from models.placement import ExpertPlacement, groups_of_slots
 from models.router import Routing
 from models.rows import Rows
@@ -66,7 +66,7 @@ class RowCounts:
 
     @cached_property
     def sent_and_received(self) -> list[list[list[int]]]:
-        """By group: rows to each rank, and from each. Waits for the GPU, the only time where no pair is dropped."""
+        """By group: rows to each rank, and from each. Waits for the GPU, the only time."""
         if self._on_host is None:
             sums = self._sums(self.in_GRs)
         else:
@@ -140,7 +140,8 @@ class AllToAllDispatcher:
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
-        """See Dispatcher. Their counts travel while rows are gathered."""
+        """See Dispatcher. Their counts travel while rows are gathered; where pairs are dropped, these are waited for
+        first: they say how many are left."""
         n_experts = self.placement.n_experts
         place_of_E, place_of_position_E = self._places(x_TD.device)
         place_N = place_of_E[routing.experts_TK.flatten()]
@@ -151,6 +152,8 @@ class AllToAllDispatcher:
         if self._n_parts > 1:
             out_E = out_E[place_of_position_E]
         counts = RowCounts(out_E, self._slots_of_rank, self._n_parts, self._rank, self._among)
+        if pairs.some_have_none:
+            pairs = pairs.cut(sum(sum(sent) for sent, _ in counts.sent_and_received))
         rows_ND = self._rows.of_tokens(x_TD, pairs, routing.experts_TK.shape[1])
         parts_ND = (rows_ND,)
         if self._n_parts > 1:
@@ -159,7 +162,7 @@ class AllToAllDispatcher:
             Outgoing(rows_ND, RowExchange(counts, group, self._among, back=False), _Part(counts, group))
             for group, rows_ND in enumerate(parts_ND)
         ]
-        return Leaving(tuple(parts), count_pairs(routing, n_experts), pairs)
+        return Leaving(tuple(parts), pairs)
 
     def arrived(self, rows_ND: Tensor, ticket: _Part) -> Dispatched:
         """See Dispatcher."""

@@ -16,6 +16,13 @@ class DispatcherName(Enum):
     all_gather = "all_gather"
 
 
+class RowRoom(Enum):
+    """How many rows experts are given, where some pairs have none: those of others' experts, and dropped ones."""
+
+    exact = "exact"
+    static = "static"
+
+
 class PlacementName(Enum):
     contiguous = "contiguous"
     round_robin = "round_robin"
@@ -36,16 +43,19 @@ def build_dispatcher(
     among_etp: Among | None,
     n_parts: int = 1,
     rows: Rows | None = None,
+    room: RowRoom = RowRoom.exact,
 ) -> Dispatcher:
     """The dispatcher of expert-parallel `rank`; `among_etp` are the ranks that split experts by width, if any do;
-    `n_parts` in which rows travel each to its own; `rows`: how tokens become rows."""
+    `n_parts` in which rows travel each to its own; `rows`: how tokens become rows, of which there are as
+    many as `room` says."""
     dispatcher: Dispatcher
+    room_for_all = room is RowRoom.static
     if len(placement.slots_of_rank) == 1:
-        dispatcher = LocalDispatcher(placement, rows=rows)
+        dispatcher = LocalDispatcher(placement, rows=rows, room_for_all=room_for_all)
     elif name is DispatcherName.all_to_all:
         dispatcher = AllToAllDispatcher(placement, rank, among_ep, n_parts, rows)
     else:
-        dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank, rows), among_ep)
+        dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank, rows, room_for_all), among_ep)
     return dispatcher if among_etp is None else GatheredDispatcher(dispatcher, among_etp)
 
 

@@ -1,23 +1,52 @@
 """All tokens of a group of ranks to each of them; what they make of the tokens, partial sums, is added up.
 
-    dispatch   x [T, D], choices, weights  → all_gather →  [R·T, D]  → inner dispatcher
+    dispatch   weights and choices [T, 2K] → all_gather →  [R·T, 2K]
+               x [T, D]                    → all_gather →  [R·T, D]  → inner dispatcher
     combine    inner dispatcher → [R·T, D], this rank's part of each sum  → reduce_scatter →  [T, D]
 
 Over expert-parallel ranks, each of which then takes the pairs of its own slots: R·T rows travel where all-to-all sends
 K·T, so it pays while few ranks share many experts per token, and nothing is uneven. Over tensor-parallel ranks that
 split experts by width: each takes all pairs, and makes a part of every row.
 
-T tokens of this rank, R ranks, K experts per token, D model width.
+T tokens of this rank, R ranks, N = R·T of all, K experts per token, D model width.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from models.dispatcher import Dispatched, Dispatcher, Leaving, Outgoing
-from models.permutation import count_pairs
 from models.router import Routing
-from parallel.collective_functions import Among, Gather, Scatter, all_gather
+from parallel.collective_functions import Among, Exchange, Gather, Scatter, Travelling
+from parallel.comm import Pending
+
+
+@dataclass(frozen=True)
+class _GatherRouting(Exchange):
+    """The weights [T, K] of every rank's tokens, and beside them the choices, as [R·T, 2K]: one small message, which
+    takes as long as either alone. Gradients of the weights alone go back."""
+
+    among: Among
+    choices_TK: Tensor
+    """In the weights' dtype, which counts experts exactly; -1 for a pair that is dropped."""
+
+    def start(self, x: Tensor) -> Pending:
+        both_TC = torch.cat((x, self.choices_TK), dim=1)
+        return self.among.comm.start_all_gather(both_TC, self.among.group, self.among.kind)
+
+    def start_back(self, grad: Tensor) -> Pending:
+        grad_NK = grad[:, : self.choices_TK.shape[1]]
+        return self.among.comm.start_reduce_scatter(grad_NK, self.among.group, self.among.kind)
+
+
+class _Outlook(NamedTuple):
+    """What comes with the tokens."""
+
+    routing: Travelling
+    drops: bool
+    """Whether pairs may be dropped."""
 
 
 class _Ticket(NamedTuple):
@@ -36,24 +65,25 @@ class GatheredDispatcher:
         self.placement = inner.placement
 
     def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
-        """See Dispatcher: the tokens themselves. Their choices and weights are gathered here."""
-        among = self._among
-        kept_TK = routing.kept_TK
-        whole = Routing(
-            experts_TK=among.comm.wait(among.comm.start_all_gather(routing.experts_TK, among.group, among.kind)),
-            weights_TK=all_gather(routing.weights_TK, among),
-            # As bytes: not every back end has a type for bools.
-            kept_TK=None if kept_TK is None else all_gather(kept_TK.byte(), among).bool(),
-        )
-        counts_E = count_pairs(routing, self.placement.n_experts)
-        return Leaving((Outgoing(x_TD, Gather(among), whole),), counts_E, None)
+        """See Dispatcher: the tokens themselves. Their choices and weights set off before them."""
+        among, choices_TK, drops = self._among, routing.experts_TK, routing.kept_TK is not None
+        if routing.kept_TK is not None:
+            choices_TK = choices_TK.masked_fill(~routing.kept_TK, -1)
+        exchange = _GatherRouting(among, choices_TK.to(routing.weights_TK.dtype))
+        outlook = _Outlook(exchange.begin(routing.weights_TK), drops)
+        return Leaving((Outgoing(x_TD, Gather(among), outlook),), None)
 
-    def arrived(self, rows_ND: Tensor, ticket: Routing) -> Dispatched:
+    def arrived(self, rows_ND: Tensor, ticket: _Outlook) -> Dispatched:
         """See Dispatcher."""
-        leaving = self._inner.leaving(rows_ND, ticket)
+        weights_NK, choices_NK = ticket.routing.arrive().chunk(2, dim=1)
+        choices_NK = choices_NK.detach().long()
+        kept_NK = choices_NK >= 0 if ticket.drops else None
+        # Of a dropped pair nobody asks which expert it was: any will do.
+        routing = Routing(choices_NK.clamp(min=0) if ticket.drops else choices_NK, weights_NK, kept_NK)
+        leaving = self._inner.leaving(rows_ND, routing)
         (part,) = leaving.parts
         inner = self._inner.arrived(part.begin().arrive(), part.ticket)
-        return Dispatched(inner.rows_ND, inner.offsets_E, _Ticket(inner.ticket, leaving.ticket, ticket))
+        return Dispatched(inner.rows_ND, inner.offsets_E, _Ticket(inner.ticket, leaving.ticket, routing))
 
     def returning(self, rows_ND: Tensor, ticket: _Ticket) -> Outgoing:
         """See Dispatcher: partial sums of the tokens."""

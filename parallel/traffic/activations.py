@@ -126,12 +126,10 @@ class MicroBatchTraffic:
         yield from 2 * [_Said(channel, rows, rows, n_calls=self._overlap.dispatch_chunks)]
 
     def _all_tokens(self, kind: CommKind, size: int, n_tokens: int | None = None) -> list[_Said]:
-        """Choices, weights and rows to all ranks, and the sum of what they make of them back."""
-        moe, row = self._model.moe, self._model.dim * self._itemsize
-        said = self._gathered(kind, size, moe.top_k * INDEX_SIZE, n_tokens, gradient=False)
-        said += self._gathered(kind, size, moe.top_k * self._wide, n_tokens)
-        if moe.capacity_factor is not None:
-            said += self._gathered(kind, size, moe.top_k, n_tokens, gradient=False)  # a byte for each pair
+        """Rows to all ranks, with choices and weights beside them, and the sum of what they make of them back."""
+        weights, row = self._model.moe.top_k * self._wide, self._model.dim * self._itemsize
+        # A choice is sent as another weight; gradients are of the weights alone.
+        said = [replace(both, n_bytes=2 * both.n_bytes) for both in self._gathered(kind, size, weights, n_tokens)]
         said += self._gathered(kind, size, row, n_tokens)
         return said + self._scattered(kind, size, row, n_tokens)
 

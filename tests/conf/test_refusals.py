@@ -351,6 +351,13 @@ COMBINATIONS = [
         "strategy.etp=1: model.n_dense_layers=4 leaves no layer with experts; set",
     ),
     ("strategy=ddp strategy.dispatcher=all_gather", 2, "with strategy.ep=1 no row travels; leave it out"),
+    ("strategy=accelerate_ddp strategy.rows=static", 2, "strategy.engine=accelerate does not read it; leave it out"),
+    ("strategy=ddp strategy.rows=static", 2, "every pair has a row and nobody waits; leave it out"),
+    (
+        "strategy=ep strategy.rows=static",
+        2,
+        "strategy.rows=static: strategy.dispatcher=all_to_all waits for how many rows come; set that to all_gather,",
+    ),
     ("strategy=ddp strategy.placement=round_robin", 2, "with strategy.ep=1 a rank has all experts; leave it out"),
     (
         "strategy=ddp strategy.schedule=gpipe",

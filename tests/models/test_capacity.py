@@ -41,7 +41,10 @@ def test_the_first_of_each_sequence_are_kept(capacity: int) -> None:
     ("backend", "dtype", "tolerance"), [("loop", "float64", 1e-12), ("grouped_mm", "float32", 1e-4)]
 )
 @pytest.mark.parametrize("dropped", ["some", "all_of_an_expert", "all_but_one"])
-def test_a_dropped_pair_is_one_of_weight_zero(backend: str, dtype: str, tolerance: float, dropped: str) -> None:
+@pytest.mark.parametrize("room_for_all", [False, True])
+def test_a_dropped_pair_is_one_of_weight_zero(
+    backend: str, dtype: str, tolerance: float, dropped: str, room_for_all: bool
+) -> None:
     slots = (4, 2, 0, 3, 1)
     generator = torch.Generator().manual_seed(5)
     experts_TK = torch.stack([torch.randperm(E, generator=generator)[:K] for _ in range(T)])
@@ -52,12 +55,13 @@ def test_a_dropped_pair_is_one_of_weight_zero(backend: str, dtype: str, toleranc
     }[dropped]
     weights_TK = torch.rand(T, K, generator=generator, dtype=torch.float64)
     module = experts(ExpertBackend(backend), getattr(torch, dtype), slots)
-    dispatcher = LocalDispatcher(ExpertPlacement.on_one_rank(slots))
+    dispatcher = LocalDispatcher(ExpertPlacement.on_one_rank(slots), room_for_all=room_for_all)
     x_TD = torch.randn(T, D, generator=generator, dtype=torch.float64).to(getattr(torch, dtype)).requires_grad_()
     route = Routing(experts_TK, weights_TK.clone().requires_grad_(), kept_TK)
     y_TD, counts_E = there_and_back(dispatcher, module, x_TD, route)
     (part,) = dispatcher.leaving(x_TD, route).parts
-    assert len(part.rows_ND) == kept_TK.sum()  # what is dropped is not computed
+    assert part.ticket[-1] == kept_TK.sum()  # what is dropped is not computed
+    assert len(part.rows_ND) == (T * K if room_for_all else kept_TK.sum())
     assert torch.equal(counts_E, torch.bincount(experts_TK[kept_TK], minlength=E))
 
     wide = experts(ExpertBackend.loop, torch.float64, slots)

@@ -107,6 +107,29 @@ def test_any_width_runs() -> None:
     assert module.compute(torch.zeros(4, 33), offsets_E, *module.parameters()).shape == (4, 33)
 
 
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("loop", "float64"), ("grouped_mm", "float32"), ("grouped_mm", "bfloat16")]
+)
+@pytest.mark.parametrize("ends", [[2, 2, 5, 6, 6], [0, 0, 0, 0, 0]])
+def test_nothing_comes_of_rows_past_the_last_end(backend: str, dtype: str, ends: list[int]) -> None:
+    """Were they NaN: outputs, gradients of rows and of weights are those of the rows before it."""
+    module = experts(ExpertBackend(backend), getattr(torch, dtype), tuple(range(E)))
+    offsets_E = torch.tensor(ends, dtype=torch.int32)
+    generator = torch.Generator().manual_seed(5)
+    rows_ND, grad_ND = (torch.randn(16, D, generator=generator).to(getattr(torch, dtype)) for _ in range(2))
+    for undefined_ND in (rows_ND, grad_ND):
+        undefined_ND[ends[-1] :] = torch.nan
+    results = []
+    for n_rows in (16, ends[-1]):
+        leaf_ND = rows_ND[:n_rows].clone().requires_grad_()
+        y_ND = module.compute(leaf_ND, offsets_E, *module.parameters())
+        assert y_ND.shape == leaf_ND.shape
+        of_rows, *of_weights = torch.autograd.grad(y_ND, [leaf_ND, *module.parameters()], grad_ND[:n_rows])
+        results.append([y_ND[: ends[-1]], of_rows[: ends[-1]], *of_weights])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("score", list(ScoreFunction))
 @pytest.mark.parametrize("normalise", [True, False])
 def test_router(score: ScoreFunction, normalise: bool) -> None:

@@ -1,6 +1,7 @@
 """Every dispatcher gives what LocalDispatcher, with all experts on one rank, gives of the same tokens."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from models.router import Routing
 from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
-from parallel.expert_parallel.build import DispatcherName, build_dispatcher
+from parallel.expert_parallel.build import DispatcherName, RowRoom, build_dispatcher
 
 T, D, F, E, K = 11, 8, 4, 10, 3
 
@@ -44,6 +45,36 @@ def experts(slots: tuple[int, ...]) -> RoutedExperts:
     return module
 
 
+class Spoilt(torch.autograd.Function):
+    """Rows past `end` as NaN, forward and back: what kernels leave there may be."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, end: int) -> Tensor:
+        ctx.end = end
+        return Spoilt.beyond(rows_ND, end)
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
+        return Spoilt.beyond(grad_ND, ctx.end), None
+
+    @staticmethod
+    def beyond(rows_ND: Tensor, end: int) -> Tensor:
+        rows_ND = rows_ND.clone()
+        rows_ND[end:] = torch.nan
+        return rows_ND
+
+
+def spoil(module: RoutedExperts) -> None:
+    """What it takes and gives past the last end."""
+    compute = module.compute
+
+    def spoilt(rows_ND: Tensor, offsets_E: Tensor, *weights: Tensor) -> Tensor:
+        end = int(offsets_E[-1])
+        return Spoilt.apply(compute(Spoilt.apply(rows_ND, end), offsets_E, *weights), end)
+
+    module.compute = spoilt
+
+
 def through(
     dispatcher: Dispatcher, module: RoutedExperts, x_TD: Tensor, routing: Routing, probe_TD: Tensor
 ) -> list[Tensor]:
@@ -66,19 +97,24 @@ def gradients(module: RoutedExperts) -> dict[tuple[str, int], np.ndarray]:
     }
 
 
-def over_ranks(name: DispatcherName, placement: ExpertPlacement, drop: bool, n_parts: int = 1) -> tuple[list, dict]:
+def over_ranks(
+    name: DispatcherName, placement: ExpertPlacement, drop: bool, n_parts: int = 1, room: RowRoom = RowRoom.exact
+) -> tuple[list, dict]:
     rank, comm = torch.distributed.get_rank(), Communicator()
     world = torch.distributed.group.WORLD
     assert world is not None
-    dispatcher = build_dispatcher(name, placement, rank, Among(comm, world, CommKind.ep), None, n_parts)
+    dispatcher = build_dispatcher(name, placement, rank, Among(comm, world, CommKind.ep), None, n_parts, room=room)
     assert not isinstance(dispatcher, LocalDispatcher)
     module = experts(placement.slots_of_rank[rank])
+    spoil(module)
     outcome = through(dispatcher, module, *tokens_of(rank, drop))
     assert comm.calls[CommKind.ep, name.value] > 0
     if name is DispatcherName.all_to_all:
         assert (
             comm.calls[CommKind.ep, name.value] == 1 + 4 * n_parts
         )  # counts; rows there and back, and their gradients
+    else:
+        assert comm.calls[CommKind.ep, name.value] == 3  # weights with choices, tokens, gradients of their sums
     return [tensor.numpy() for tensor in outcome], gradients(module)
 
 
@@ -107,6 +143,12 @@ def test_any_placement_equals_all_experts_on_one_rank(
 
 
 @pytest.mark.parametrize("drop", [False, True], ids=["dropless", "drop"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_so_do_rows_with_room_for_all(placement: str, drop: bool, pool: WorkerPool) -> None:
+    equals_all_experts_on_one_rank(PLACEMENTS[placement], pool, DispatcherName.all_gather, drop, room=RowRoom.static)
+
+
+@pytest.mark.parametrize("drop", [False, True], ids=["dropless", "drop"])
 @pytest.mark.parametrize("n_parts", [2, 3, 5])
 @pytest.mark.parametrize("placement", ["round_robin", "permuted"])
 def test_so_do_rows_that_travel_in_parts(placement: str, n_parts: int, drop: bool, pool: WorkerPool) -> None:
@@ -115,10 +157,15 @@ def test_so_do_rows_that_travel_in_parts(placement: str, n_parts: int, drop: boo
 
 
 def equals_all_experts_on_one_rank(
-    table: ExpertPlacement, pool: WorkerPool, name: DispatcherName, drop: bool, n_parts: int = 1
+    table: ExpertPlacement,
+    pool: WorkerPool,
+    name: DispatcherName,
+    drop: bool,
+    n_parts: int = 1,
+    room: RowRoom = RowRoom.exact,
 ) -> None:
     n_ranks = len(table.slots_of_rank)
-    outcomes = pool.run(n_ranks, over_ranks, name, table, drop, n_parts)
+    outcomes = pool.run(n_ranks, over_ranks, name, table, drop, n_parts, room)
     everything = experts(tuple(range(E)))
     local = LocalDispatcher(ExpertPlacement.contiguous(E))
     for rank, (got, _) in enumerate(outcomes):  # gradients of the experts add up over the ranks' tokens

@@ -32,7 +32,7 @@ from models.feed_forward import FeedForward
 from models.transformer import Transformer
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
-from parallel.expert_parallel.build import DispatcherName, PlacementName
+from parallel.expert_parallel.build import DispatcherName, PlacementName, RowRoom
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import ScheduleName
 from parallel.traffic.tally import Channel, Traffic
@@ -42,6 +42,7 @@ from train.config import TrainConfig
 NO_OVERLAP = OverlapConfig(grad_reduce=False)
 MAX_OVERLAP = OverlapConfig(param_prefetch=2, reshard_after_forward=False)
 ROWS_HIDDEN = OverlapConfig(shared_experts=True, dispatch_chunks=2)
+TOKENS_HIDDEN = OverlapConfig(shared_experts=True)
 SMALL_BUCKETS = OverlapConfig(bucket_mib=0.005)
 
 DOCUMENTS_IN_LOSS = BatchMaker(DOCUMENTS.separator, split_attention=False)
@@ -54,6 +55,10 @@ def ep(degree: int) -> StrategyConfig:
 
 def dealt(strategy: StrategyConfig, dispatcher: DispatcherName = DispatcherName.all_to_all) -> StrategyConfig:
     return replace(strategy, placement=PlacementName.round_robin, dispatcher=dispatcher)
+
+
+def with_room(strategy: StrategyConfig) -> StrategyConfig:
+    return replace(strategy, dispatcher=DispatcherName.all_gather, rows=RowRoom.static)
 
 
 def pipeline(degree: int, schedule: ScheduleName = ScheduleName.one_f_one_b) -> StrategyConfig:
@@ -94,6 +99,18 @@ CASES = {
     "ep_round_robin_all_gather": (
         3,
         Layout(dealt(ep(3), DispatcherName.all_gather), global_batch_size=6, eval_sequences=6),
+    ),
+    "ep_with_room": (2, Layout(with_room(ep(2)))),
+    "ep_with_room_all_options": (4, Layout(with_room(ep(2)), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
+    "ep_with_room_rows_hidden": (
+        2,
+        Layout(with_room(ep(2)), TOKENS_HIDDEN, model=MODEL_ALL_OPTIONS, batching=DOCUMENTS, micro_batch_size=1),
+    ),
+    "fsdp_ep_with_room_rows_hidden": (4, Layout(with_room(replace(FSDP, ep=2)), TOKENS_HIDDEN, micro_batch_size=1)),
+    "ep_etp_with_room": (4, Layout(with_room(replace(ep(2), tp=2, etp=2)), TOKENS_HIDDEN)),
+    "ddp_with_room": (
+        2,
+        Layout(replace(DDP, rows=RowRoom.static), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS),
     ),
     "fsdp_ep_round_robin": (4, Layout(dealt(replace(FSDP, ep=2)))),  # experts 0, 2, 4 and 1, 3, 5, two and one a rank
     "pp_ep_round_robin": (4, Layout(dealt(replace(ep(2), pp=2), DispatcherName.all_gather))),

@@ -28,7 +28,7 @@ from models.config import Balance, ExpertBackend, ModelConfig, MoEConfig, Routin
 from models.parameter_shapes import parameter_shapes
 from parallel.check import check_layout
 from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
-from parallel.expert_parallel.build import DispatcherName
+from parallel.expert_parallel.build import DispatcherName, RowRoom
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import ScheduleName
 from parallel.traffic.tally import Traffic
@@ -85,6 +85,7 @@ FACTORS = {
     "overlap": tuple(OVERLAPS),
     "micro_batch": ("default", "1"),
     "dispatcher": tuple(name.value for name in DispatcherName),
+    "rows": tuple(room.value for room in RowRoom),
     "experts": ("whole", "split", "copied"),  # split: by width too; copied: divided over some of the ranks only
 }
 
@@ -101,6 +102,11 @@ def allowed(case: Case) -> bool:
     if chosen.pp == 1 and get("schedule", "1f1b") != "1f1b":
         return False
     if chosen.ep == 1 and get("dispatcher", "all_to_all") != "all_to_all":
+        return False
+    room_for_all = get("rows") == "static"
+    if room_for_all and chosen.ep == 1 and get("routing", "capacity") not in ("capacity", "losses"):
+        return False
+    if room_for_all and chosen.ep != 1 and get("dispatcher", "all_gather") != "all_gather":
         return False
     if get("overlap") == "parts" and (chosen.ep == 1 or get("dispatcher", "all_to_all") != "all_to_all"):
         return False
@@ -141,6 +147,7 @@ def layout_of(case: Case, world_size: int) -> Layout:
         "recompute": Recompute(case["recompute"]),
         "schedule": ScheduleName(case["schedule"]),
         "dispatcher": DispatcherName(case["dispatcher"]),
+        "rows": RowRoom(case["rows"]),
     }
     if case["experts"] == "split":
         words["etp"] = Degrees.resolve(chosen, world_size).tp

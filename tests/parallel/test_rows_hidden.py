@@ -13,15 +13,17 @@ from torch.distributed import ProcessGroup
 
 from models.block import Block
 from models.placement import ExpertPlacement
+from models.positions import Positions
 from models.surroundings import Surroundings
 from parallel.collective_functions import Among
 from parallel.comm import Communicator, Pending
 from parallel.comm_kind import CommKind
-from parallel.expert_parallel.build import DispatcherName, build_dispatcher
+from parallel.expert_parallel.build import DispatcherName, RowRoom, build_dispatcher
 
 
 class Watched(Communicator):
-    """Writes down when rows start to travel and when they are waited for; counts that go ahead are no rows."""
+    """Writes down when rows start to travel and when they are waited for; counts that go ahead are no rows, nor are
+    choices and weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +34,16 @@ class Watched(Communicator):
         self, tensor: Tensor, sent: Sequence[int], received: Sequence[int], group: ProcessGroup, kind: CommKind
     ) -> Pending:
         pending = super().start_all_to_all(tensor, sent, received, group, kind)
-        if tensor.dim() > 1:
+        return self._noted(tensor, pending)
+
+    def start_all_gather(self, tensor: Tensor, group: ProcessGroup, kind: CommKind) -> Pending:
+        return self._noted(tensor, super().start_all_gather(tensor, group, kind))
+
+    def start_reduce_scatter(self, tensor: Tensor, group: ProcessGroup, kind: CommKind) -> Pending:
+        return self._noted(tensor, super().start_reduce_scatter(tensor, group, kind))
+
+    def _noted(self, tensor: Tensor, pending: Pending) -> Pending:
+        if tensor.dim() > 1 and tensor.shape[1] == MODEL.dim:
             self.events.append(f"start {len(self._rows)}")
             self._rows.append(pending)
         return pending
@@ -42,16 +53,16 @@ class Watched(Communicator):
         return super().wait(pending)
 
 
-def events_of(hide: bool, n_parts: int) -> tuple[str, str]:
+def events_of(
+    hide: bool, n_parts: int, name: DispatcherName = DispatcherName.all_to_all, room: RowRoom = RowRoom.exact
+) -> tuple[str, str]:
     """Of one block on two ranks, by forward and backward."""
     comm = Watched()
     group = torch.distributed.group.WORLD
     assert group is not None
     placement = ExpertPlacement.contiguous(MODEL.moe.n_routed, 2)
     rank = comm.rank
-    dispatcher = build_dispatcher(
-        DispatcherName.all_to_all, placement, rank, Among(comm, group, CommKind.ep), None, n_parts
-    )
+    dispatcher = build_dispatcher(name, placement, rank, Among(comm, group, CommKind.ep), None, n_parts, room=room)
     block = Block(MODEL, Surroundings(dispatcher, hide, rank))
     generator = torch.Generator().manual_seed(rank)
     for parameter in block.parameters():
@@ -75,7 +86,8 @@ def events_of(hide: bool, n_parts: int) -> tuple[str, str]:
     experts.shared.narrow = watched("down", experts.shared.narrow)
     experts.routed.compute = watched("experts", experts.routed.compute)
     x_BSD = torch.randn(2, 16, MODEL.dim, generator=generator, requires_grad=True)
-    y_BSD, _ = block(x_BSD)
+    positions = Positions.of(None, x_BSD.shape[1], MODEL.attention, x_BSD.dtype, x_BSD.device)
+    y_BSD, _ = block(x_BSD, positions)
     forward, comm.events = comm.events, []
     y_BSD.sum().backward()
     return "│".join(forward), "│".join(comm.events)
@@ -102,3 +114,11 @@ def test_what_stands_between_start_and_wait(
     hide: bool, n_parts: int, expected: tuple[str, str], pool: WorkerPool
 ) -> None:
     assert pool.run(2, events_of, hide, n_parts) == [expected, expected]
+
+
+@pytest.mark.parametrize("room", RowRoom)
+@pytest.mark.parametrize(("hide", "expected"), [(False, EXPOSED), (True, BEHIND_SHARED)])
+def test_so_it_is_where_all_tokens_go_to_all_ranks(
+    room: RowRoom, hide: bool, expected: tuple[str, str], pool: WorkerPool
+) -> None:
+    assert pool.run(2, events_of, hide, 1, DispatcherName.all_gather, room) == [expected, expected]

@@ -88,6 +88,7 @@ def test_what_looks_like_communication_is_never_called_compute(name: str) -> Non
         ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_1", Category.norm_reduction),
         ("void at::native::(anonymous namespace)::cunn_SoftMaxForward<4, float>(float*)", Category.norm_reduction),
         ("void at::native::vectorized_gather_kernel<16, long>(char*, char*)", Category.permutation),
+        ("rows_of_tokens", Category.permutation),
         ("rows_spread", Category.permutation),
         ("one_pass_adamw", Category.optimizer),
         ("gradients_add", Category.elementwise),

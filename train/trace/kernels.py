@@ -89,7 +89,7 @@ _COMPUTE: tuple[tuple[str, Category], ...] = (
     (r"^Mem(cpy|set)|direct_copy_kernel|split_with_sizes_copy|chunk_cat|CatArrayBatchedCopy", Category.copy_cast),
     (r"bfloat16_copy_kernel|float8_copy_kernel|FillFunctor|transpose|cast_(to|back)|copy_tensor", Category.copy_cast),
     (r"elementwise_kernel_with_index|distribution_elementwise", Category.elementwise),
-    (r"^rows_(gather_sum|spread)", Category.permutation),
+    (r"^rows_(of_tokens|gather_sum|spread)", Category.permutation),
     (r"gather|scatter|index_elementwise|index_kernel|indexSelect|indexFunc|index_(put|add|copy)", Category.permutation),
     (r"indexing_backward|[Ss]ort|topk|TopK|permute|tensor_kernel_scan|DeviceScan|DeviceSelect", Category.permutation),
     (r"[Ee]mbedding|histogram|bincount|searchsorted|masked_select|fused_mapping|expand_to_fused", Category.permutation),
