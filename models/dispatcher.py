@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.permutation import sort_pairs
+from models.permutation import sort_pairs, to_rows
 from models.placement import ExpertPlacement
 from models.router import Routing
 from models.rows import Rows
@@ -64,6 +64,8 @@ class Dispatched(NamedTuple):
     """One row per (token, expert) pair that is kept, all of a slot's together; past the last end undefined ones."""
     offsets_E: Tensor
     """int32: the end of each slot's rows."""
+    weights_N: Tensor | None
+    """By which experts weigh what they make of each row, at least float32; None: `returned` weighs it."""
     ticket: Any
     """What the dispatcher that made this needs for `returning`."""
 
@@ -83,7 +85,8 @@ class Dispatcher(Protocol):
         """The experts' rows of one part, for the way back; `ticket` of its Dispatched."""
 
     def returned(self, rows_ND: Tensor, ticket: Any, routing: Routing) -> Tensor:
-        """The sum of each token's rows by weight, [T, D]; `rows_ND` of all parts, `ticket` of their Leaving."""
+        """The sum of each token's rows, by weight where experts have not weighed them, [T, D]; `rows_ND` of all parts,
+        `ticket` of their Leaving."""
 
 
 class Staying(NamedTuple):
@@ -109,8 +112,14 @@ class NoExchange:
         return Staying(x)
 
 
+class _Part(NamedTuple):
+    offsets_E: Tensor
+    weights_N: Tensor
+
+
 class LocalDispatcher:
-    """The experts on this device, in the slots that `placement` says; pairs of experts elsewhere are left out.
+    """The experts on this device, in the slots that `placement` says; pairs of experts elsewhere are left out. Weights
+    are here too, so experts weigh: the sum of tokens' rows then needs no copy of these for backward.
 
     How many are left only the device knows. Either the host waits for their number, or there is room for all pairs.
     """
@@ -137,12 +146,13 @@ class LocalDispatcher:
         if some_have_none and not self._room_for_all:
             pairs = pairs.cut(int(pairs.ends_E[-1]))
         rows_ND = self._rows.of_tokens(x_TD, pairs, routing.experts_TK.shape[1])
-        part = Outgoing(rows_ND, NoExchange(), pairs.ends_E.int())
+        weights_N = to_rows(routing.weights_TK.reshape(-1, 1), pairs, top_k=1).squeeze(1)
+        part = Outgoing(rows_ND, NoExchange(), _Part(pairs.ends_E.int(), weights_N))
         return Leaving((part,), pairs)
 
-    def arrived(self, rows_ND: Tensor, ticket: Tensor) -> Dispatched:
+    def arrived(self, rows_ND: Tensor, ticket: _Part) -> Dispatched:
         """See Dispatcher."""
-        return Dispatched(rows_ND, ticket, None)
+        return Dispatched(rows_ND, ticket.offsets_E, ticket.weights_N, None)
 
     def returning(self, rows_ND: Tensor, ticket: Any) -> Outgoing:
         """See Dispatcher."""
@@ -150,4 +160,4 @@ class LocalDispatcher:
 
     def returned(self, rows_ND: Tensor, ticket: Any, routing: Routing) -> Tensor:
         """See Dispatcher."""
-        return self._rows.summed(rows_ND, ticket, routing)
+        return self._rows.summed(rows_ND, ticket, routing.experts_TK.shape[1])

@@ -57,20 +57,27 @@ class RoutedExperts(nn.Module):
 
         `tickets`: of what went out (models/dispatcher.py).
         """
-        weights = (self.gate_up_E2FD, self.down_EDF)
-        of_parts: Sequence[tuple[Tensor, ...]] = [weights]
+        of_parts = [(self.gate_up_E2FD, self.down_EDF)]
         if len(coming) > 1:  # cut once: each cut of a weight makes a whole gradient of it
             sizes = groups_of_slots(len(self.expert_of_slot), len(coming))
-            of_parts = list(zip(*(weight.split(sizes) for weight in weights), strict=True))
+            of_parts = list(zip(self.gate_up_E2FD.split(sizes), self.down_EDF.split(sizes), strict=True))
         going = []
-        for travelling, ticket, of_part in zip(coming, tickets, of_parts, strict=True):
-            dispatched = dispatcher.arrived(travelling.arrive(), ticket)
-            rows_ND = self.compute(dispatched.rows_ND, dispatched.offsets_E, *of_part)
-            going.append(dispatcher.returning(rows_ND, dispatched.ticket).begin())
+        for travelling, ticket, (gate_up_E2FD, down_EDF) in zip(coming, tickets, of_parts, strict=True):
+            rows_ND, offsets_E, weights_N, back = dispatcher.arrived(travelling.arrive(), ticket)
+            rows_ND = self.compute(rows_ND, offsets_E, gate_up_E2FD, down_EDF, weights_N)
+            going.append(dispatcher.returning(rows_ND, back).begin())
         return tuple(going)
 
-    def compute(self, rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> Tensor:
-        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D]. Empty slots are fine.
+    def compute(
+        self,
+        rows_ND: Tensor,
+        offsets_E: Tensor,
+        gate_up_E2FD: Tensor,
+        down_EDF: Tensor,
+        weights_N: Tensor | None = None,
+    ) -> Tensor:
+        """Rows [N, D] with the ends of the slots' rows [E] (int32) to rows [N, D], by weight if there are weights: that
+        of a row scales it before down, where it is narrower. Empty slots are fine.
 
         Rows from offsets_E[-1] on belong to no slot and may hold anything: N may be a bound that the host knew. What
         comes out there, and as their gradient, is undefined; nothing else depends on it.
@@ -78,9 +85,9 @@ class RoutedExperts(nn.Module):
         gate_up_E2FD, down_EDF = (weight.to(rows_ND.dtype) for weight in (gate_up_E2FD, down_EDF))
         backend = choose_backend(self.backend, rows_ND, gate_up_E2FD.shape[2], self.whole_backward)
         if backend is ExpertBackend.loop:
-            return _loop(rows_ND, offsets_E, gate_up_E2FD, down_EDF)
+            return _loop(rows_ND, offsets_E, gate_up_E2FD, down_EDF, weights_N)
         products = fused if backend is ExpertBackend.fused else _grouped
-        return products(rows_ND, offsets_E, gate_up_E2FD.flatten(1, 2), down_EDF)
+        return products(rows_ND, offsets_E, gate_up_E2FD.flatten(1, 2), down_EDF, weights_N)
 
 
 def choose_backend(
@@ -109,19 +116,30 @@ def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:
     return dim * element_size % 16 == 0 and expert_dim * element_size % 16 == 0
 
 
-def _grouped(rows_ND: Tensor, offsets_E: Tensor, gate_up_EWD: Tensor, down_EDF: Tensor) -> Tensor:
+def _grouped(
+    rows_ND: Tensor, offsets_E: Tensor, gate_up_EWD: Tensor, down_EDF: Tensor, weights_N: Tensor | None
+) -> Tensor:
     gate_NF, up_NF = F.grouped_mm(rows_ND, gate_up_EWD.transpose(1, 2), offs=offsets_E).chunk(2, dim=1)
-    return F.grouped_mm(F.silu(gate_NF) * up_NF, down_EDF.transpose(1, 2), offs=offsets_E)
+    h_NF = _weighed(F.silu(gate_NF) * up_NF, weights_N)
+    return F.grouped_mm(h_NF, down_EDF.transpose(1, 2), offs=offsets_E)
 
 
-def _loop(rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor) -> Tensor:
+def _weighed(h_NF: Tensor, weights_N: Tensor | None) -> Tensor:
+    return h_NF if weights_N is None else h_NF * weights_N.to(h_NF.dtype).unsqueeze(1)
+
+
+def _loop(
+    rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, weights_N: Tensor | None
+) -> Tensor:
     """The same, to be read. unbind's backward stacks once; indexing w[e] would fill a whole [E, F, D] per expert."""
-    *groups, beyond = rows_ND.tensor_split(offsets_E.tolist())
+    ends = offsets_E.tolist()
+    *groups, beyond = rows_ND.tensor_split(ends)
+    *weights, _ = [None] * (len(ends) + 1) if weights_N is None else weights_N.tensor_split(ends)
     gate_EFD, up_EFD = gate_up_E2FD.unbind(1)
     outputs = [
-        F.linear(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), down_DF)
-        for x_nD, gate_FD, up_FD, down_DF in zip(
-            groups, gate_EFD.unbind(), up_EFD.unbind(), down_EDF.unbind(), strict=True
+        F.linear(_weighed(F.silu(F.linear(x_nD, gate_FD)) * F.linear(x_nD, up_FD), weights_n), down_DF)
+        for x_nD, weights_n, gate_FD, up_FD, down_DF in zip(
+            groups, weights, gate_EFD.unbind(), up_EFD.unbind(), down_EDF.unbind(), strict=True
         )
     ]
     return torch.cat([*outputs, beyond.new_zeros(len(beyond), down_EDF.shape[1])])

@@ -1,13 +1,15 @@
 """Tokens' sums of rows and rows' shares of tokens, each in one pass, with no second copy of the rows.
 
-    of_tokens    rows[n] = x[token n]                              dispatch
-    gather_sum   y[t] = Σ_k w[t, k] · rows[row of (t, k)]          combine; and backward of dispatch, with w = 1
-    spread       g_rows[n] = w[pair n] · g[token n],               backward of combine
+    of_tokens    rows[n] = x[token n]                       dispatch; and backward of combine, where experts weigh
+    gather_sum   y[t] = Σ_k w[t, k] · rows[row of (t, k)]   combine; with w = 1, if experts weigh, and in backward of
+                                                            dispatch
+    spread       g_rows[n] = w[pair n] · g[token n],        backward of combine, where that weighs
                  g_w[pair n] = ⟨rows[n], g[token n]⟩
 
     bytes moved, K = 6, bf16, of a row's 2·D     plain          here
     combine                                      6 + 6 + 6 + 1  6 + 1
-    its backward                                 6 + 6 + 6 + 7  6 + 6 + 6 (g is read from cache)
+    its backward, where it weighs                6 + 6 + 6 + 7  6 + 6 + 6 (g is read from cache)
+    else                                         6 + 6 + 1      6
     backward of dispatch                         6 + 6 + 6 + 1  6 + 1
 
 Rows past the last end (models/permutation.py), which the device alone knows, are neither read nor written.

@@ -21,8 +21,12 @@ class Rows:
         """One row for each sorted pair: its token's."""
         return to_rows(x_TD, pairs, top_k)
 
-    def summed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
-        """Σ over its K experts of a token's rows by weight, [T, D]; 0 for pairs that have none."""
+    def summed(self, rows_ND: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+        """Σ over its K experts of a token's rows, [T, D]; 0 for pairs that have none."""
+        return from_rows(rows_ND, pairs).unflatten(0, (-1, top_k)).sum(1)
+
+    def weighed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
+        """The same by weight."""
         return weigh(from_rows(rows_ND, pairs), routing)
 
 
@@ -36,11 +40,18 @@ class OnePassRows(Rows):
         rows_ND: Tensor = _OfTokens.apply(x_TD, pairs, top_k)
         return rows_ND
 
-    def summed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
+    def summed(self, rows_ND: Tensor, pairs: Sorted, top_k: int) -> Tensor:
         """See Rows."""
         if not self.takes(rows_ND):
-            return super().summed(rows_ND, pairs, routing)
-        y_TD: Tensor = _Summed.apply(rows_ND, routing.weights_TK, pairs)
+            return super().summed(rows_ND, pairs, top_k)
+        y_TD: Tensor = _Summed.apply(rows_ND, pairs, top_k)
+        return y_TD
+
+    def weighed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
+        """See Rows."""
+        if not self.takes(rows_ND):
+            return super().weighed(rows_ND, pairs, routing)
+        y_TD: Tensor = _Weighed.apply(rows_ND, routing.weights_TK, pairs)
         return y_TD
 
     def takes(self, x: Tensor) -> bool:
@@ -69,6 +80,21 @@ class _OfTokens(torch.autograd.Function):
 
 
 class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+        from models.row_kernels import gather_sum
+
+        ctx.pairs, ctx.top_k = pairs, top_k
+        return gather_sum(rows_ND.contiguous(), pairs, None, top_k)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
+        from models.row_kernels import of_tokens
+
+        return of_tokens(grad_TD.contiguous(), ctx.pairs, ctx.top_k), None, None
+
+
+class _Weighed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor, weights_TK: Tensor, pairs: Sorted) -> Tensor:
         from models.row_kernels import gather_sum

@@ -169,7 +169,8 @@ class AllToAllDispatcher:
         in_Rs = ticket.counts.in_GRs[ticket.group]
         order_N, inverse_N = transpose_blocks(in_Rs, len(rows_ND))
         offsets_s = in_Rs.sum(0).cumsum(0).int()
-        return Dispatched(reorder(rows_ND, order_N, inverse_N), offsets_s, _Ticket(ticket, order_N, inverse_N))
+        # Weights stay at home: a message more, and another back, for what combine weighs in the pass that adds up.
+        return Dispatched(reorder(rows_ND, order_N, inverse_N), offsets_s, None, _Ticket(ticket, order_N, inverse_N))
 
     def returning(self, rows_ND: Tensor, ticket: _Ticket) -> Outgoing:
         """See Dispatcher."""
@@ -179,7 +180,7 @@ class AllToAllDispatcher:
 
     def returned(self, rows_ND: Tensor, ticket: Sorted, routing: Routing) -> Tensor:
         """See Dispatcher."""
-        return self._rows.summed(rows_ND, ticket, routing)
+        return self._rows.weighed(rows_ND, ticket, routing)
 
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """In the order in which rows leave, the place of each expert, and of each slot of all ranks in turn."""

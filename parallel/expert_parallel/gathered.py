@@ -83,7 +83,8 @@ class GatheredDispatcher:
         leaving = self._inner.leaving(rows_ND, routing)
         (part,) = leaving.parts
         inner = self._inner.arrived(part.begin().arrive(), part.ticket)
-        return Dispatched(inner.rows_ND, inner.offsets_E, _Ticket(inner.ticket, leaving.ticket, routing))
+        ticket_of_all = _Ticket(inner.ticket, leaving.ticket, routing)
+        return Dispatched(inner.rows_ND, inner.offsets_E, inner.weights_N, ticket_of_all)
 
     def returning(self, rows_ND: Tensor, ticket: _Ticket) -> Outgoing:
         """See Dispatcher: partial sums of the tokens."""

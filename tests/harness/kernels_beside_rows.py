@@ -10,7 +10,15 @@ from models.permutation import Sorted, sort_pairs
 from models.router import Routing
 from models.rows import OnePassRows, Rows
 
-NAMES = ("rows", "gradient of x", "sums", "gradient of rows", "gradient of weights")
+NAMES = (
+    "rows",
+    "gradient of x",
+    "sums",
+    "gradient of rows",
+    "gradient of weights",
+    "sums that are not weighed",
+    "their gradient of rows",
+)
 """Of `results`."""
 
 
@@ -34,9 +42,12 @@ def results(
     grad_ND[end:] = made_ND[end:] = torch.nan
     (of_x,) = torch.autograd.grad(rows_ND, x_TD, grad_ND, retain_graph=True)
     made_ND.requires_grad_()
-    y_TD = rows.summed(made_ND, pairs, routing._replace(weights_TK=weights_TK))
+    y_TD = rows.weighed(made_ND, pairs, routing._replace(weights_TK=weights_TK))
     of_rows, of_weights = torch.autograd.grad(y_TD, (made_ND, weights_TK), probes[1].to(dtype))
-    return [out.detach().double() for out in (rows_ND[:end], of_x, y_TD, of_rows[:end], of_weights)]
+    sum_TD = rows.summed(made_ND, pairs, top_k)
+    (of_summed,) = torch.autograd.grad(sum_TD, made_ND, probes[1].to(dtype))
+    outcomes = (rows_ND[:end], of_x, y_TD, of_rows[:end], of_weights, sum_TD, of_summed[:end])
+    return [out.detach().double() for out in outcomes]
 
 
 def largest(x: Tensor) -> float:
