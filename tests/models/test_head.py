@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.head import IGNORED, Head
+from models.head import Head
+from models.whole_vocabulary import IGNORED
 
 B, S, D, V = 2, 9, 12, 21
 

@@ -90,6 +90,7 @@ def test_what_looks_like_communication_is_never_called_compute(name: str) -> Non
         ("void at::native::vectorized_gather_kernel<16, long>(char*, char*)", Category.permutation),
         ("rows_spread", Category.permutation),
         ("one_pass_adamw", Category.optimizer),
+        ("cross_entropy_of_tokens", Category.norm_reduction),
         ("void at::native::sbtopk::gatherTopK<float, unsigned int, 2, false>(TensorInfo)", Category.permutation),
         (
             "void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel<Policy900, false, long>(long*)",

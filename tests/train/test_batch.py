@@ -3,7 +3,7 @@
 import torch
 
 from models.attention import document_mask
-from models.head import IGNORED
+from models.whole_vocabulary import IGNORED
 from train.batch import BatchMaker
 
 END = 9

@@ -19,6 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         (["strategy.compile=true"], CUDA, "CC"),
         (["optim.one_pass=true"], CUDA, "CC"),
         (["model.row_backend=auto"], CUDA, "CC"),
+        (["model.loss_backend=auto"], CUDA, "CC"),
     ],
 )
 def test_without_a_compiler_it_is_refused(
@@ -35,4 +36,5 @@ def test_nobody_who_compiles_nothing_is_asked(monkeypatch: Any) -> None:
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, "no-such-compiler")
     check_compilers(compose(["model=tiny"]).config, CUDA)
-    check_compilers(compose(["model=tiny", "optim.one_pass=true", "model.row_backend=auto"]).config, CPU)
+    backends = ["model.row_backend=auto", "model.loss_backend=auto"]
+    check_compilers(compose(["model=tiny", "optim.one_pass=true", *backends]).config, CPU)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from conf.schema import JobConfig
-from models.config import ConfigError, RowBackend
+from models.config import ConfigError, LossBackend, RowBackend
 
 CXX, CC = ("c++", "g++", "clang++"), ("gcc", "clang")
 
@@ -25,6 +25,7 @@ def check_compilers(config: JobConfig, device: torch.device) -> None:
     if device.type == "cuda":
         asked += ["optim.one_pass=true"] if config.optim.one_pass else []
         asked += ["model.row_backend=auto"] if config.model.row_backend is RowBackend.auto else []
+        asked += ["model.loss_backend=auto"] if config.model.loss_backend is LossBackend.auto else []
     if not asked:
         return
     said = f"{' '.join(asked)}:"
