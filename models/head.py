@@ -84,6 +84,7 @@ class _CrossEntropySum(torch.autograd.Function):
             if grad_x_TD is not None and grad_weight_VD is not None and grad_cV is not None:
                 torch.mm(grad_cV, weight_VD, out=grad_x_TD[chunk])
                 add_product_(grad_weight_VD, grad_cV.T, x_TD[chunk], first=start == 0)
+            grad_cV = None  # before there are logits of the next chunk
         if grad_x_TD is not None and grad_weight_VD is not None:
             ctx.save_for_backward(grad_x_TD, grad_weight_VD.to(weight_VD.dtype))
         return losses_T.sum()
