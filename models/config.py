@@ -46,6 +46,11 @@ class RowBackend(Enum):
     auto = "auto"
 
 
+class LossBackend(Enum):
+    torch = "torch"
+    auto = "auto"
+
+
 @dataclass
 class YarnConfig:
     factor: float = 1.0
@@ -289,8 +294,10 @@ class ModelConfig:
     """auto: fused (Triton between grouped products) on a GPU in bf16, else grouped_mm, else the readable loop."""
     row_backend: RowBackend = RowBackend.torch
     """How rows are put in order and summed: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
+    loss_backend: LossBackend = LossBackend.torch
+    """How logits become loss and gradient: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
     loss_chunk_size: int = 4096
-    """Tokens whose logits exist at a time; fewer take less memory."""
+    """Tokens whose logits exist at a time: fewer take less memory, more make larger and fewer products."""
     init_from: Optional[str] = None
     """Folder whose weights to start from: a run, a checkpoint, or a Hugging Face model; null starts from the seed."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)

@@ -8,26 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.config import LossBackend
+from models.cross_entropy import CrossEntropy, build_cross_entropy
 from models.layers import accumulation_dtype
-
-IGNORED = -100
-"""A target that nothing is learnt from; torch's own number for it."""
-
-
-class WholeVocabulary:
-    """All logits of a token are here. Where several ranks have some of them each, they answer these together."""
-
-    def local(self, targets: Tensor, size: int) -> Tensor:
-        """Targets as columns of the `size` logits that are here; out of [0, size) if they are not."""
-        return targets
-
-    def largest(self, x: Tensor) -> Tensor:
-        """Of all parts' maxima."""
-        return x
-
-    def total(self, x: Tensor) -> Tensor:
-        """Of all parts' sums."""
-        return x
+from models.whole_vocabulary import WholeVocabulary
+from models.wide_product import add_product_
 
 
 class Head(nn.Module):
@@ -40,12 +25,15 @@ class Head(nn.Module):
     in float32, and as much again for their gradient.
     """
 
-    def __init__(self, dim: int, vocab_size: int, chunk_size: int) -> None:
+    def __init__(
+        self, dim: int, vocab_size: int, chunk_size: int, loss_backend: LossBackend = LossBackend.torch
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
         self.init_std = {"weight": dim**-0.5}
         self.chunk_size = chunk_size
         self.vocabulary = WholeVocabulary()
+        self.cross_entropy = build_cross_entropy(loss_backend)
 
     def forward(self, x_BSD: Tensor, targets_BS: Tensor) -> Tensor:
         """Σ of the losses of all targets that are not IGNORED: a scalar of at least float32."""
@@ -56,6 +44,7 @@ class Head(nn.Module):
             targets_BS.flatten(),
             self.chunk_size,
             self.vocabulary,
+            self.cross_entropy,
             torch.is_grad_enabled(),
         )
         return loss_sum
@@ -77,39 +66,35 @@ class _CrossEntropySum(torch.autograd.Function):
         targets_T: Tensor,
         chunk_size: int,
         vocabulary: WholeVocabulary,
+        cross_entropy: CrossEntropy,
         with_gradients: bool,
     ) -> Tensor:
-        wide = accumulation_dtype(x_TD.dtype)
-        loss_sum = torch.zeros((), dtype=wide, device=x_TD.device)
+        n_tokens, wide = len(x_TD), accumulation_dtype(x_TD.dtype)
+        losses_T = torch.empty(n_tokens, dtype=wide, device=x_TD.device)
         grad_x_TD = torch.empty_like(x_TD) if with_gradients else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if with_gradients else None
-        n_here = len(weight_VD)
-        for start in range(0, len(x_TD), chunk_size):
-            x_cD, targets_c = x_TD[start : start + chunk_size], targets_T[start : start + chunk_size]
-            ignored_c1 = (targets_c == IGNORED).unsqueeze(-1)
-            local_c1 = vocabulary.local(targets_c.masked_fill(ignored_c1.squeeze(-1), 0), n_here).unsqueeze(-1)
-            here_c1 = (local_c1 >= 0) & (local_c1 < n_here)
-            local_c1 = local_c1.masked_fill(~here_c1, 0)
-            logits_cV = (x_cD @ weight_VD.T).to(wide)
-            logits_cV -= vocabulary.largest(logits_cV.amax(-1, keepdim=True))
-            of_target_c1 = logits_cV.gather(-1, local_c1).masked_fill(~here_c1, 0)
-            exp_cV = logits_cV.exp_()
-            # Both sums in one: Σ exp and the target's logit, which one part has.
-            sums_2c1 = vocabulary.total(torch.stack((exp_cV.sum(-1, keepdim=True), of_target_c1)))
-            loss_sum += (sums_2c1[0].log() - sums_2c1[1]).masked_fill(ignored_c1, 0).sum()
-            if grad_x_TD is not None and grad_weight_VD is not None:
-                # d(-log p(target)) / d(logit) = p - [it is the target]
-                grad_cV = exp_cV.div_(sums_2c1[0])
-                grad_cV.scatter_add_(-1, local_c1, -here_c1.to(wide))
-                grad_cV = grad_cV.masked_fill_(ignored_c1, 0).to(x_TD.dtype)
-                grad_x_TD[start : start + chunk_size] = grad_cV @ weight_VD
-                grad_weight_VD += grad_cV.T @ x_cD
+        # A sum of several products stands still in bf16; a single one is rounded once.
+        sum_dtype = wide if n_tokens > chunk_size else weight_VD.dtype
+        make = torch.empty_like if n_tokens else torch.zeros_like
+        grad_weight_VD = make(weight_VD, dtype=sum_dtype) if with_gradients else None
+        for start in range(0, n_tokens, chunk_size):
+            chunk = slice(start, start + chunk_size)
+            losses_T[chunk], grad_cV = cross_entropy.of(
+                x_TD[chunk] @ weight_VD.T, targets_T[chunk], vocabulary, with_gradients
+            )
+            if grad_x_TD is not None and grad_weight_VD is not None and grad_cV is not None:
+                torch.mm(grad_cV, weight_VD, out=grad_x_TD[chunk])
+                add_product_(grad_weight_VD, grad_cV.T, x_TD[chunk], first=start == 0)
+            grad_cV = None  # before there are logits of the next chunk
         if grad_x_TD is not None and grad_weight_VD is not None:
             ctx.save_for_backward(grad_x_TD, grad_weight_VD.to(weight_VD.dtype))
-        return loss_sum
+        return losses_T.sum()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # In the scale's own dtype: rounded to bf16, 1 / n_tokens would be 0.2 % off for the whole network.
-        grad_x_TD, grad_weight_VD = ((grad.to(scale.dtype) * scale).to(grad.dtype) for grad in ctx.saved_tensors)
-        return grad_x_TD, grad_weight_VD, None, None, None, None
+        # In the scale's own dtype: rounded to bf16, 1 / n_tokens would be 0.2 % off for the whole network. On CUDA
+        # torch rounds a scale of no dimensions to the other's dtype first; one of [1] makes the product float32, which
+        # `out` has rounded in the same kernel.
+        grad_x_TD, grad_weight_VD = (
+            torch.mul(grad, scale.view(1), out=torch.empty_like(grad)) for grad in ctx.saved_tensors
+        )
+        return grad_x_TD, grad_weight_VD, None, None, None, None, None

@@ -47,6 +47,7 @@ NOT_THE_FUNCTION = {
     "max_sequence_length": "written as max_position_embeddings; at any length the function is the same",
     "expert_backend": "how it is computed, not what",
     "row_backend": "how it is computed, not what",
+    "loss_backend": "how it is computed, not what",
     "loss_chunk_size": "how it is computed, not what",
     "init_from": "where weights come from",
     "moe.routing": "balanced is refused by export, and is no model's",

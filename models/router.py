@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.balanced_routing import dealt_experts
 from models.capacity import expert_capacity, within_capacity
 from models.config import GroupScore, MoEConfig, RoutingChoice, ScoreFunction
-from models.layers import Linear, accumulation_dtype
+from models.layers import Linear
 from models.router_loss import over_one_rank, router_loss_sum
 from models.whole_sequence import WholeSequence
+from models.wide_product import wide_linear
 
 
 class Routing(NamedTuple):
@@ -64,8 +64,7 @@ class Router(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Routing:
         moe = self.config
-        wide = accumulation_dtype(x_BSD.dtype)
-        logits_BSE = F.linear(x_BSD.to(wide), self.gate.weight.to(x_BSD.dtype).to(wide))
+        logits_BSE = wide_linear(x_BSD, self.gate.weight.to(x_BSD.dtype))
         scores_BSE = logits_BSE.softmax(-1) if moe.score is ScoreFunction.softmax else logits_BSE.sigmoid()
         experts_BSK = self.pinned_BSK
         if experts_BSK is None and moe.routing is RoutingChoice.balanced:

@@ -75,7 +75,7 @@ class Transformer(nn.Module):
             {str(i): Block(model, around if i >= model.n_dense_layers else None) for i in stage}
         )
         self.norm = RMSNorm(model.dim, model.norm_eps) if last else None
-        self.head = Head(model.dim, model.vocab_size, model.loss_chunk_size) if last else None
+        self.head = Head(model.dim, model.vocab_size, model.loss_chunk_size, model.loss_backend) if last else None
 
     def forward(
         self, x: Tensor, targets_BS: Tensor | None = None, documents_BS: Tensor | None = None

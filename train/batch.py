@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.head import IGNORED
 from models.transformer import Batch
+from models.whole_vocabulary import IGNORED
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ IDENTITY = ("model", "data", "optim", "precision", "train.seed", "train.global_b
 NOT_IDENTITY = (
     "model.init_from",
     "model.expert_backend",
+    "model.row_backend",
+    "model.loss_backend",
     "model.loss_chunk_size",
     "data.path",
     "data.mixture[].path",

@@ -19,7 +19,14 @@ PEER_PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_transf
 """What torchrun starts; it takes our words."""
 READ = ("model", "data", "optim", "precision", "train")
 """First parts of the keys that the peer follows. Its layout is its own: data parallel, sharded."""
-OURS = ("model.expert_backend", "model.row_backend", "optim.one_pass", "optim.moments")
+OURS = (
+    "model.expert_backend",
+    "model.row_backend",
+    "model.loss_backend",
+    "model.loss_chunk_size",
+    "optim.one_pass",
+    "optim.moments",
+)
 """Keys of these that say how we compute what it computes in its own way."""
 
 

@@ -6,8 +6,9 @@ B batch, S sequence, s a rank's part of it, c tokens of a chunk, D model width, 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.head import Head, WholeVocabulary
+from models.head import Head
 from models.layers import Embedding, accumulation_dtype
+from models.whole_vocabulary import WholeVocabulary
 from parallel.collective_functions import Among
 from parallel.tensor_parallel.sequence import gather_sequence, scatter_sequence
 
@@ -32,12 +33,14 @@ class VocabularyEmbedding(Embedding):
 class VocabularyPart(WholeVocabulary):
     """For a rank that has a part of it."""
 
+    is_whole = False
+
     def __init__(self, among: Among) -> None:
         self._among = among
 
-    def local(self, targets: Tensor, size: int) -> Tensor:
-        """Ids within this part; out of [0, size) for the others."""
-        return targets - self._among.group.rank() * size
+    def first(self, size: int) -> int:
+        """Parts are equal, in the order of ranks."""
+        return self._among.group.rank() * size
 
     def largest(self, x: Tensor) -> Tensor:
         """Over all parts."""
@@ -54,7 +57,7 @@ class VocabularyHead(Head):
     def __init__(self, whole: Head, among: Among) -> None:
         nn.Module.__init__(self)
         self.chunk_size, self.init_std, self._among = whole.chunk_size, whole.init_std, among
-        self.vocabulary = VocabularyPart(among)
+        self.vocabulary, self.cross_entropy = VocabularyPart(among), whole.cross_entropy
         self.weight = whole.weight
 
     def forward(self, x_BsD: Tensor, targets_BS: Tensor) -> Tensor:

@@ -107,8 +107,9 @@ def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
     assert peer.name == "transformers"
     assert {"model=moe_5b", "strategy=fsdp", "data=synthetic", "train.steps=40"} <= set(peer.words)
     assert not any(word.startswith("overlap") for word in peer.words)
-    (peer,) = peers("strategy=zero1", "optim.one_pass=true,false", "model.row_backend=auto,torch")
-    assert not {"optim.one_pass=true", "model.row_backend=auto"} & set(peer.words)
+    ours = {"optim.one_pass": "true,false", "model.loss_backend": "auto,torch", "model.loss_chunk_size": "9,99"}
+    (peer,) = peers("strategy=zero1", "model.row_backend=auto,torch", *map("=".join, ours.items()))
+    assert not {word.split("=")[0] for word in peer.words} & {*ours, "model.row_backend"}
     assert [peer.name for peer in peers("strategy=fsdp,ep", "train.global_batch_size=8,16")] == [
         "transformers-fsdp-global_batch_size=8",
         "transformers-fsdp-global_batch_size=16",

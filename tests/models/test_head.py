@@ -1,11 +1,14 @@
 """The chunked loss against torch's own, over logits that exist all at once."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.head import IGNORED, Head
+from models.head import Head
+from models.whole_vocabulary import IGNORED
 
 B, S, D, V = 2, 9, 12, 21
 
@@ -99,6 +102,30 @@ def test_no_more_than_a_chunk_of_logits_exists() -> None:
     with torch.no_grad(), ProductCount() as products:
         wide_vocabulary(x_BSD, targets_BS)
     assert products.number == 16  # one a chunk: evaluation pays for no gradient
+
+
+class ProductsAlive(TorchDispatchMode):
+    """The most products with V columns that there are at any time."""
+
+    def __init__(self, n_columns: int) -> None:
+        super().__init__()
+        self.n_columns, self.most = n_columns, 0
+        self._alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default and result.shape[1] == self.n_columns:
+            self._alive.add(result)
+            self.most = max(self.most, len(self._alive))
+        return result
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_logits_of_one_chunk_are_gone_before_the_next(gradients: bool) -> None:
+    module, (x_BSD, targets_BS) = head(4), samples()
+    with torch.set_grad_enabled(gradients), ProductsAlive(V) as products:
+        module(x_BSD, targets_BS)
+    assert products.most == 1
 
 
 class ProductCount(TorchDispatchMode):

@@ -93,6 +93,7 @@ def test_what_looks_like_communication_is_never_called_compute(name: str) -> Non
         ("one_pass_adamw", Category.optimizer),
         ("gradients_add", Category.elementwise),
         ("gradients_norm", Category.norm_reduction),
+        ("cross_entropy_of_tokens", Category.norm_reduction),
         ("void at::native::sbtopk::gatherTopK<float, unsigned int, 2, false>(TensorInfo)", Category.permutation),
         (
             "void at_cuda_detail::cub::DeviceRadixSortOnesweepKernel<Policy900, false, long>(long*)",

@@ -2,8 +2,8 @@
 
 import torch
 
-from models.head import IGNORED
 from models.positions import document_mask
+from models.whole_vocabulary import IGNORED
 from train.batch import BatchMaker
 
 END = 9

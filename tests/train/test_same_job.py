@@ -79,6 +79,8 @@ def test_another_corpus_is_refused(folder: Path) -> None:
         "model.expert_backend=loop",
         "model.init_from=runs/donor",
         "model.loss_chunk_size=9",
+        "model.loss_backend=auto",
+        "model.row_backend=auto",
         "data.cache_dir=elsewhere",
         "data.tokenizer=moved.json",
     ],

@@ -10,8 +10,8 @@ from harness.worker_pool import WorkerPool
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.head import IGNORED
 from models.transformer import Transformer
+from models.whole_vocabulary import IGNORED
 from parallel.comm import Communicator
 from parallel.native_engine import NativeEngine
 from parallel.parallelize import ParallelModel
