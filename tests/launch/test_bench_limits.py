@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.bench.counts import Counts, most, read_counts
 from launch.bench.limits import excesses, read_limits
@@ -43,6 +44,12 @@ def test_files(text: str, said: str, tmp_path: Path) -> None:
     assert str(refusal.value).startswith(f"limits={path}")
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_the_limits_of_the_shapes_are_of_their_points() -> None:
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    points = list(yaml.safe_load((folder / "shapes.yaml").read_text()))
+    assert list(read_limits(str(folder / "limits.yaml"), points)) == points
 
 
 TRACE = {"source": "kernels", "launched_by_category": {"copy_cast": 7, "attention": 2}, "host_waits": {"log": 4}}

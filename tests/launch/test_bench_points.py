@@ -165,7 +165,7 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
         ),
         (
             ["to=b", "peer=transformers", "model=tiny", "model.moe.score=softmax"],
-            "transformers: model.attention.kind=gqa with model.moe.score=softmax is no architecture of transformers",
+            "transformers: model.attention.qk_norm=false: grouped-query attention with scores by softmax",
         ),
     ],
 )
