@@ -116,14 +116,18 @@ class Transformer(nn.Module):
         for those of other stages."""
         n_layers = self.config.n_layers - self.config.n_dense_layers
         totals = RoutingTotals.zeros(n_layers, self.config.moe.n_routed, next(self.parameters()).device)
-        for layer, block in self._expert_layers():
-            part = block.dispatch
-            totals.chosen_LE[layer] = part.chosen_E
-            totals.dropped_LE[layer] = part.dropped_E
-            if part.entropy_sum is not None:
-                totals.entropy_sum_L[layer] = part.entropy_sum
-            totals.bias_square_sum_L[layer] = block.attention.router.expert_bias_E.double().square().sum()
-            totals.bias_holders_L[layer] = 1
+        if not (here := list(self._expert_layers())):
+            return totals
+        of_stage = slice(here[0][0], here[-1][0] + 1)
+        parts = [block.dispatch for _, block in here]
+        totals.chosen_LE[of_stage] = torch.stack([part.chosen_E for part in parts])
+        totals.dropped_LE[of_stage] = torch.stack([part.dropped_E for part in parts])
+        if all(part.entropy_sum is not None for part in parts):
+            totals.entropy_sum_L[of_stage] = torch.stack([part.entropy_sum for part in parts])
+        bias_LE = torch.stack([block.attention.router.expert_bias_E for _, block in here])
+        totals.bias_square_sum_L[of_stage] = bias_LE.double().square().sum(-1)
+        totals.bias_holders_L[of_stage].fill_(1)  # assigned, a number would be copied from pageable memory: a wait
+        for part in parts:
             part.reset_buffers()
         return totals
 
