@@ -126,7 +126,7 @@ def build(job: JobConfig, device: torch.device, compiled: bool) -> nn.Module:
     network.set_experts_implementation("grouped_mm")
     network.train()
     if balanced(model):
-        deal_experts_out(network, model)
+        deal_experts_out(network, model, job.data.sequence_length)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=precision.compute.torch, reduce_dtype=precision.reduce.torch)
     if compiled:  # a layer of experts and a dense one share their code, and every layer has a number of its own
@@ -144,22 +144,24 @@ def build(job: JobConfig, device: torch.device, compiled: bool) -> nn.Module:
     return network
 
 
-def deal_experts_out(network: nn.Module, model: ModelConfig) -> None:
-    """Make the routers of `network` deal experts out as ours do, weighed by score: model.moe.routing=balanced."""
+def deal_experts_out(network: nn.Module, model: ModelConfig, sequence_length: int) -> None:
+    """Make the routers of `network` deal experts out as ours do, weighed by score: model.moe.routing=balanced. Of
+    whole sequences: some routers see tokens in a row, and no longer where one begins."""
     layers: Any = network.model.layers
     gates = [layer.mlp.gate for layer in layers if hasattr(layer.mlp, "gate")]
     assert len(gates) == model.n_layers - model.n_dense_layers, "transformers calls its routers otherwise here"
 
     def deal(gate: nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-        moe, (x_BSD,) = model.moe, inputs
-        logits_TE, _, _ = output
+        moe, (x,) = model.moe, inputs  # [B, S, D] or [T, D]
+        logits_TE, their_weights_TK, _ = output
+        logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
         scores_TE = logits_TE.softmax(-1) if moe.score is ScoreFunction.softmax else logits_TE.sigmoid()
-        places_S = torch.arange(x_BSD.shape[1], device=x_BSD.device)
-        experts_TK = dealt_experts(moe, len(x_BSD), places_S).flatten(0, 1)
+        places_S = torch.arange(sequence_length, device=x.device)
+        experts_TK = dealt_experts(moe, len(logits_TE) // sequence_length, places_S).flatten(0, 1)
         weights_TK = scores_TE.gather(1, experts_TK)
         if moe.normalise_weights:
             weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-        return logits_TE, weights_TK * moe.route_scale, experts_TK
+        return output[0], (weights_TK * moe.route_scale).to(their_weights_TK.dtype), experts_TK
 
     for gate in gates:
         gate.register_forward_hook(deal)

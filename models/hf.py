@@ -1,4 +1,4 @@
-"""Our tensors by their published names: the layout of DeepSeek-V2, DeepSeek-V3 and GLM-4.5 on the Hugging Face hub.
+"""Our tensors by their published names: the layout of DeepSeek-V2, -V3, GLM-4.5 and Qwen3 on the Hugging Face hub.
 
     layers.3.experts.routed.7.gate_FD          model.layers.3.mlp.experts.7.gate_proj.weight
     layers.3.attention.mixer.kv_down.weight    model.layers.3.self_attn.kv_a_proj_with_mqa.weight
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.config import AttentionKind, ModelConfig
-from models.hf_architecture import Architecture, architecture_of
+from models.hf_architecture import WITHOUT_BIAS, architecture_of
 
 OUTSIDE_LAYERS = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 IN_LAYER = {
@@ -74,7 +74,7 @@ class PublishedNames:
             ConfigError: if no architecture says `model`.
         """
         self._model = model
-        self._has_bias = architecture_of(model) is not Architecture.deepseek_v2
+        self._has_bias = architecture_of(model) not in WITHOUT_BIAS
         a = model.attention
         self._rows: dict[str, Tensor] = {}
         if interleaved and a.kind is AttentionKind.mla:

@@ -7,6 +7,7 @@ from typing import Any
 
 from models.config import AttentionKind, ConfigError, GroupScore, ModelConfig
 from models.hf_architecture import CLASS_NAMES, KINDS, Architecture, architecture_of
+from models.hf_qwen3 import from_qwen3, to_qwen3
 from models.hf_rope import read_rope, write_rope
 
 # Our key to theirs, where both hold the same number.
@@ -104,6 +105,8 @@ def write_config(model: ModelConfig, dtype: str, end_of_document: int | None = N
         "norm_topk_prob": model.moe.normalise_weights and architecture is not Architecture.deepseek_v2,
         **write_rope(model.attention),
     }
+    if architecture is Architecture.qwen3_moe:
+        return to_qwen3(config)
     if architecture is Architecture.glm4_moe:
         return config | {"num_nextn_predict_layers": 0}
     config |= {
@@ -131,6 +134,8 @@ def read_config(published: Mapping[str, Any], file: str) -> dict[str, Any]:
     except ValueError:
         known = ", ".join(a.value for a in Architecture)
         raise ConfigError(f"{file}: model_type={published.get('model_type')} is not known here: {known}") from None
+    if architecture is Architecture.qwen3_moe:
+        published = from_qwen3(published, file)
     _refuse_what_we_cannot(published, architecture, file)
     kind, score, group_score = KINDS[architecture]
     dense = _number(published, "first_k_dense_replace", 0, file)
@@ -216,9 +221,8 @@ def _refuse_what_we_cannot(published: Mapping[str, Any], architecture: Architect
         if value not in possible:
             shown = "" if isinstance(value, Mapping) else f"={word(value)}"
             raise ConfigError(f"{file}: this model cannot do {key}{shown} ({reason})")
-    if published.get("first_k_dense_replace") != published.get("num_hidden_layers") and not published.get(
-        "n_shared_experts"
-    ):
+    sparse = published.get("first_k_dense_replace") != published.get("num_hidden_layers")
+    if sparse and architecture is not Architecture.qwen3_moe and not published.get("n_shared_experts"):
         raise ConfigError(
             f"{file}: n_shared_experts is missing or 0, and transformers' {architecture.value} needs some"
         )

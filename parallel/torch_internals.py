@@ -3,6 +3,7 @@
 Checked on torch 2.11 and 2.13; a new torch is first tried against this file's tests.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -87,6 +88,15 @@ class CollectiveObserver(TorchDispatchMode):
             n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self._seen(operation, ProcessGroup.unbox(args[group_at]).size(), n_bytes)
         return function(*args, **(kwargs or {}))
+
+
+def graphs_made() -> tuple[int, int]:
+    """By torch.compile in this process so far: graphs, and breaks of graphs. Public are only texts about them
+    (TORCH_LOGS, torch.compiler.reset). What nobody compiled with is not imported for it: that takes seconds."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:
+        return 0, 0
+    return dynamo.counters["stats"]["unique_graphs"], sum(dynamo.counters["graph_break"].values())
 
 
 Issuing = Callable[[str], AbstractContextManager[None]]

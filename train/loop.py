@@ -12,6 +12,7 @@ from parallel.comm import Communicator
 from train.checkpoint.manifest import Progress
 from train.checkpoint.store import CheckpointStore
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
+from train.counting import Counting
 from train.data.loader import BatchLoader
 from train.data.source import SampleStream
 from train.evaluate import evaluate
@@ -45,6 +46,7 @@ class Trainer:
     traces: TracedSteps
     guard: Guard
     injector: Injector
+    counting: Counting | None
     non_finite: NonFiniteSteps
     check_replicas_every: int
     """Steps, and before every checkpoint; 0: never."""
@@ -78,7 +80,8 @@ class Trainer:
             self.comm.clock.enter(Phase.data_wait)
             tokens_MBS = next(self.loader)
             rate = learning_rate(self.optim, step, self.train.steps)
-            result = self.step(tokens_MBS, rate)
+            with self.counting.of_step() if self.counting else nullcontext():
+                result = self.step(tokens_MBS, rate)
             self.comm.clock.enter(Phase.log)
             self.non_finite.issued(step, result.left_out)
             n_tokens = self.train.global_batch_size * (tokens_MBS.shape[-1] - 1)

@@ -14,6 +14,7 @@ import torch
 from rich.progress import Progress, TextColumn
 
 from launch.bench.job import Job
+from launch.bench.limits import excesses
 from launch.bench.machine import Machine, measure_machine
 from launch.bench.order import Order, as_typed
 from launch.bench.picture import Bar, draw
@@ -21,7 +22,7 @@ from launch.bench.plan import rounds_of
 from launch.bench.result import PointResult, by_speed
 from launch.bench.roofline import Line, caveats, roofline
 from launch.bench.run_jobs import run_jobs
-from launch.bench.table import print_bus, print_results, print_roofline
+from launch.bench.table import print_bus, print_counts, print_results, print_roofline
 from launch.clean_end import ended_cleanly
 from launch.jobs.own_folder import own_folder
 from launch.table_console import table_console
@@ -32,7 +33,7 @@ def bench(words: Sequence[str]) -> int:
     """Run what is not done yet, write bench.json and bench.svg, and print a table.
 
     Returns:
-        0 if every job has numbers, 1 if one failed.
+        0 if every job has numbers, 1 if one failed or a count is above its limit.
 
     Raises:
         ConfigError: before any job is started, for words that one of them would not take, and for a folder that holds a
@@ -56,13 +57,17 @@ def bench(words: Sequence[str]) -> int:
     for complaint in machine.complaints:
         print(f"switchyard: {complaint}", file=sys.stderr)
     print_results(results, console)
+    print_counts([result for result in results if result.counts], console)
     print_bus(machine.ceilings, machine.bus, console)
     ours = [result for result in results if result.summaries and result.point in order.points]
     for result in [result for result in ours if result.trace] or ours[:1]:  # without a trace all say much the same
         notes = caveats(order.configs[result.point.name], order.nproc, machine.ceilings)
         print_roofline(result.title, _roofline(order, result, machine), notes, result.trace, console)
     console.print(str(order.folder / "bench.json"), markup=False, highlight=False, soft_wrap=True)
-    return 1 if any(result.failures for result in results) else 0
+    exceeded = excesses(order.limits, {result.point.name: result.counts for result in results})
+    for line in exceeded:
+        print(f"switchyard: {line}", file=sys.stderr)
+    return 1 if exceeded or any(result.failures for result in results) else 0
 
 
 def _write(order: Order, words: Sequence[str], machine: Machine, jobs: Sequence[Job]) -> list[PointResult]:

@@ -1,22 +1,21 @@
 """The words after `switchyard bench`, sorted."""
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from conf.command_line import CommandLine
 from conf.options import Options
 from conf.schema import JobConfig
+from launch.bench.limits import Limits, read_limits
 from launch.bench.peer import PEER, check_peer, peer_points
 from launch.bench.traced import in_second_half, look_over_traced
 from launch.jobs.own_words import refuse_run_folders, take_own, truth
 from launch.jobs.points import Point, check_names, points_of
 from launch.jobs.points_composed import compose_points, look_over, naming
 from launch.jobs.typed_path import typed_path
+from launch.jobs.typed_yaml import read_typed_yaml
 from launch.local import take_nproc
 from launch.ranks import take_count
 from models.config import ConfigError
@@ -31,6 +30,8 @@ DEFAULTS = {
     "train.eval_sequences": "0",
 }
 """What a point's job is where its words do not say otherwise."""
+COUNTED = DEFAULTS | {"measure.counts": "true"}
+"""The same in a bench."""
 PROGRAM = "switchyard bench to=FOLDER [nproc=N]"
 HELP = f"""
   to=FOLDER          bench.json, bench.svg and the runs go there; the same words again do what is not done yet
@@ -40,13 +41,22 @@ HELP = f"""
   peer=transformers  beside them, the same model in Hugging Face transformers under FSDP2
   peer.compile=false and its layers not compiled
   trace=true         a deep trace of one step of each, after the rounds: kernels beside what the machine can do
+  limits=FILE.yaml   counts of one step by point, as fast: {{host_waits: 0, graph_breaks: 0}}; more of one exits 1
   retry=true         runs again what failed
 
-  not typed, these are {" ".join(f"{key}={value}" for key, value in DEFAULTS.items())}
+  not typed, these are {" ".join(f"{key}={value}" for key, value in COUNTED.items())}
 """
 ROUNDS = 3
 RENAME = "give each a name of its own in configs=FILE"
-OURS = {"to": None, "configs": None, "peer": None, "peer.compile": "true", "trace": "false", "retry": "false"}
+OURS = {
+    "to": None,
+    "configs": None,
+    "peer": None,
+    "limits": None,
+    "peer.compile": "true",
+    "trace": "false",
+    "retry": "false",
+}
 """Words that are no job's, and what they are where they are not given."""
 
 
@@ -59,6 +69,7 @@ class Order:
     rounds: int
     trace: bool
     retry: bool
+    limits: Limits
     points: list[Point]
     peers: list[Point]
     """What the peer runs."""
@@ -92,8 +103,8 @@ class Order:
         refuse_run_folders(rest, "bench", "to=FOLDER")
         if given["peer"] not in (None, PEER):
             raise ConfigError(f"peer={given['peer']}: set it to {PEER}, or leave it out")
-        configs = _read_configs(Path(os.path.expanduser(given["configs"]))) if given["configs"] else None
-        points = points_of(rest, configs, Options.find(line.config_dir), DEFAULTS)
+        configs = _read_configs(given["configs"]) if given["configs"] else None
+        points = points_of(rest, configs, Options.find(line.config_dir), COUNTED)
         trace = truth("trace", given["trace"])
         check_names(points, RENAME)
         composed = compose_points(points, line.config_dir)
@@ -117,6 +128,7 @@ class Order:
             rounds=rounds or ROUNDS,
             trace=trace,
             retry=truth("retry", given["retry"]),
+            limits=read_limits(given["limits"], [point.name for point in points]) if given["limits"] else {},
             points=points,
             peers=peers,
             peer_compile=truth("peer.compile", given["peer.compile"]),
@@ -131,15 +143,10 @@ def as_typed(command: str, words: Sequence[str]) -> str:
     return shlex.join(["switchyard", command, *words])
 
 
-def _read_configs(path: Path) -> dict[str, list[str]]:
-    try:
-        read = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"configs={path}: {error.strerror}; name a YAML file") from error
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError(f"configs={path} is not YAML: {' '.join(str(error).split())}") from error
+def _read_configs(typed: str) -> dict[str, list[str]]:
+    named, read = read_typed_yaml("configs", typed)
     if not (isinstance(read, dict) and read and all(_are_words(words) for words in read.values())):
-        raise ConfigError(f"configs={path}: write a mapping of names to lists of words, as fast: [strategy=ddp]")
+        raise ConfigError(f"{named}: write a mapping of names to lists of words, as fast: [strategy=ddp]")
     return {str(name): words for name, words in read.items()}
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from launch.bench.counts import Counts, most, read_counts
 from launch.bench.job import Job
 from launch.jobs.points import Point
 from launch.jobs.torchrun_job import Failure
@@ -51,6 +52,8 @@ class Round:
     """Of rank 0, in its last traced step; None without kernels in it, too."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Its configuration, plain."""
+    counts: Counts = field(default_factory=dict)
+    """Of one step."""
 
     @classmethod
     def read(cls, job: Job) -> "Round":
@@ -62,10 +65,11 @@ class Round:
         if not job.done:
             return cls(job.round, None, job.failure, {}, None)
         traces = sorted((job.folder / "traces").glob("step-*/rank-0.summary.json"))
-        trace = TracedStep.read(read_json(traces[-1])) if traces else None
+        swept = read_json(traces[-1]) if traces else None
         settings = read_config(job.folder / "config.yaml")
         breakdown = mean_breakdown(timed_rows(read_rows(job.folder), settings))
-        return cls(job.round, job.summary(), None, breakdown, trace, settings)
+        counts = read_counts(job.folder, swept, settings["model"]["n_layers"])
+        return cls(job.round, job.summary(), None, breakdown, TracedStep.read(swept), settings, counts)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,11 @@ class PointResult:
         return next((one.trace for one in reversed(self._jobs) if one.trace), None)
 
     @property
+    def counts(self) -> Counts:
+        """Of one step, over its jobs the most."""
+        return most(one.counts for one in self._jobs)
+
+    @property
     def bound_by(self) -> str | None:
         """What bounds it, and what to try first; None if steps were not divided."""
         verdict = judge(self.breakdown, self.trace)
@@ -139,6 +148,7 @@ class PointResult:
             **spreads,
             "breakdown_s": self.breakdown,
             "bound_by": self.bound_by,
+            "counts": self.counts,
             "rounds": [_plain_round(one) for one in self.rounds],
             "traced": _plain_round(self.traced) if self.traced else None,
         }

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.bench.ceilings import Ceilings
+from launch.bench.counts import count_of
 from launch.bench.result import PointResult
 from launch.bench.roofline import Line
 from train.metrics.breakdown import BUCKETS, WALL
@@ -22,6 +23,25 @@ def print_results(results: Sequence[PointResult], console: Console) -> None:
         if result.bound_by:
             say(console, f"{result.title}: bound by {result.bound_by}")
     print_failures(results, console)
+
+
+def print_counts(results: Sequence[PointResult], console: Console) -> None:
+    """What one step of each point does, in counts that no noise moves; nothing if none was counted."""
+    if not results:
+        return
+    table = Table(title="counts of one step", title_justify="left")
+    table.add_column("point", no_wrap=True)
+    columns = ("kernels", "kernels_a_layer", "host_waits", "graphs", "graph_breaks", "collectives")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    table.add_column("bytes by collective", justify="right")
+    for result in results:
+        counts = [count_of(result.counts, name) for name in columns]
+        said = {name: n for name, n in result.counts.items() if name.startswith("bytes/")}
+        by_collective = [f"{name.removeprefix('bytes/').replace('/', ' ')} {n:,}" for name, n in said.items()]
+        plain = ("–" if count is None else f"{count:,}" for count in counts)
+        table.add_row(result.title, *plain, "\n".join(by_collective) or "–")
+    console.print(table)
 
 
 def print_failures(results: Sequence[PointResult], console: Console) -> None:

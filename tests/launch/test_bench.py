@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from harness.left_behind import ranks_in, wait_for
 
+from conf.compose import compose
 from launch.bench.machine import measure_machine
 from launch.cli import main
 from launch.jobs.patient_run import run_to_end
 from launch.local import rank_environment, torchrun_arguments
+from parallel.mesh import Degrees
+from parallel.traffic.predict import predict_traffic
+from parallel.traffic.step_shape import StepShape
 from train.data.file_lock import FileLock
 from train.metrics.breakdown import row_key
 
 SVG = "{http://www.w3.org/2000/svg}"
+LIMITS = Path(__file__).with_name("limits.yaml")
 WORDS = ["nproc=2", "rounds=2", "model=tiny", "train.steps=6", "train.log_every=1"]
 
 
@@ -157,6 +163,9 @@ def test_where_steps_went_is_read_from_their_rows(copied: Path, capsys: pytest.C
     assert work["expert_gemm"]["rate"] is None
     assert work["optimizer"]["kernel_s"] == 0.01
     assert "dense gemm 60.0, " in out
+    counts = shards["counts"]
+    assert (counts["kernels"], counts["kernels_a_layer"], counts["kernels/optimizer"]) == (32, 10.7, 2)
+    assert (counts["host_waits"], counts["host_waits/log"]) == (1, 9)
     titles = [element.text for element in ElementTree.parse(copied / "bench.svg").getroot().iter(f"{SVG}title")]
     assert "shards: exposed_comm/fsdp 45 ms" in titles
     assert not [title for title in titles if title and title.startswith("copies: exposed_comm/fsdp")]
@@ -164,8 +173,59 @@ def test_where_steps_went_is_read_from_their_rows(copied: Path, capsys: pytest.C
 
 def swept(span_s: float, by_category: dict[str, float]) -> dict[str, Any]:
     """What is read of a trace's summary."""
+    counted = {"launched_by_category": {"dense_gemm": 30, "optimizer": 2}, "host_waits": {"compute_opt": 1, "log": 9}}
     waited = {"idle_s": 0.001, "host_gaps_s": 0.0005, "n_host_gaps": 3, "communication_s": 0.01}
-    return {"source": "kernels", "span_s": span_s, "compute_by_category_s": by_category, **waited}
+    return {"source": "kernels", "span_s": span_s, "compute_by_category_s": by_category, **waited, **counted}
+
+
+def limited(folder: Path, limits: object) -> int:
+    """The two points that ran, again: no job is started, for all are done."""
+    configs = folder.parent / "two.yaml"
+    configs.write_text(json.dumps({"copies": ["strategy=ddp"], "shards": ["strategy=fsdp"]}))
+    if isinstance(limits, Path):
+        file = limits
+    else:
+        file = folder.parent / "limits.yaml"
+        file.write_text(json.dumps(limits))
+    return main(["bench", f"to={folder}", f"configs={configs}", *WORDS, f"limits={file}"])
+
+
+def test_counts_are_within_their_limits_and_those_are_tight(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The guard of every change to what these layouts say: a byte or a call more, and this fails."""
+    assert limited(copied, LIMITS) == 0
+    captured = capsys.readouterr()
+    assert "above its limit" not in captured.err
+    assert "counts of one step" in captured.out
+    for name, limits in yaml.safe_load(LIMITS.read_text()).items():
+        counts = point(copied, name)["counts"]
+        assert {count: counts[count] for count in limits} == limits
+
+
+@pytest.mark.parametrize("name", ["copies", "shards"])
+def test_bytes_are_those_of_the_closed_form(folder: Path, name: str) -> None:
+    job = compose(point(folder, name)["words"]).config
+    degrees = Degrees.resolve(job.strategy, 2)
+    micro_batch, n_micro_batches = (of(degrees.dp, 1) for of in (job.train.micro_batch, job.train.micro_batches))
+    step = StepShape(n_micro_batches, micro_batch, job.data.sequence_length)
+    said = predict_traffic(job.model, job.strategy, job.overlap, job.precision, degrees, step).rows()
+    counts = point(folder, name)["counts"]
+    assert counts["collectives"] == sum(calls for *_, calls, _ in said)
+    assert {key.removeprefix("bytes/"): n for key, n in counts.items() if key.startswith("bytes/")} == {
+        f"{kind}/{operation}": n_bytes for kind, operation, _, _, n_bytes in said
+    }
+
+
+def test_a_count_above_its_limit_or_not_counted_is_a_line_and_an_exit_code(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_bytes = point(copied, "copies")["counts"]["bytes/dp/all_reduce"]
+    limits = {"copies": {"bytes/dp/all_reduce": n_bytes - 1, "bytes/fsdp/all_gather": 0}, "shards": {"host_waits": 0}}
+    assert limited(copied, limits) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "limit" in line]
+    assert said == [
+        f"switchyard: copies: bytes/dp/all_reduce {n_bytes:,} is above its limit of {n_bytes - 1:,}",
+        "switchyard: shards: host_waits has a limit of 0 and was not counted: it takes trace=true, and a GPU",
+    ]
 
 
 def test_other_words_in_a_folder_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

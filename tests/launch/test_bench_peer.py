@@ -115,18 +115,22 @@ def built_and_plain() -> tuple[dict[str, Any], dict[str, Any], float, bool]:
     return dict(network.named_buffers()), dict(plain.named_buffers()), spread, not torch.equal(*sums)
 
 
-def dealt_by_the_peer() -> list[tuple[Any, Any]]:
+QWEN = ["model=tiny", "model.attention.qk_norm=true", "model.moe.score=softmax", "model.moe.n_shared=0"]
+
+
+def dealt_by_the_peer(*model: str) -> list[tuple[Any, Any]]:
     """What each of its routers chose and how it weighed, and what ours does with the same weights."""
     from benchmarks.peer_transformers import build
 
-    job = compose([*MODEL, "strategy=fsdp", "model.moe.routing=balanced", "model.moe.balance=none"]).config
+    words = ["strategy=fsdp", "data.sequence_length=32", "model.moe.routing=balanced", "model.moe.balance=none"]
+    job = compose([*model, *words]).config
     network = build(job, torch.device("cpu"), compiled=False)
     found: list[tuple[Any, Any]] = []
 
     def compare(gate: Any, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, ...]) -> None:
         ours = Router(job.model.moe, job.model.dim)
         ours.gate.weight.data = gate.weight.detach()
-        routing = ours(inputs[0].detach())
+        routing = ours(inputs[0].detach().view(2, 32, -1))
         found.append(((output[2], output[1].detach()), (routing.experts_TK, routing.weights_TK.detach())))
 
     for layer in network.model.layers[1:]:
@@ -135,8 +139,9 @@ def dealt_by_the_peer() -> list[tuple[Any, Any]]:
     return found
 
 
-def test_a_peer_deals_experts_out_as_ours_does(pool: WorkerPool) -> None:
-    (found,) = pool.run(1, dealt_by_the_peer)
+@pytest.mark.parametrize("model", [[word for word in MODEL if "bias" not in word], QWEN], ids=["deepseek_v3", "qwen3"])
+def test_a_peer_deals_experts_out_as_ours_does(model: list[str], pool: WorkerPool) -> None:
+    (found,) = pool.run(1, dealt_by_the_peer, *model)
     assert len(found) == 2
     for (peer_experts, peer_weights), (experts, weights) in found:
         assert torch.equal(peer_experts, experts)

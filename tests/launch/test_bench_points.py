@@ -147,6 +147,7 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
         (["to=b", "trace=true", "train.steps=2"], "trace=true with train.steps=2: two steps come before a traced one"),
         (["to=b", "trace=true", "measure=off"], "trace=true shows what the clock times: set measure.clock=true"),
         (["to=b", "trace=true", "measure.clock=true,false"], "clock=false: trace=true shows what the clock times: "),
+        (["to=b", "limits=nowhere.yaml"], "limits=nowhere.yaml: No such file or directory; name a YAML file"),
         (["to=b", "peer=megatron"], "peer=megatron: set it to transformers, or leave it out"),
         (["to=b", "run.name=x"], "run.name=x: bench names the run folders, in to=FOLDER; leave it out"),
         (["to=b", "strategy=dpp,fsdp"], "dpp: strategy=dpp: no such strategy; did you mean pp?"),
@@ -165,7 +166,7 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
         ),
         (
             ["to=b", "peer=transformers", "model=tiny", "model.moe.score=softmax"],
-            "transformers: model.attention.kind=gqa with model.moe.score=softmax is no architecture of transformers",
+            "transformers: model.attention.qk_norm=false: grouped-query attention with scores by softmax",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_what_no_architecture_says_is_refused(
     config = (run / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config.replace("score: sigmoid", "score: softmax"))
     said = refused(capsys, tmp_path, "--format", "hf")
-    assert said.startswith("model.attention.kind=gqa with model.moe.score=softmax is no architecture")
+    assert said.startswith("model.attention.qk_norm=false: grouped-query attention with scores by softmax")
     (tmp_path / "config.yaml").write_text(config.replace("  dim: 64", "  dim: 32"))
     assert "model.embedding.weight is [256, 64] there and [256, 32] in this model" in refused(
         capsys, tmp_path, "--format", "hf"

@@ -22,6 +22,12 @@ from train.init_from import find_checkpoint, find_weights
 
 WORDS = {
     "glm4_moe": ("model.attention.qk_norm=true", "model.attention.bias=true", "model.moe.bias_update_rate=0.02"),
+    "qwen3_moe": (
+        "model.attention.qk_norm=true",
+        "model.moe.score=softmax",
+        "model.moe.balance=none",
+        "model.moe.n_shared=0",
+    ),
     "deepseek_v2": ("model=tiny_mla", "model.moe.balance=none"),
     "deepseek_v3": (
         "model=tiny_mla",
@@ -81,7 +87,8 @@ def test_transformers_computes_the_same(exported: Exported) -> None:
         ours, logits = exported.ours.logits(tokens_BS), theirs(tokens_BS).logits
     assert (ours - logits).abs().max() < 1e-5
     biases = [value for name, value in exported.ours.state_dict().items() if name.endswith("expert_bias_E")]
-    assert all(bias.any() == ("deepseek_v2" not in exported.run.name) for bias in biases)
+    moved = not any(without in exported.run.name for without in ("deepseek_v2", "qwen3_moe"))
+    assert all(bias.any() == moved for bias in biases)
 
 
 def test_generation_is_greedy_over_our_logits(exported: Exported) -> None:

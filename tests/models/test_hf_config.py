@@ -22,7 +22,7 @@ from models.hf_config import (
     rope_interleaved,
     write_config,
 )
-from tests.models.test_hf_oracle import CASES, GLM, V2, V3, YARN, Case, attention, moe
+from tests.models.test_hf_oracle import CASES, GLM, QWEN, V2, V3, YARN, Case, attention, moe
 
 YARN_40 = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
 V2_LITE: dict[str, Any] = {
@@ -110,6 +110,42 @@ V3_671B: dict[str, Any] = {
     "vocab_size": 129280,
 }
 """As deepseek-ai/DeepSeek-V3 publishes it, but for its quantization_config."""
+QWEN3_30B: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+"""As Qwen/Qwen3-30B-A3B publishes it: the layers of model=moe_768, with twice the heads."""
 YARN_PLAIN = replace(YARN, mscale=1.0, mscale_all_dim=0.0)
 FP8_BLOCKS = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 
@@ -137,7 +173,14 @@ def test_published_models_are_ours(name: str, published: dict[str, Any]) -> None
     assert rope_interleaved(published)
 
 
-@pytest.mark.parametrize("model", [attention(V3, yarn=YARN), attention(GLM, rope_fraction=0.5), V2])
+def test_the_layers_of_moe_768_are_qwens() -> None:
+    """Read as ours they differ in what the file in conf/model says: heads, layers, vocabulary and the base of RoPE."""
+    ours, theirs = function_values(compose(["model=moe_768"]).config.model), read_config(QWEN3_30B, "config.json")
+    sizes = {"vocab_size", "n_layers", "n_dense_layers", "attention.n_heads", "attention.rope_theta"}
+    assert {key for key, value in theirs.items() if ours[key] != value} == sizes
+
+
+@pytest.mark.parametrize("model", [attention(V3, yarn=YARN), attention(GLM, rope_fraction=0.5), V2, QWEN])
 def test_both_spellings_of_rope_say_the_same(model: ModelConfig) -> None:
     written = write_config(model, "float32")
     old = {key: value for key, value in written.items() if key != "rope_parameters"}
@@ -154,7 +197,7 @@ def test_transformers_has_nothing_to_say_about_what_is_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers.logging.get_logger("transformers"), "propagate", True)
-    for model in (attention(V3, yarn=YARN), V2, GLM):
+    for model in (attention(V3, yarn=YARN), V2, GLM, QWEN):
         (tmp_path / "config.json").write_text(json.dumps(write_config(model, "float32", end_of_document=0)))
         config = transformers.AutoConfig.from_pretrained(tmp_path)
         assert (config.dtype, config.eos_token_id) == (
@@ -185,7 +228,12 @@ def test_the_first_difference_is_named_and_all_are_mended() -> None:
 @pytest.mark.parametrize(
     ("published", "changes", "said"),
     [
-        (V3_671B, {"model_type": "llama"}, "model_type=llama is not known here: deepseek_v2, deepseek_v3, glm4_moe"),
+        (V3_671B, {"model_type": "llama"}, "model_type=llama is not known here: deepseek_v2, deepseek_v3, glm4_moe, q"),
+        (QWEN3_30B, {"mlp_only_layers": [1]}, "cannot do mlp_only_layers=[1] (dense layers come first here)"),
+        (QWEN3_30B, {"decoder_sparse_step": 2}, "cannot do decoder_sparse_step=2"),
+        (QWEN3_30B, {"attention_bias": True}, "cannot do attention_bias=true (the output has none in gqa here)"),
+        (QWEN3_30B, {"sliding_window": 4096}, "cannot do sliding_window=4096"),
+        (QWEN3_30B, {"num_experts": None}, "config.json has no n_routed_experts"),
         (V3_671B, {"quantization_config": FP8_BLOCKS}, "cannot do quantization_config (its weights are quantised: con"),
         (V3_671B, {"tie_word_embeddings": True}, "cannot do tie_word_embeddings=true (the head has weights of its own"),
         (V2_LITE, {"mlp_bias": True}, "cannot do mlp_bias=true"),
@@ -232,7 +280,13 @@ def test_what_we_cannot_do_is_refused_by_name(published: dict[str, Any], changes
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (moe(GLM, score=V2.moe.score), "model.attention.kind=gqa with model.moe.score=softmax is no architecture"),
+        (moe(GLM, score=V2.moe.score), "model.attention.qk_norm=false: grouped-query attention with scores by softmax"),
+        (moe(QWEN, n_shared=1), "model.moe.n_shared=1: grouped-query attention with scores by softmax is qwen3_moe in"),
+        (moe(QWEN, route_scale=2.0), "model.moe.route_scale=2.0: grouped-query attention"),
+        (moe(QWEN, n_groups=4, groups_per_token=2), "model.moe.groups_per_token=2: grouped-query attention"),
+        (attention(QWEN, bias=True), "model.attention.bias=true: grouped-query attention"),
+        (attention(QWEN, rope_fraction=0.5), "model.attention.rope_fraction=0.5: grouped-query attention"),
+        (moe(QWEN, capacity_factor=1.5), "model.moe.capacity_factor=1.5: qwen3_moe drops no tokens; set it to null"),
         (moe(V3, n_shared=0), "model.moe.n_shared=0: deepseek_v3 always has shared experts; set it to 1 or more"),
         (moe(V3, capacity_factor=1.5), "model.moe.capacity_factor=1.5: deepseek_v3 drops no tokens; set it to null"),
         (moe(V2, normalise_weights=True), "model.moe.normalise_weights=true: deepseek_v2"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Glm4MoeForCausalLM
+from transformers import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Glm4MoeForCausalLM, Qwen3MoeForCausalLM
 
 from models.config import (
     AttentionConfig,
@@ -37,6 +37,7 @@ CLASSES = {
     "deepseek_v2": DeepseekV2ForCausalLM,
     "deepseek_v3": DeepseekV3ForCausalLM,
     "glm4_moe": Glm4MoeForCausalLM,
+    "qwen3_moe": Qwen3MoeForCausalLM,
 }
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -56,6 +57,11 @@ YARN = YarnConfig(factor=4.0, original_length=16, mscale=0.707, mscale_all_dim=0
 V3 = ModelConfig(**SIZES, attention=MLA, moe=SIGMOID)
 V2 = ModelConfig(**SIZES, attention=MLA, moe=SOFTMAX)
 GLM = ModelConfig(**SIZES, attention=GQA, moe=SIGMOID)
+QWEN = ModelConfig(
+    **SIZES,
+    attention=replace(GQA, qk_norm=True),
+    moe=replace(SOFTMAX, n_shared=0, route_scale=1.0, normalise_weights=True),
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,15 @@ CASES = [
         attention(GLM, rope_fraction=0.5, yarn=replace(YARN, mscale=1.0, mscale_all_dim=0.0)),
     ),
     Case("weights not normalised, 2 dense layers", replace(moe(GLM, normalise_weights=False), n_dense_layers=2)),
+    Case("1 dense layer", QWEN),
+    Case(
+        "weights not normalised, no dense layers, eps 1e-5",
+        replace(moe(QWEN, normalise_weights=False), n_dense_layers=0, norm_eps=1e-5),
+    ),
+    Case(
+        "YaRN x4, theta 500, one KV head",
+        attention(QWEN, rope_theta=500.0, n_kv_heads=1, yarn=replace(YARN, mscale=1.0, mscale_all_dim=0.0)),
+    ),
 ]
 
 
@@ -144,7 +159,7 @@ def compare_once(case: Case, seed: int, dtype: torch.dtype) -> Difference:
         theirs.set_experts_implementation("eager")
         assert read_config(theirs.config.to_dict(), "config.json") == function_values(case.model)
         copy_weights(ours, theirs, names)
-        their_experts = watch(theirs, lambda m: type(m).__name__.endswith("TopkRouter"), lambda out: out[2])
+        their_experts = watch(theirs, lambda m: type(m).__name__.lower().endswith("topkrouter"), lambda out: out[2])
         their_logits = theirs(tokens_BS, use_cache=False).logits
         F.cross_entropy(their_logits.flatten(0, 1), targets_BS.flatten()).backward()
     our_experts = watch(ours, lambda m: isinstance(m, Router), lambda out: out.experts_TK)

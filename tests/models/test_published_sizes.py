@@ -11,7 +11,13 @@ from models.transformer import Transformer
 @pytest.mark.parametrize(
     ("name", "total_billions", "active_billions"),
     # DeepSeek-V2-Lite's report says 15.7 B and 2.4 B active without embedding and head, V3's 671 B and 37 B.
-    [("moe_5b", 4.89, 0.81), ("dsv2_lite", 15.71, 2.45), ("dsv3", 671.0, 36.6)],
+    [
+        ("moe_5b", 4.89, 0.81),
+        ("moe_5b_gqa", 4.86, 0.78),
+        ("moe_768", 5.13, 0.53),
+        ("dsv2_lite", 15.71, 2.45),
+        ("dsv3", 671.0, 36.6),
+    ],
 )
 def test_parameters_are_as_published(name: str, total_billions: float, active_billions: float) -> None:
     model = compose([f"model={name}"]).config.model

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from harness.layout_run import DOCUMENTS, MODEL_ALL_OPTIONS, Layout, lay_out
 from harness.worker_pool import WorkerPool
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.config import ModelConfig
 from models.transformer import Transformer
@@ -112,8 +114,34 @@ def check_nothing_to_learn() -> None:
     assert evaluate_all(parallel, heldout, 4) == 0.0
 
 
+class Constants(TorchDispatchMode):
+    """Counts numbers of the host that are made tensors: `x[0] = 1` too. On a GPU each is a copy from pageable memory,
+    and a wait for all that the device has to do."""
+
+    n = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += function.overloadpacket is torch.ops.aten.lift_fresh
+        return function(*args, **(kwargs or {}))
+
+
+def check_no_number_is_copied_from_the_host() -> None:
+    step, tokens_MBS = build_step(build(MODEL_ALL_OPTIONS, micro_batch_size=4), 8, 1.0), samples(2, 4)
+    step(tokens_MBS, rate=0.1)
+    with Constants() as constants:
+        step(tokens_MBS, rate=0.1)
+    assert constants.n == 0
+
+
 @pytest.mark.parametrize(
-    "check", [check_step, check_router_losses_of_all_layers, check_evaluation, check_nothing_to_learn]
+    "check",
+    [
+        check_no_number_is_copied_from_the_host,
+        check_step,
+        check_router_losses_of_all_layers,
+        check_evaluation,
+        check_nothing_to_learn,
+    ],
 )
 def test_in_one_process(check, pool: WorkerPool) -> None:
     pool.run(1, check)

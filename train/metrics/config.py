@@ -66,6 +66,9 @@ class MeasureConfig:
     expert_load: bool = False
     """Write how many tokens each expert took (expert_load.jsonl), for the map in switchyard report."""
 
+    counts: bool = False
+    """Write counts.json: graphs that were compiled, and the first step's collectives, calls and bytes of all ranks."""
+
     gpu_hour_usd: Optional[float] = None
     """Price of one GPU for an hour, for cost/usd; null: no cost is logged, nor is one without GPUs."""
 

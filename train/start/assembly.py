@@ -10,6 +10,7 @@ import torch
 from conf.schema import JobConfig
 from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
+from parallel.config import EngineName
 from parallel.engine import Engine
 from parallel.mesh import Degrees
 from parallel.open_engine import open_engine
@@ -17,6 +18,7 @@ from parallel.world import World
 from train.batch import BatchMaker
 from train.checkpoint.hooks import Hooks
 from train.checkpoint.store import CheckpointStore
+from train.counting import Counting
 from train.data.config import Boundaries
 from train.data.loader import BatchLoader
 from train.faults.config import Place
@@ -27,6 +29,7 @@ from train.ledger.attempt import OpenAttempt
 from train.ledger.tiles import Tiles
 from train.loop import Trainer
 from train.meter import Meter
+from train.metrics.counts import COUNTS_FILE
 from train.metrics.energy import EnergyMeter
 from train.metrics.peak import Peak
 from train.metrics.step_time import StepTime
@@ -78,6 +81,8 @@ def run(
     loader = open_loader(job, engine, degrees, world, progress.step)
     plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
     non_finite = NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None)
+    native = config.strategy.engine is EngineName.native
+    counting = Counting(comm, metered=native) if config.measure.counts else None
     trainer = Trainer(
         train=config.train,
         optim=config.optim,
@@ -99,6 +104,7 @@ def run(
         traces=_open_traces(job, plan, world, comm, folder),
         guard=guard,
         injector=injector,
+        counting=counting,
         non_finite=non_finite,
         check_replicas_every=config.recovery.check_replicas_every,
         report=report,
@@ -112,6 +118,8 @@ def run(
     if injector.left:
         print(f"switchyard: faults.inject: on rank {world.rank} these did not happen: {injector.left}", file=sys.stderr)
     if report and guard.fence.still_ours(at_once=True):
+        if counting:
+            counting.counts().write(folder / COUNTS_FILE)
         report.summarise()
 
 

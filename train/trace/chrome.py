@@ -57,6 +57,7 @@ class Launch(NamedTuple):
     thread: Thread
     begin_ns: int
     end_ns: int
+    name: str
 
 
 class Range(NamedTuple):
@@ -78,6 +79,15 @@ class Trace:
     ranges: list[Range] = field(default_factory=list)
     work: list[Range] = field(default_factory=list)
     """Operators of the host that are matrix products, attention or AdamW's update; on a GPU, where it launched them."""
+
+    @property
+    def step(self) -> tuple[int, int] | None:
+        """Where on the host the traced step begins and ends, ns: from its wait for data to the end of its update. What
+        is read for its row, and what the profiler does, is beside it. None where no phase of it is shown."""
+        phases = [each for each in self.ranges if each.name.startswith(("phase/data_wait", "phase/compute_"))]
+        if not phases:
+            return None
+        return min(phase.begin_ns for phase in phases), max(phase.end_ns for phase in phases)
 
 
 class Nesting:
@@ -133,7 +143,7 @@ def _sort(events: Iterable[dict[str, Any]]) -> Trace:
             device = more.get("device", event.get("pid"))
             trace.kernels.append(Kernel(event["name"], device, begin, end, more.get("correlation"), more.get("stream")))
         elif category in _LAUNCHES and "correlation" in more:
-            trace.launches[more["correlation"]] = Launch(thread, begin, end)
+            trace.launches[more["correlation"]] = Launch(thread, begin, end, event["name"])
         elif category in _RANGES and event["name"].startswith(_WANTED_RANGES):
             trace.ranges.append(Range(event["name"], thread, begin, end))
         elif event["name"] == ONE_PASS or (category == "cpu_op" and _WORK.match(event["name"])):

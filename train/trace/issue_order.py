@@ -39,10 +39,9 @@ class Begun:
 
 def issue_order(trace: Trace) -> list[Begun]:
     """The collectives of the traced step, in the order in which they were issued; those outside its phases are none."""
-    phases = [each for each in trace.ranges if each.name.startswith(("phase/data_wait", "phase/compute_"))]
-    if not phases:
+    if trace.step is None:
         return []
-    first, last = min(phase.begin_ns for phase in phases), max(phase.end_ns for phase in phases)
+    first, last = trace.step
     waits = {_said(each): each for each in trace.ranges if each.name.startswith("wait/") and NUMBERED in each.name}
     work = sorted(trace.work, key=lambda each: each.begin_ns)
     begins = [each.begin_ns for each in work]

@@ -8,12 +8,14 @@ Who opens the ranges (`torch.profiler.record_function`):
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from parallel.comm_kind import CommKind
 from train.trace.chrome import Kernel, Nesting, Range, Trace, TraceError, read_trace
+from train.trace.host_waits import host_waits
 from train.trace.intervals import Interval, inside, length_ns, merge, outside
 from train.trace.kernels import Category, Communication, classify
 from train.trace.stream_waits import stream_waits
@@ -21,6 +23,8 @@ from train.trace.sweep import HOST_RANGES, KERNELS, NS_PER_S, Sweep, sweep
 
 UNKNOWN = "unknown"
 """The kind of communication that no range of ours launched, and whose name does not say what it is for."""
+COMMUNICATION = "communication"
+"""Beside the categories of compute, where kernels are counted."""
 
 # gloo's names for what torch.distributed calls; a reduce-scatter may be an all-reduce underneath.
 _GLOO = {
@@ -68,6 +72,8 @@ def sweep_kernels(trace: Trace) -> Sweep:
     compute: list[Interval] = []
     communication: list[Interval] = []
     unknown: dict[str, int] = defaultdict(int)
+    launched: Counter[str] = Counter()
+    step = trace.step
     by_stream: dict[Any, list[Interval]] = defaultdict(list)
     """Compute; beside the stream that has most of it, by what it is for: FSDP2's copies, or nobody knows."""
     for kernel in trace.kernels:
@@ -76,6 +82,8 @@ def sweep_kernels(trace: Trace) -> Sweep:
         what = table[kernel.name]
         launch = None if kernel.correlation is None else trace.launches.get(kernel.correlation)
         launched_ns = launch.end_ns if launch else None
+        if step is None or launch is None or step[0] <= launch.begin_ns < step[1]:
+            launched[what.value if isinstance(what, Category) else COMMUNICATION] += 1
         if isinstance(what, Category):
             compute.append(Interval(kernel.begin_ns, kernel.end_ns, what.value, launched_ns))
             copies = launch is not None and fsdp.innermost(launch.thread, launch.begin_ns) is not None
@@ -89,7 +97,7 @@ def sweep_kernels(trace: Trace) -> Sweep:
         communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
     streams = sorted(by_stream.values(), key=lambda of_it: length_ns(merge(of_it)))
     beside = [interval for stream in streams[:-1] for interval in stream]
-    return sweep(
+    swept = sweep(
         KERNELS,
         compute,
         communication,
@@ -97,6 +105,7 @@ def sweep_kernels(trace: Trace) -> Sweep:
         n_kernels=len(trace.kernels),
         unknown_kinds_s={name: ns / NS_PER_S for name, ns in unknown.items()},
     )
+    return replace(swept, launched_by_category=dict(launched.most_common()), host_waits=host_waits(trace))
 
 
 def sweep_host_ranges(trace: Trace) -> Sweep:

@@ -61,6 +61,10 @@ class Sweep:
     """Run time of communication of kind `unknown`, by name."""
     stream_waits_s: dict[str, float]
     """By kind, what the compute stream waited for (train/trace/stream_waits.py); none from host ranges."""
+    launched_by_category: dict[str, int] = field(default_factory=dict)
+    """Kernels, copies and memsets that the step launched, by category; communication is one. None from host ranges."""
+    host_waits: dict[str, int] = field(default_factory=dict)
+    """How often the host waited for the device, by phase (train/trace/host_waits.py); none from host ranges."""
     waited_s: dict[str, float] = field(default_factory=dict)
     """By kind, what the clock's brackets around waits came to in the same step on the same rank, if one ran."""
 
