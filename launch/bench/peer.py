@@ -8,7 +8,7 @@ from conf.schema import JobConfig
 from launch.jobs.points import Point
 from models.config import ConfigError
 from models.hf_architecture import architecture_of
-from parallel.config import Dtype, Reduction
+from parallel.config import Dtype, Matmul, Reduction
 from train.data.config import DataSource
 from train.init_from import find_weights
 from train.published_weights import PublishedWeights
@@ -19,7 +19,7 @@ PEER_PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "peer_transf
 """What torchrun starts; it takes our words."""
 READ = ("model", "data", "optim", "precision", "train")
 """First parts of the keys that the peer follows. Its layout is its own: data parallel, sharded."""
-OURS = ("model.expert_backend", "model.row_backend", "optim.one_pass", "optim.moments")
+OURS = ("model.expert_backend", "model.row_backend", "optim.one_pass", "optim.moments", "precision.matmul")
 """Keys of these that say how we compute what it computes in its own way."""
 
 
@@ -56,6 +56,11 @@ def check_peer(config: JobConfig) -> None:
         raise ConfigError(f"peer=transformers learns random tokens: set data=synthetic, not {config.data.source.value}")
     if config.precision.compute is Dtype.float64:
         raise ConfigError("peer=transformers has no float64: set precision=bf16 or fp32")
+    if config.precision.matmul is Matmul.fp8:
+        raise ConfigError(
+            "peer=transformers multiplies in bfloat16: set precision=bf16 precision.matmul=fp8, of which it reads the "
+            "first"
+        )
 
 
 def _followed(point: Point, config: JobConfig) -> tuple[str, ...]:

@@ -109,6 +109,9 @@ def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
     assert not any(word.startswith("overlap") for word in peer.words)
     (peer,) = peers("strategy=zero1", "optim.one_pass=true,false", "model.row_backend=auto,torch")
     assert not {"optim.one_pass=true", "model.row_backend=auto"} & set(peer.words)
+    (peer,) = peers("strategy=zero1", "precision=bf16", "precision.matmul=default,fp8")
+    assert "precision=bf16" in peer.words
+    assert not any(word.startswith("precision.matmul") for word in peer.words)
     assert [peer.name for peer in peers("strategy=fsdp,ep", "train.global_batch_size=8,16")] == [
         "transformers-fsdp-global_batch_size=8",
         "transformers-fsdp-global_batch_size=16",
@@ -261,6 +264,10 @@ def test_a_ceiling_is_of_the_jobs_dtype() -> None:
     assert lines["dense_gemm"].ceiling is lines["dense_gemm"].of_ceiling is None
     assert lines["optimizer"].of_ceiling
     assert caveats(job, 2, CEILINGS) == ["no ceilings of products: they were measured in bfloat16, not float32"]
+    job = compose([*BIG, "precision=fp8", "strategy=fsdp"]).config
+    assert caveats(job, 2, CEILINGS) == [
+        "no ceilings of products: they were measured in bfloat16, not bfloat16 and fp8"
+    ]
     assert caveats(job, 2, None) == []
 
 
