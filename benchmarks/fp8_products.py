@@ -17,6 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import MultiHeadLatentAttention
@@ -197,7 +198,7 @@ def expert_products(k: int, n: int, n_rows: int, experts: int, device: str, rows
             Products(
                 name,
                 2.0 * total * width * outputs,
-                partial(torch._grouped_mm, x, of_rows.transpose(1, 2), offs=ends),
+                partial(F.grouped_mm, x, of_rows.transpose(1, 2), offs=ends),
                 partial(multiply, qx, qw, True),
                 partial(multiply, qx, qw, False),
                 None,
