@@ -8,7 +8,8 @@ from models.balanced_routing import balanced, even_length
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.check_engine import check_engine
-from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, StrategyConfig
+from parallel.check_fp8 import check_fp8
+from parallel.config import Dtype, EngineName, Matmul, OverlapConfig, PrecisionConfig, StrategyConfig
 from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
 from parallel.pipeline.schedules import ScheduleName
@@ -89,6 +90,8 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
     check_layout(config.model, config.strategy, config.overlap, degrees, n_micro_batches, config.data.sequence_length)
+    if config.precision.matmul is Matmul.fp8:
+        check_fp8(config.model, config.strategy, config.overlap, degrees, n_micro_batches)
     if config.model.expert_backend in (ExpertBackend.grouped_mm, ExpertBackend.fused):
         _check_grouped_mm(config.model, config.precision.compute)
     config.data.check()

@@ -7,6 +7,8 @@ What needs range (norms, router, softmax, loss) computes in at least float32 *fr
 B batch, S sequence, D model width, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,9 +31,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.init_std = {"weight": (in_features * residual_depth) ** -0.5, "bias": 0.0}
+        self.multiply: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+        """x, weight and bias of one dtype to y; models/fp8_linear.py has another."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None)
+        return self.multiply(x, self.weight.to(x.dtype), self.bias.to(x.dtype) if self.bias is not None else None)
 
 
 class Embedding(nn.Module):

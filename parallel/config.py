@@ -132,6 +132,11 @@ class Dtype(Enum):
         return dtypes[self.value]
 
 
+class Matmul(Enum):
+    default = "default"
+    fp8 = "fp8"
+
+
 @dataclass
 class PrecisionConfig:
     name: str = "fp32"
@@ -142,6 +147,8 @@ class PrecisionConfig:
     """Activations, and the weights that they meet; norms, router, softmax and loss use at least float32."""
     reduce: Dtype = Dtype.float32
     """fsdp, zero: gradients on the wire and in their sum."""
+    matmul: Matmul = Matmul.default
+    """fp8: attention's projections, dense and shared feed-forwards multiply e4m3, scaled by rows; default: no."""
 
     def check(self, reduction: Reduction) -> None:
         """Refuse dtypes that cannot meet, or that nothing would read.
@@ -159,6 +166,11 @@ class PrecisionConfig:
                     f"precision.{name}=float64 is wider than precision.parameters={parameters}: "
                     f"set it to {parameters}, or use precision=fp64"
                 )
+        if self.matmul is Matmul.fp8 and self.compute is not Dtype.bfloat16:
+            raise ConfigError(
+                f"precision.matmul=fp8: float8 goes with bfloat16, not precision.compute={self.compute.value}; set "
+                "that to bfloat16, or use precision=fp8"
+            )
         if reduction in (Reduction.none, Reduction.all_reduce) and self.reduce is not self.parameters:
             raise ConfigError(
                 f"precision.reduce={self.reduce.value}: only sharding (fsdp, zero1) reduces in a dtype of its own; "

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from models.config import ModelConfig
+from models.fp8_linear import multiply_in_fp8
 from models.initialise import Shard, initialise
 from models.rows import build_rows
 from models.surroundings import Surroundings
@@ -25,7 +26,7 @@ from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.compile import addition, compile_parts, measuring
-from parallel.config import OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
+from parallel.config import Matmul, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import build_dispatcher, build_placement
 from parallel.fully_shard import ShardedGradients, shard_stage
 from parallel.gradient_norm import NormsOf
@@ -129,6 +130,8 @@ def parallelize(
         if degrees.tp > 1:
             among = Among(comm, tp.group, CommKind.tp)
             splits |= tensor_parallel(stage, among, degrees.etp > 1, overlap.async_tp)
+        if precision.matmul is Matmul.fp8:
+            multiply_in_fp8(stage)
         if strategy.compile:
             compile_parts(stage, around.hide_behind_shared, world.device, precision.compute.torch)
         recompute_parts(

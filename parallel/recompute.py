@@ -18,7 +18,7 @@ from models.transformer import Transformer
 from parallel.block_methods import block_methods
 from parallel.config import Recompute
 
-EXPENSIVE = ("mm", "addmm", "bmm", "_grouped_mm", "grouped_mm")
+EXPENSIVE = ("mm", "addmm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm")
 """Names of aten operators whose results `selective` keeps; and every scaled_dot_product kernel."""
 
 

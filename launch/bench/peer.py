@@ -8,7 +8,7 @@ from conf.schema import JobConfig
 from launch.jobs.points import Point
 from models.config import ConfigError
 from models.hf_architecture import architecture_of
-from parallel.config import Dtype, Reduction
+from parallel.config import Dtype, Matmul, Reduction
 from train.data.config import DataSource
 from train.init_from import find_weights
 from train.published_weights import PublishedWeights
@@ -26,6 +26,7 @@ OURS = (
     "model.loss_chunk_size",
     "optim.one_pass",
     "optim.moments",
+    "precision.matmul",
 )
 """Keys of these that say how we compute what it computes in its own way."""
 
@@ -63,6 +64,11 @@ def check_peer(config: JobConfig) -> None:
         raise ConfigError(f"peer=transformers learns random tokens: set data=synthetic, not {config.data.source.value}")
     if config.precision.compute is Dtype.float64:
         raise ConfigError("peer=transformers has no float64: set precision=bf16 or fp32")
+    if config.precision.matmul is Matmul.fp8:
+        raise ConfigError(
+            "peer=transformers multiplies in bfloat16: set precision=bf16 precision.matmul=fp8, of which it reads the "
+            "first"
+        )
 
 
 def _followed(point: Point, config: JobConfig) -> tuple[str, ...]:

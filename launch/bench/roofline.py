@@ -12,7 +12,7 @@ import torch
 from conf.schema import JobConfig
 from launch.bench.ceilings import Ceilings
 from models.flops import count_parameters, flops_by_category, routed_parameters
-from parallel.config import Reduction
+from parallel.config import Matmul, Reduction
 from parallel.mesh import Degrees
 from train.config import Moments
 from train.metrics.verdict import TracedStep
@@ -87,7 +87,8 @@ def _measured(job: JobConfig, ceilings: Ceilings | None) -> bool:
 
 
 def _compute(job: JobConfig) -> str:
-    return str(job.precision.compute.value)
+    compute = str(job.precision.compute.value)
+    return compute if job.precision.matmul is Matmul.default else f"{compute} and fp8"
 
 
 def optimizer_parameters(job: JobConfig, n_ranks: int) -> float:

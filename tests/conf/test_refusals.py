@@ -562,6 +562,27 @@ COMBINATIONS = [
         "precision.reduce=float64 is wider than precision.parameters=float32",
     ),
     ("strategy=ddp precision.reduce=bfloat16", 2, "only sharding (fsdp, zero1) reduces in a dtype of its own; set"),
+    (
+        "precision.matmul=fp8",
+        1,
+        "precision.matmul=fp8: float8 goes with bfloat16, not precision.compute=float32; set",
+    ),
+    (
+        "precision=fp8 strategy=tp",
+        2,
+        "precision.matmul=fp8: with strategy.tp=2 a rank has a part of each row, and",
+    ),
+    ("precision=fp8 strategy=accelerate_ddp", 2, "precision.matmul=fp8: strategy.engine=accelerate multiplies in"),
+    (
+        "precision=fp8 strategy=pp strategy.schedule=dualpipev model.n_layers=8",
+        2,
+        "precision.matmul=fp8: strategy.schedule=dualpipev splits backward, and each half would compute both gradients",
+    ),
+    (
+        "precision=fp8 model=tiny_mla",
+        1,
+        "sizes that are multiples of 16, and layers.0.attention.mixer.kv_down.weight is 40 × 64: change these, or set",
+    ),
     # the optimizer
     ("optim.beta1=1", 1, "optim.beta1=1.0: set it in [0, 1)"),
     ("optim.min_lr_ratio=1.1", 1, "optim.min_lr_ratio=1.1: set it in [0, 1]"),

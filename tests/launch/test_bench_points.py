@@ -110,6 +110,9 @@ def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
     ours = {"optim.one_pass": "true,false", "model.loss_backend": "auto,torch", "model.loss_chunk_size": "9,99"}
     (peer,) = peers("strategy=zero1", "model.row_backend=auto,torch", *map("=".join, ours.items()))
     assert not {word.split("=")[0] for word in peer.words} & {*ours, "model.row_backend"}
+    (peer,) = peers("strategy=zero1", "precision=bf16", "precision.matmul=default,fp8")
+    assert "precision=bf16" in peer.words
+    assert not any(word.startswith("precision.matmul") for word in peer.words)
     assert [peer.name for peer in peers("strategy=fsdp,ep", "train.global_batch_size=8,16")] == [
         "transformers-fsdp-global_batch_size=8",
         "transformers-fsdp-global_batch_size=16",
@@ -263,6 +266,10 @@ def test_a_ceiling_is_of_the_jobs_dtype() -> None:
     assert lines["dense_gemm"].ceiling is lines["dense_gemm"].of_ceiling is None
     assert lines["optimizer"].of_ceiling
     assert caveats(job, 2, CEILINGS) == ["no ceilings of products: they were measured in bfloat16, not float32"]
+    job = compose([*BIG, "precision=fp8", "strategy=fsdp"]).config
+    assert caveats(job, 2, CEILINGS) == [
+        "no ceilings of products: they were measured in bfloat16, not bfloat16 and fp8"
+    ]
     assert caveats(job, 2, None) == []
 
 

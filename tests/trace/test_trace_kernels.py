@@ -59,6 +59,7 @@ def test_what_looks_like_communication_is_never_called_compute(name: str) -> Non
     ("name", "category"),
     [
         ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNT", Category.dense_gemm),
+        ("nvjet_sm90_qqtst_128x256_128x4_2x1_v_bz_coopA_bias_TNT", Category.dense_gemm),
         ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_nn_n_tilesize128x128x64_cublas", Category.dense_gemm),
         ("void cutlass::Kernel2<cutlass_80_tensorop_s1688gemm_256x64_16x4_nt_align4>(Params)", Category.dense_gemm),
         ("void cutlass::device_kernel<dpsk::grouped_gemm::cuda::fp8_ptp128c::GemmKernel>(Params)", Category.dense_gemm),

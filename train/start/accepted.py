@@ -12,6 +12,7 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.hf_config import function_values, word
 from parallel.check_engine import check_engine_device
+from parallel.check_fp8 import check_fp8_device
 from parallel.mesh import Degrees
 from parallel.nodes import experts_across_nodes
 from parallel.world import Launch, choose_device
@@ -53,6 +54,7 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
         print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
     check_engine_device(config.strategy, device)
+    check_fp8_device(config.precision, device)
     check_compilers(config, device)
     check_nvtx(config.measure.nvtx, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
