@@ -86,7 +86,7 @@ class RoutedExperts(nn.Module):
         backend = choose_backend(self.backend, rows_ND, gate_up_E2FD.shape[2], self.whole_backward)
         if backend is not ExpertBackend.loop and not len(rows_ND):
             # Backward of CUDA's grouped_mm refuses no rows (torch 2.11); a row of no slot is in nothing.
-            one_N = None if weights_N is None else weights_N.new_zeros(1)
+            one_N = None if weights_N is None else F.pad(weights_N, (0, 1))
             return self.compute(F.pad(rows_ND, (0, 0, 0, 1)), offsets_E, gate_up_E2FD, down_EDF, one_N)[:0]
         if backend is ExpertBackend.loop:
             return _loop(rows_ND, offsets_E, gate_up_E2FD, down_EDF, weights_N)

@@ -82,7 +82,9 @@ def results_of_parts(head: Head, x_TD: Tensor, targets_T: Tensor) -> list[Tensor
         part.cross_entropy = head.cross_entropy
         outs.append(results(part, x_TD, targets_T, Part(begin, logits_TV[:, elsewhere], theirs_T)))
     (loss, alone, of_x, of_weight), (other_loss, _, of_x_too, of_rest) = outs
-    assert (loss - other_loss).abs() <= 1e-6 * loss.abs()
+    # A product of a part of the vocabulary may round other logits up than the product of all.
+    near = 1e-6 if x_TD.dtype is torch.float32 else 1e-4
+    assert (loss - other_loss).abs() <= near * loss.abs()
     return [loss, alone, of_x + of_x_too, torch.cat((of_weight, of_rest))]
 
 
@@ -113,11 +115,10 @@ def compare(device: str, n_tokens: int, dim: int, n_words: int, chunk: int, spre
                 slack = 1.5 if what == "whole" else 2.5
                 said = f"{what}, V={n_words}, chunk={chunk}, {name} in {dtype}: {error} beside {yardstick}"
                 assert error <= slack * yardstick + 1e-6 * e.norm().item(), said
-        # A scale that was rounded to bfloat16 is a factor that all numbers share; what rounds each of them must be many.
+        # A scale rounded to bfloat16 is a factor that all numbers share; they are rounded too, and must be many.
         for e, o in zip(exact[2:], ours[2:], strict=True):
-            assert (
-                dtype is torch.bfloat16 and e.numel() < 2**17 or abs((e * o).sum() / e.square().sum() - 1).item() < 5e-4
-            )
+            if dtype is torch.float32 or e.numel() >= 2**17:
+                assert abs((e * o).sum() / e.square().sum() - 1).item() < 5e-4
 
 
 def check_reads_only(device: str) -> None:
