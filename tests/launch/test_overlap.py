@@ -298,7 +298,9 @@ def test_a_side_is_read_from_what_its_jobs_left(tmp_path: Path) -> None:
             for step, steps, ms in ((1, 1, 500.0), (5, 4, 10.0), (6, 1, 60.0))
         ]
         (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (job.folder / "config.yaml").write_text("environment: {corpus_sha256: x, resumed_after_step: 0}\n")
+        (job.folder / "config.yaml").write_text(
+            "environment: {corpus_sha256: x, resumed_after_step: 0}\nmodel: {n_layers: 4}\n"
+        )
         summary = RunSummary(
             *(
                 "run",

@@ -60,7 +60,7 @@ def test_a_dropped_pair_is_one_of_weight_zero(
     route = Routing(experts_TK, weights_TK.clone().requires_grad_(), kept_TK)
     y_TD, counts_E = there_and_back(dispatcher, module, x_TD, route)
     (part,) = dispatcher.leaving(x_TD, route).parts
-    assert part.ticket[-1] == kept_TK.sum()  # what is dropped is not computed
+    assert part.ticket.offsets_E[-1] == kept_TK.sum()  # what is dropped is not computed
     assert len(part.rows_ND) == (T * K if room_for_all else kept_TK.sum())
     assert torch.equal(counts_E, torch.bincount(experts_TK[kept_TK], minlength=E))
 
