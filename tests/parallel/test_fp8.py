@@ -41,7 +41,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+IN_SOAK = {"zero1_compiled"}  # a minute of compilers; one graph a part: tests/models/test_fp8_linear.py
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.soak] if name in IN_SOAK else []) for name in CASES]
+)
 def test_two_ranks_round_as_one_does(name: str, pool: WorkerPool) -> None:
     layout = replace(CASES[name], precision=FP8_IN_FLOAT64)
     (reference,) = pool.run(1, run_layout, replace(layout, strategy=SINGLE, micro_batch_size=None))
