@@ -43,6 +43,8 @@ def main() -> int:
     base = means(steps)
     print(f"{'run':32} {'steps':>6} {'last 100':>9} {'apart':>8} {'most':>8} {'held out':>9} {'apart':>8}")
     within = True
+    if not base:
+        sys.exit(f"{asked.base} has {len(steps)} losses, and windows have {WINDOW}: train longer, log every step")
     for run in (asked.base, *asked.runs):
         own_steps, own_held_out = losses(run)
         own = means(own_steps)

@@ -4,20 +4,26 @@
 # Of the long steps a quarter are done, and half the rounds.
 # Usage: benchmarks/speed.sh FOLDER [steps=40] [rounds=4] [name…, of one-16k one-131k two-16k two-131k; without: all]
 set -euo pipefail
-to="$1" steps="${2:-40}" rounds="${3:-4}" here="$(dirname "$0")" names=" ${*:4} "
+usage="usage: benchmarks/speed.sh FOLDER [steps, 12 or more] [rounds] [one-16k one-131k two-16k two-131k]"
+to="${1:?$usage}" steps="${2:-40}" rounds="${3:-4}" here="$(dirname "$0")" names="${*:4}"
+gpus="$(nvidia-smi -L | wc -l)" failed=0
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+[ "$steps" -ge 12 ] || { echo "$usage" >&2; exit 2; }
+for name in $names; do
+    [[ " one-16k one-131k two-16k two-131k " == *" $name "* ]] || { echo "$name: $usage" >&2; exit 2; }
+done
 
 bench() { # bench NAME RANKS POINTS sequences-a-step-and-rank shorter
-    [ "$names" = "  " ] || [[ "$names" == *" $1 "* ]] || return 0
+    [ -z "$names" ] || [[ " $names " == *" $1 "* ]] || return 0
+    [ "$gpus" -ge "$2" ] || { echo "$1: left out, there are $gpus GPUs" >&2; return 0; }
     python3 -m launch.cli bench "to=$to/$1" "nproc=$2" "configs=$here/$3" peer=transformers \
         "rounds=$(((rounds + $5 - 1) / $5))" model=moe_5b precision=bf16 optim=adamw_large \
         "train.steps=$((steps / $5 / $5))" "train.log_every=$((5 / $5))" \
-        "train.global_batch_size=$(($2 * $4))" "train.micro_batch_size=$((4 * $5))"
+        "train.global_batch_size=$(($2 * $4))" "train.micro_batch_size=$((4 * $5))" || failed=1
 }
 
 bench one-16k 1 one_gpu.yaml 4 1
 bench one-131k 1 one_gpu.yaml 32 2
-if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
-    bench two-16k 2 two_gpus.yaml 4 1
-    bench two-131k 2 two_gpus.yaml 32 2
-fi
+bench two-16k 2 two_gpus.yaml 4 1
+bench two-131k 2 two_gpus.yaml 32 2
+exit $failed

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
@@ -51,6 +52,12 @@ def compose(words: Sequence[str], extra_dir: Path | None = None) -> Composed:
         raise ConfigError(complaint(error, words, keys)) from error
     assert isinstance(typed, JobConfig)
     return Composed(typed, text)
+
+
+def schema_defaults() -> dict[str, Any]:
+    """What every key is where nobody, and no preset, says otherwise: plain values, as in a run's config.yaml."""
+    plain: dict[str, Any] = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.structured(JobConfig)))
+    return plain
 
 
 def read_job(path: Path) -> JobConfig:

@@ -93,7 +93,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     if config.precision.matmul is Matmul.fp8:
         check_fp8(config.model, config.strategy, config.overlap, degrees, n_micro_batches)
     if config.model.expert_backend in (ExpertBackend.grouped_mm, ExpertBackend.fused):
-        _check_grouped_mm(config.model, config.precision.compute)
+        _check_grouped_mm(config.model, config.precision.compute, degrees.etp)
     config.data.check()
     _check_bytes(config)
     if config.run.name is not None and config.run.dir is not None:
@@ -133,15 +133,19 @@ def _check_name(key: str, name: str) -> None:
         raise ConfigError(f"{key}={name[:20]}…: it names a folder; set it to {LONGEST_NAME} bytes at most")
 
 
-def _check_grouped_mm(model: ModelConfig, compute: Dtype) -> None:
+def _check_grouped_mm(model: ModelConfig, compute: Dtype, etp: int) -> None:
+    backend = model.expert_backend.value
     if compute is Dtype.float64:
-        raise ConfigError(f"model.expert_backend={model.expert_backend.value} has no float64: set it to auto or loop")
+        raise ConfigError(f"model.expert_backend={backend} has no float64: set it to auto or loop")
+    if model.expert_backend is ExpertBackend.fused and compute is not Dtype.bfloat16:
+        raise ConfigError(f"model.expert_backend=fused computes in bfloat16, not in {compute.value}: set it to auto")
     multiple = 16 // compute.torch.itemsize  # rows must begin at multiples of 16 bytes
-    for key, size in (("dim", model.dim), ("moe.expert_dim", model.moe.expert_dim)):
-        if size % multiple:
+    for key, size, n_parts in (("dim", model.dim, 1), ("moe.expert_dim", model.moe.expert_dim, etp)):
+        if size % (multiple * n_parts):
+            of_parts = f" on each of {n_parts} ranks" if n_parts > 1 else ""
             raise ConfigError(
-                f"model.{key}={size}: grouped_mm takes multiples of {multiple} in {compute.value}; "
-                f"set it to {size + -size % multiple}, or model.expert_backend=loop"
+                f"model.{key}={size}: {backend} takes multiples of {multiple} in {compute.value}{of_parts}; "
+                f"set it to {size + -size % (multiple * n_parts)}, or model.expert_backend=loop"
             )
 
 

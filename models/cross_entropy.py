@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.config import LossBackend
 from models.layers import accumulation_dtype
-from models.triton_here import triton_lacks
+from models.triton_here import kernels_run
 from models.whole_vocabulary import IGNORED, WholeVocabulary
 
 
@@ -66,7 +66,7 @@ class OnePassCrossEntropy(CrossEntropy):
 
     def takes(self, logits: Tensor) -> bool:
         """Whether the kernel runs there."""
-        return logits.is_cuda and logits.dtype is not torch.float64 and not triton_lacks()
+        return kernels_run(logits)
 
 
 def build_cross_entropy(backend: LossBackend) -> CrossEntropy:

@@ -4,8 +4,8 @@
     second sweep   l becomes exp(l - largest) / Σ - [is the target], in place
 
 bytes moved a logit in bf16, V = 32,768    kernel    torch's operators
-loss                                       2         28
-gradient                                   2 + 2     38
+loss                                       2         30
+and its gradient                           2 + 2     52
 
 The second sweep's reads are mostly from cache: a token's 64 KiB were just read, and with 16 warps a program few enough
 tokens are under way at a time that all of theirs fit there.

@@ -26,7 +26,7 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, dim: int, vocab_size: int, chunk_size: int, loss_backend: LossBackend = LossBackend.torch
+        self, dim: int, vocab_size: int, chunk_size: int, loss_backend: LossBackend = LossBackend.auto
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))

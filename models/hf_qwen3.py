@@ -40,7 +40,7 @@ def from_qwen3(published: Mapping[str, Any], file: str) -> dict[str, Any]:
     ConfigError: for what no model of ours can do.
     """
     dense = published.get("mlp_only_layers") or []
-    if dense != list(range(len(dense))):
+    if not isinstance(dense, list) or dense != list(range(len(dense))):
         raise ConfigError(f"{file}: this model cannot do mlp_only_layers={dense} (dense layers come first here)")
     if (step := published.get("decoder_sparse_step", 1)) != 1:
         raise ConfigError(
@@ -48,5 +48,9 @@ def from_qwen3(published: Mapping[str, Any], file: str) -> dict[str, Any]:
         )
     if published.get("attention_bias"):
         raise ConfigError(f"{file}: this model cannot do attention_bias=true (the output has none in gqa here)")
+    if published.get("use_sliding_window"):
+        raise ConfigError(f"{file}: this model cannot do use_sliding_window=true (attention sees all before)")
     experts = published.get("num_experts", published.get("num_local_experts"))
+    if experts is None:
+        raise ConfigError(f"{file} has no num_experts: name the config.json of a {published.get('model_type')}")
     return {**published, **ALWAYS, "n_routed_experts": experts, "first_k_dense_replace": len(dense)}

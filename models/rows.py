@@ -11,7 +11,7 @@ from torch import Tensor
 from models.config import RowBackend
 from models.permutation import Sorted, from_rows, to_rows, weigh
 from models.router import Routing
-from models.triton_here import triton_lacks
+from models.triton_here import kernels_run
 
 
 class Rows:
@@ -56,7 +56,7 @@ class OnePassRows(Rows):
 
     def takes(self, x: Tensor) -> bool:
         """Whether the kernels run there."""
-        return x.is_cuda and x.dtype is not torch.float64 and not triton_lacks()
+        return kernels_run(x)
 
 
 def build_rows(backend: RowBackend) -> Rows:

@@ -7,8 +7,16 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 CC = ("gcc", "clang")
 """C compilers by which Triton makes what launches its kernels, unless the variable CC names one."""
+
+
+def kernels_run(x: Tensor) -> bool:
+    """Whether kernels of ours, which compute in float32, can take `x`."""
+    return x.is_cuda and x.dtype is not torch.float64 and not triton_lacks()
 
 
 @cache

@@ -81,6 +81,11 @@ def _check_compile(model: ModelConfig, strategy: StrategyConfig, degrees: Degree
 def _check_room(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees) -> None:
     """Refuse room for all rows where their number is known, or waited for anyway."""
     said = "strategy.rows=static:"
+    if model.expert_backend is ExpertBackend.loop:
+        raise ConfigError(
+            f"{said} model.expert_backend=loop asks the device how many rows each expert has; set that to auto, or "
+            "strategy.rows=exact"
+        )
     if degrees.ep > 1 and strategy.dispatcher is not DispatcherName.all_gather:
         raise ConfigError(
             f"{said} strategy.dispatcher={strategy.dispatcher.value} waits for how many rows come; set that to "

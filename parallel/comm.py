@@ -23,6 +23,15 @@ from parallel.comm_kind import CommKind
 T = TypeVar("T")
 
 # Renamed in torch 2.13, which warns at the old names; 2.11 has only those.
+OPERATIONS = frozenset(
+    [
+        *("all_reduce", "all_reduce_max", "all_reduce_on_host", "all_gather", "all_gather_numbers", "reduce_scatter"),
+        *("all_to_all", "send", "receive", "broadcast", "barrier"),
+        *("broadcast_object", "all_gather_object", "gather_object", "scatter_object"),
+    ]
+)
+"""What ranks are counted to say to each other, FSDP2 too."""
+
 _all_gather: Callable[..., Work | None] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter: Callable[..., Work | None] = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 

@@ -38,8 +38,9 @@ class Counting:
             yield
         self._graphs, _ = graphs_made()
 
-    def counts(self) -> RunCounts:
-        """Until now, on rank 0, after a step at least."""
-        assert self._graphs is not None
+    def counts(self) -> RunCounts | None:
+        """Until now, on rank 0; None of an attempt without a step."""
+        if self._graphs is None:
+            return None
         graphs, breaks = graphs_made()
         return RunCounts(graphs, graphs - self._graphs, breaks, self._said)

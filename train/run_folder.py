@@ -66,13 +66,14 @@ def new_folder(run: RunConfig, model_name: str, strategy_name: str, launcher: in
     return next(root.glob(f"????????-??????-{glob.escape(ending)}"), root / f"{stamp}-{ending}")
 
 
-def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str) -> None:
+def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str, defaults: dict[str, Any]) -> None:
     """Refuse to continue another job in its folder.
 
     Args:
         folder: may be absent: a new job.
         config: the resolved configuration as plain values.
         corpus_fingerprint: SHA-256 of the corpus that is open now.
+        defaults: what keys are that an older version did not know of: its runs did as these say.
 
     Raises:
         ConfigError: naming the first value that differs.
@@ -82,7 +83,9 @@ def check_same_job(folder: Path, config: dict[str, Any], corpus_fingerprint: str
         return
     advice = "set it back to continue that run, or name another run.name"
     before = read_config(path)
-    old, new = identity(before), identity(config)
+    new = identity(config)
+    unknown_then = {key: value for key, value in identity(defaults).items() if key in new}
+    old = unknown_then | identity(before)
     # A preset's name first: it is what was typed, and the values below it differ for its sake.
     for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.endswith(".name"), key)):
         if old.get(key) != new.get(key):

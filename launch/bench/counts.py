@@ -1,7 +1,7 @@
 """Counts of one step: what the same words do alike in every run, so that more of it is never noise.
 
     kernels, kernels/CATEGORY            GPU kernels, copies and memsets that a step launches (train/trace/kernels.py)
-    kernels_a_layer                      of these, divided by the model's layers
+    kernels_a_layer                      of these, divided by the model's layers; not of a pipeline's
     host_waits, host_waits/PHASE         how often the host waited for the device in a step (train/trace/host_waits.py);
                                          in all without those of the phase log, which reads a row's numbers
     graphs, late_graphs, graph_breaks    of torch.compile; late: after the first step
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.clock.phase_clock import Phase
+from parallel.comm import OPERATIONS
 from parallel.comm_kind import CommKind
 from train.metrics.counts import COUNTS_FILE, RunCounts
 from train.trace.kernels import Category
@@ -32,16 +33,20 @@ PARTS: Mapping[str, frozenset[str]] = {
     "bytes": frozenset(kind.value for kind in CommKind),
 }
 """What is counted in parts, and what the first word of such a part can be."""
+BETWEEN_RANKS = ("collectives", "bytes")
+"""Of these, the parts are of a kind and an operation."""
 WHOLE = (*PARTS, "kernels_a_layer", "graphs", "late_graphs", "graph_breaks")
 
 
-def read_counts(folder: Path, trace: Mapping[str, Any] | None, n_layers: int) -> Counts:
-    """Of the run in `folder`; `trace` is the summary beside its deep trace."""
+def read_counts(folder: Path, trace: Mapping[str, Any] | None, n_layers: int | None) -> Counts:
+    """Of the run in `folder`; `trace` is the summary beside its deep trace, `n_layers` the layers of rank 0: None if it
+    has not all of the model's."""
     counts: dict[str, float] = {}
     if trace and trace.get("source") == KERNELS and "launched_by_category" in trace:
         launched, waits = trace["launched_by_category"], trace["host_waits"]
         counts |= _in_parts("kernels", launched)
-        counts["kernels_a_layer"] = round(counts["kernels"] / n_layers, 1)
+        if n_layers is not None:
+            counts["kernels_a_layer"] = round(counts["kernels"] / n_layers, 1)
         counts |= _in_parts("host_waits", waits)
         counts["host_waits"] -= waits.get(Phase.log.value, 0)
     if run := RunCounts.read(folder / COUNTS_FILE):
@@ -71,8 +76,12 @@ def count_of(counts: Counts, name: str) -> float | None:
 
 def known(name: str) -> bool:
     """Whether anything is ever counted by this name."""
-    whole, _, part = name.partition("/")
-    return part.partition("/")[0] in PARTS.get(whole, ()) if part else whole in WHOLE
+    whole, *parts = name.split("/")
+    if not parts:
+        return whole in WHOLE
+    depth = 2 if whole in BETWEEN_RANKS else 1
+    operations = parts[1:]
+    return len(parts) == depth and parts[0] in PARTS.get(whole, ()) and OPERATIONS.issuperset(operations)
 
 
 def _in_parts(whole: str, parts: Mapping[str, int]) -> dict[str, float]:

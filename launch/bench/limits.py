@@ -53,4 +53,4 @@ def excesses(limits: Limits, counts: Mapping[str, Counts]) -> list[str]:
 def _how(name: str) -> str:
     if name.startswith(("kernels", "host_waits")):
         return "it takes trace=true, and a GPU"
-    return "it takes measure.counts=true, and a job that ends"
+    return "it takes measure.counts=true, and a job that ends; collectives, an engine of ours"

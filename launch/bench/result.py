@@ -68,7 +68,8 @@ class Round:
         swept = read_json(traces[-1]) if traces else None
         settings = read_config(job.folder / "config.yaml")
         breakdown = mean_breakdown(timed_rows(read_rows(job.folder), settings))
-        counts = read_counts(job.folder, swept, settings["model"]["n_layers"])
+        n_layers = settings["model"]["n_layers"] if settings["strategy"]["pp"] == 1 else None
+        counts = read_counts(job.folder, swept, n_layers)
         return cls(job.round, job.summary(), None, breakdown, TracedStep.read(swept), settings, counts)
 
 

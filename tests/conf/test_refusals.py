@@ -170,6 +170,17 @@ COMBINATIONS = [
         1,
         "grouped_mm takes multiples of 8 in bfloat16; set it to 16",
     ),
+    (
+        "strategy=tp strategy.etp=2 model.expert_backend=grouped_mm model.moe.expert_dim=24 precision=bf16",
+        2,
+        "model.moe.expert_dim=24: grouped_mm takes multiples of 8 in bfloat16 on each of 2 ranks; set it to 32",
+    ),
+    ("model.expert_backend=fused precision=fp32", 1, "fused computes in bfloat16, not in float32: set it to auto"),
+    (
+        "strategy=ep strategy.dispatcher=all_gather strategy.rows=static model.expert_backend=loop",
+        2,
+        "strategy.rows=static: model.expert_backend=loop asks the device how many rows each expert has",
+    ),
     # what attention and routing cannot be, or would not read
     (
         "model.attention.rope_fraction=0.1",

@@ -299,7 +299,7 @@ def test_a_side_is_read_from_what_its_jobs_left(tmp_path: Path) -> None:
         ]
         (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (job.folder / "config.yaml").write_text(
-            "environment: {corpus_sha256: x, resumed_after_step: 0}\nmodel: {n_layers: 4}\n"
+            "environment: {corpus_sha256: x, resumed_after_step: 0}\nmodel: {n_layers: 4}\nstrategy: {pp: 1}\n"
         )
         summary = RunSummary(
             *(

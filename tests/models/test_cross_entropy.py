@@ -35,7 +35,7 @@ def test_where_the_kernel_does_not_run_auto_is_torch() -> None:
 
 
 def test_the_kernel_takes_what_it_computes_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.cross_entropy.triton_lacks", lambda: None)
+    monkeypatch.setattr("models.triton_here.triton_lacks", lambda: None)
     takes = OnePassCrossEntropy().takes
     for dtype, taken in ((torch.bfloat16, True), (torch.float32, True), (torch.float64, False)):
         logits: Any = SimpleNamespace(is_cuda=True, dtype=dtype)

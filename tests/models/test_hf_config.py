@@ -233,7 +233,7 @@ def test_the_first_difference_is_named_and_all_are_mended() -> None:
         (QWEN3_30B, {"decoder_sparse_step": 2}, "cannot do decoder_sparse_step=2"),
         (QWEN3_30B, {"attention_bias": True}, "cannot do attention_bias=true (the output has none in gqa here)"),
         (QWEN3_30B, {"sliding_window": 4096}, "cannot do sliding_window=4096"),
-        (QWEN3_30B, {"num_experts": None}, "config.json has no n_routed_experts"),
+        (QWEN3_30B, {"num_experts": None}, "config.json has no num_experts"),
         (V3_671B, {"quantization_config": FP8_BLOCKS}, "cannot do quantization_config (its weights are quantised: con"),
         (V3_671B, {"tie_word_embeddings": True}, "cannot do tie_word_embeddings=true (the head has weights of its own"),
         (V2_LITE, {"mlp_bias": True}, "cannot do mlp_bias=true"),

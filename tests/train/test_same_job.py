@@ -9,13 +9,14 @@ import yaml
 from harness.run_record import RunRecord
 from harness.torchrun import alone
 
-from conf.compose import compose
+from conf.compose import compose, schema_defaults
 from models.config import ConfigError
 from train.report import finished_summary
 from train.run_folder import check_same_job, write_config
 
 Job = Callable[[str], RunRecord]
 CORPUS = "c0ffee"
+DEFAULTS = schema_defaults()
 
 
 @pytest.fixture
@@ -44,26 +45,35 @@ def plain(*words: str) -> dict:
 )
 def test_another_job_is_refused(folder: Path, word: str, key: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        check_same_job(folder, plain("model=tiny", word), CORPUS)
+        check_same_job(folder, plain("model=tiny", word), CORPUS, DEFAULTS)
     message = str(refusal.value)
     assert message.startswith(f"{key}=")
     assert str(folder) in message
     assert "\n" not in message
 
 
+def test_a_run_of_an_older_version_goes_on_as_the_default_says(folder: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["precision"]["matmul"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    check_same_job(folder, plain("model=tiny"), CORPUS, DEFAULTS)
+    with pytest.raises(ConfigError, match=r"^precision\.matmul=fp8, and .* precision\.matmul=default: "):
+        check_same_job(folder, plain("model=tiny", "precision.matmul=fp8"), CORPUS, DEFAULTS)
+
+
 def test_another_mixture_is_refused_by_what_differs_in_it(tmp_path: Path) -> None:
     parts = "data.mixture=[{{source: text, path: {path}, weight: 2}}, {{source: stdlib, weight: {weight}}}]"
     write_config(tmp_path, plain("data=mixture", parts.format(path="here", weight=1)), {"corpus_sha256": CORPUS})
-    check_same_job(tmp_path, plain("data=mixture", parts.format(path="moved", weight=1)), CORPUS)
+    check_same_job(tmp_path, plain("data=mixture", parts.format(path="moved", weight=1)), CORPUS, DEFAULTS)
     with pytest.raises(
         ConfigError, match=r"^data\.mixture\[1\]\.weight=3\.0, and .* data\.mixture\[1\]\.weight=1\.0: "
     ):
-        check_same_job(tmp_path, plain("data=mixture", parts.format(path="here", weight=3)), CORPUS)
+        check_same_job(tmp_path, plain("data=mixture", parts.format(path="here", weight=3)), CORPUS, DEFAULTS)
 
 
 def test_another_corpus_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="the corpus is not the one"):
-        check_same_job(folder, plain("model=tiny"), "decaf")
+        check_same_job(folder, plain("model=tiny"), "decaf", DEFAULTS)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +96,7 @@ def test_another_corpus_is_refused(folder: Path) -> None:
     ],
 )
 def test_what_does_not_make_another_job_may_change(folder: Path, word: str) -> None:
-    check_same_job(folder, plain("model=tiny", word), CORPUS)
+    check_same_job(folder, plain("model=tiny", word), CORPUS, DEFAULTS)
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from conf.compose import read_job
+from conf.compose import read_job, schema_defaults
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.hf_config import function_values, word
+from models.triton_here import triton_lacks
 from parallel.check_engine import check_engine_device
 from parallel.check_fp8 import check_fp8_device
 from parallel.mesh import Degrees
@@ -56,11 +57,13 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
     check_engine_device(config.strategy, device)
     check_fp8_device(config.precision, device)
     check_compilers(config, device)
+    if device.type == "cuda" and launch.rank == 0 and (lacks := triton_lacks()):
+        print(f"switchyard: kernels that are auto are torch's, which are slower: {lacks}", file=sys.stderr)
     check_nvtx(config.measure.nvtx, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)
     if folder:
-        check_same_job(folder, plain, corpus.fingerprint)
+        check_same_job(folder, plain, corpus.fingerprint, schema_defaults())
         check_steps_left(folder / "checkpoints", config.train.steps)
         if (folder / STOP_FILE).exists() and not restarted():  # one that had begun stops in order
             raise ConfigError(f"{folder / STOP_FILE} asks this run to stop: remove it to go on")

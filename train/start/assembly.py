@@ -118,8 +118,8 @@ def run(
     if injector.left:
         print(f"switchyard: faults.inject: on rank {world.rank} these did not happen: {injector.left}", file=sys.stderr)
     if report and guard.fence.still_ours(at_once=True):
-        if counting:
-            counting.counts().write(folder / COUNTS_FILE)
+        if counting and (counts := counting.counts()):
+            counts.write(folder / COUNTS_FILE)
         report.summarise()
 
 
