@@ -1,8 +1,10 @@
 """What a layout asks of the model and the batch: every rule that ties them, before any process group."""
 
+import torch
+
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check_overlap import check_hand_made_gradients, check_overlap
-from parallel.config import OverlapConfig, Recompute, StrategyConfig
+from parallel.config import Dtype, OverlapConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName, RowRoom, check_expert_parallel
 from parallel.mesh import Degrees
 from parallel.pipeline.schedules import build_schedule
@@ -95,6 +97,20 @@ def _check_room(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees) 
         raise ConfigError(
             f"{said} with strategy.ep=1, and no expert with a capacity, every pair has a row and nobody waits; leave "
             "it out"
+        )
+
+
+def check_room_device(model: ModelConfig, strategy: StrategyConfig, compute: Dtype, device: torch.device) -> None:
+    """Refuse room for all rows on a GPU where auto computes experts by the loop.
+
+    Raises:
+        ConfigError: naming the precision to change.
+    """
+    chosen = model.expert_backend is ExpertBackend.auto and device.type == "cuda"
+    if strategy.rows is RowRoom.static and chosen and compute is not Dtype.bfloat16:
+        raise ConfigError(
+            f"strategy.rows=static: with precision.compute={compute.value} experts are a loop on a GPU, which asks it "
+            "how many rows each has; use precision=bf16, or strategy.rows=exact"
         )
 
 

@@ -22,7 +22,6 @@ from parallel.comm_kind import CommKind
 
 T = TypeVar("T")
 
-# Renamed in torch 2.13, which warns at the old names; 2.11 has only those.
 OPERATIONS = frozenset(
     [
         *("all_reduce", "all_reduce_max", "all_reduce_on_host", "all_gather", "all_gather_numbers", "reduce_scatter"),
@@ -32,6 +31,7 @@ OPERATIONS = frozenset(
 )
 """What ranks are counted to say to each other, FSDP2 too."""
 
+# Renamed in torch 2.13, which warns at the old names; 2.11 has only those.
 _all_gather: Callable[..., Work | None] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter: Callable[..., Work | None] = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 

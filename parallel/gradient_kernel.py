@@ -35,7 +35,8 @@ def add(total: Tensor, gradient: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """See norms_in_float64: the norms of blocks, then of these. Sixteen squares at a time are added up in float32."""
+    """See norms_in_float64: the norms of blocks, then of these. Sixteen squares at a time, each by its block's largest,
+    are added up in float32."""
     small = [_block_norms(t) if t.numel() >= LARGE and t.dtype is not torch.float64 else t for t in tensors]
     return norms_in_float64(small)
 
@@ -52,8 +53,11 @@ def gradients_norm(gradient_ptr, out_ptr, n, block: tl.constexpr):  # type: igno
     """Of a block of elements."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     gradient = tl.load(gradient_ptr + at, mask=at < n, other=0.0).to(tl.float32)
+    # Beside the largest, or squares beyond 1e38 and below 1e-45 would be infinity and 0.
+    largest = tl.max(tl.abs(gradient), axis=0)
+    gradient /= tl.where(largest > 0.0, largest, 1.0)
     squares = tl.sum(tl.reshape(gradient * gradient, (block // 16, 16)), axis=1).to(tl.float64)
-    tl.store(out_ptr + tl.program_id(0), tl.sqrt(tl.sum(squares, axis=0)))
+    tl.store(out_ptr + tl.program_id(0), largest.to(tl.float64) * tl.sqrt(tl.sum(squares, axis=0)))
 
 
 @triton.jit

@@ -179,9 +179,10 @@ class ShardedOptimizer:
             raise RuntimeError(f"no gradient for {', '.join(sorted(name for _, name in self._missing))}")
         for (_, name), alone in self._alone.items():
             master = self.owned[name].master
-            assert alone.gradient is not None
+            gradient, alone.gradient = alone.gradient, None
+            assert gradient is not None
             takes_any = master.grad_dtype is None  # said by its optimizer
-            master.grad = alone.gradient if takes_any else alone.gradient.to(master.dtype)
+            master.grad = gradient if takes_any else gradient.to(master.dtype)
         if self._early and self._alone:
             self._early.update(len(self._buckets))
 

@@ -23,9 +23,13 @@ def main(device: str) -> None:
     assert torch.equal(add(turned, turned, torch.float32), 2 * turned.float())
     sizes, dtypes = (LARGE + 12345, 17, LARGE), (torch.bfloat16, torch.float32)
     tensors = [torch.randn(n, generator=generator).to(dtype).to(device) for n in sizes for dtype in dtypes]
+    tensors += [tensors[0].float() * 1e30, tensors[0] * 1e-30, torch.zeros_like(tensors[0])]
     exact = norms_in_float64([tensor.double() for tensor in tensors])
     for ours, expected in zip(norms(tensors), exact, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-7, atol=0)
+    for what in (float("nan"), float("inf")):
+        tensors[0][5] = what
+        assert not norms(tensors[:1])[0].isfinite()
 
 
 if __name__ == "__main__":

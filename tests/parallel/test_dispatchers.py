@@ -65,12 +65,18 @@ class Spoilt(torch.autograd.Function):
 
 
 def spoil(module: RoutedExperts) -> None:
-    """What it takes and gives past the last end."""
+    """What it takes and gives past the last end, weights of rows too."""
     compute = module.compute
 
-    def spoilt(rows_ND: Tensor, offsets_E: Tensor, *weights: Tensor) -> Tensor:
+    def spoilt(
+        rows_ND: Tensor, offsets_E: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, weights_N: Tensor | None
+    ) -> Tensor:
         end = int(offsets_E[-1])
-        return Spoilt.apply(compute(Spoilt.apply(rows_ND, end), offsets_E, *weights), end)
+        rows_ND, weights_N = (
+            Spoilt.apply(rows_ND, end),
+            weights_N if weights_N is None else Spoilt.apply(weights_N, end),
+        )
+        return Spoilt.apply(compute(rows_ND, offsets_E, gate_up_E2FD, down_EDF, weights_N), end)
 
     module.compute = spoilt
 
