@@ -14,7 +14,8 @@ COMMON = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "checkpoin
 def test_every_n_steps_on_chosen_ranks(tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "run")
     words = (*COMMON, "strategy=ep", "train.steps=14", "train.log_every=5", f"run.dir={record.folder}")
-    done = torchrun(2, *words, "measure.trace_every=6", "measure.trace_ranks=[1]", "measure.trace_limit=1")
+    late = "faults.inject=[{what: slow, rank: 0, step: 6, place: forward, seconds: 0.5}]"
+    done = torchrun(2, *words, late, "measure.trace_every=6", "measure.trace_ranks=[1]", "measure.trace_limit=1")
     assert done.returncode == 0, done.stderr
     written = sorted(str(path.relative_to(record.folder)) for path in (record.folder / "traces").rglob("*.*"))
     assert written == [
@@ -24,8 +25,11 @@ def test_every_n_steps_on_chosen_ranks(tmp_path: Path) -> None:
     summary = json.loads((record.folder / written[1]).read_text())
     # On the host a sweep's exposed are the clock's own brackets: each was shown to the profiler.
     assert set(summary["waited_s"]) == set(summary["exposed_by_kind_s"]) == {"dp", "ep", "control"}
-    for kind, seconds in summary["waited_s"].items():
-        assert summary["exposed_by_kind_s"][kind] == pytest.approx(seconds, rel=0.05, abs=1e-3)
+    # One of them waited for the other rank. The rest are milliseconds, and a busy machine takes as long between the
+    # clock's stamp and the profiler's.
+    kind, seconds = max(summary["waited_s"].items(), key=lambda item: item[1])
+    assert seconds > 0.3
+    assert summary["exposed_by_kind_s"][kind] == pytest.approx(seconds, rel=0.05)
 
     rows = {row["train/step"]: row for row in record.rows if "train/loss" in row}
     assert sorted(rows) == [1, 4, 5, 6, 10, 14]  # a row before, of the warm-up, of the traced step
