@@ -6,12 +6,12 @@
 set -euo pipefail
 usage="usage: benchmarks/speed.sh FOLDER [steps, 12 or more] [rounds] [one-16k one-131k two-16k two-131k]"
 to="${1:?$usage}" steps="${2:-40}" rounds="${3:-4}" here="$(dirname "$0")" names="${*:4}"
-gpus="$(nvidia-smi -L | wc -l)" failed=0
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 [ "$steps" -ge 12 ] || { echo "$usage" >&2; exit 2; }
 for name in $names; do
     [[ " one-16k one-131k two-16k two-131k " == *" $name "* ]] || { echo "$name: $usage" >&2; exit 2; }
 done
+gpus="$(nvidia-smi -L | wc -l)" failed=0
 
 bench() { # bench NAME RANKS POINTS sequences-a-step-and-rank shorter
     [ -z "$names" ] || [[ " $names " == *" $1 "* ]] || return 0

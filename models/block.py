@@ -5,7 +5,7 @@
     attention   norm, attention, residual, norm, route      weights
     dispatch    rows off to the ranks of their experts      no weights
     experts     routed and shared experts, rows off back    weights
-    combine     rows back, weighted sum, residual           no weights
+    combine     rows back, their sum by weight, residual    no weights
 
 Rows are on their way between these. Either each part waits for what it has sent off, and all of it is exposed; or
 shared experts, and rows of other slots (models/dispatcher.py), are computed meanwhile:

@@ -1,7 +1,7 @@
 """Moving tokens to their experts and back: the interface, and the dispatcher that moves nothing between ranks.
 
     to experts   leaving: rows by rank    →  exchange  →  arrived: rows by slot
-    back         returning: rows by rank  →  exchange  →  returned: weighted sums of tokens
+    back         returning: rows by rank  →  exchange  →  returned: tokens' sums by weight
 
 An exchange is begun, and arrived at: what stands between hides it. Rows may leave in several parts, each for other
 slots: then the experts of one part hide the exchange of the next.

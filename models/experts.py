@@ -1,4 +1,4 @@
-"""The routed experts of one layer, as three stacked weights, over rows that are already sorted by slot.
+"""The routed experts of one layer, as two stacked weights, over rows that are already sorted by slot.
 
 N rows, E slots, D model width, F expert width, W = 2F.
 """

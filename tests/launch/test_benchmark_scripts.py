@@ -1,0 +1,87 @@
+"""Scripts of benchmarks/ that no job runs: what they start, and what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.bench.order import Order
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def speed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Beside a machine of two GPUs; python3 tells its words in place of doing what they say."""
+    for name, does in (("nvidia-smi", "printf 'GPU 0\\nGPU 1\\n'"), ("python3", 'printf "%s\\n" "$*"')):
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    return subprocess.run(
+        [BENCHMARKS / "speed.sh", *words],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_table_is_four_benches(tmp_path: Path) -> None:
+    done = speed(tmp_path, "speed", "24", "2")
+    assert done.returncode == 0, done.stderr
+    orders = [line.split()[3:] for line in done.stdout.splitlines()]  # behind -m launch.cli bench
+    parsed = [Order.parse([*words, "train.device=cpu"]) for words in orders]
+    assert [(order.folder.name, order.nproc, order.rounds) for order in parsed] == [
+        ("one-16k", 1, 2),
+        ("one-131k", 1, 1),
+        ("two-16k", 2, 2),
+        ("two-131k", 2, 1),
+    ]
+    configs = [order.configs[order.points[0].name].train for order in parsed]
+    assert [train.global_batch_size * 4096 // order.nproc for train, order in zip(configs, parsed, strict=True)] == [
+        16384,
+        131072,
+        16384,
+        131072,
+    ]
+    assert [train.steps for train in configs] == [24, 6, 24, 6]
+    assert all(len(order.peers) == 1 for order in parsed)
+
+
+@pytest.mark.parametrize("words", [(), ("speed", "4"), ("speed", "24", "2", "two_16k")])
+def test_other_words_are_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = speed(tmp_path, *words)
+    assert done.returncode != 0
+    assert "usage: benchmarks/speed.sh FOLDER" in done.stderr
+    assert not done.stdout
+
+
+def run_of(folder: Path, n_steps: int, loss: float, held_out: float) -> Path:
+    folder.mkdir()
+    rows = [{"train/loss": loss} for _ in range(n_steps)] + [{"eval/loss": held_out}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "held_out", "code", "said"),
+    [
+        (150, 2.01, 0, "is within 1.0% of base"),
+        (150, 2.03, 1, "is NOT within 1.0% of base"),
+        (99, 2.0, 1, "has 99 loss"),
+    ],
+)
+def test_losses_apart(n_steps: int, held_out: float, code: int, said: str, tmp_path: Path) -> None:
+    base, other = run_of(tmp_path / "base", n_steps, 3.0, 2.0), run_of(tmp_path / "other", n_steps, 3.01, held_out)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "losses_apart.py", base, other],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
