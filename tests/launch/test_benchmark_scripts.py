@@ -85,3 +85,21 @@ def test_losses_apart(n_steps: int, held_out: float, code: int, said: str, tmp_p
     )
     assert done.returncode == code
     assert said in done.stdout + done.stderr
+
+
+@pytest.mark.soak
+def test_fp8_products_runs_at_small_sizes(tmp_path: Path) -> None:
+    """Every product that a CPU has, and the layers compiled; it has no times to tell."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import fp8_products; fp8_products.main('cpu', (64,), 16)"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    # Seven weights, each forward and for two gradients; experts, which a CPU refuses, forward and for one.
+    assert [sum(f" {what} " in line for line in lines) for what in ("forward", "grad x", "grad W")] == [9, 9, 7]
+    assert sum(line.startswith(("shared experts (", "dense feed-forward (", "attention's")) for line in lines) == 3
