@@ -54,6 +54,13 @@ def mean_of_rounding(device: str) -> None:
         assert set(kept.float().unique().tolist()) == {1.0, 1.0 + 2**-7}
         off = kept.float().mean().item() - exact
         assert abs(off) < 5 * 2**-7 * (part * (1 - part) / n) ** 0.5, off
+        # Each its own noise: of neighbours, and of those two and more apart, as many are rounded alike as chance has it.
+        for apart in (1, 2, 3, 4, 256, 1024):
+            alike = (kept[apart:] == kept[:-apart]).float().mean().item() - (part**2 + (1 - part) ** 2)
+            assert abs(alike) < 0.02, (apart, alike)
+    up_m, up_v = ((moment > 1).float().mean().item() for moment in (m, v))
+    both = (m == v).float().mean().item() - (up_m * up_v + (1 - up_m) * (1 - up_v))
+    assert abs(both) < 0.02, both
 
 
 if __name__ == "__main__":
