@@ -54,7 +54,7 @@ def mean_of_rounding(device: str) -> None:
         assert set(kept.float().unique().tolist()) == {1.0, 1.0 + 2**-7}
         off = kept.float().mean().item() - exact
         assert abs(off) < 5 * 2**-7 * (part * (1 - part) / n) ** 0.5, off
-        # Each its own noise: of neighbours, and of those two and more apart, as many are rounded alike as chance has it.
+        # Each its own noise: as many are rounded like a neighbour, or one further off, as chance has it.
         for apart in (1, 2, 3, 4, 256, 1024):
             alike = (kept[apart:] == kept[:-apart]).float().mean().item() - (part**2 + (1 - part) ** 2)
             assert abs(alike) < 0.02, (apart, alike)
