@@ -19,30 +19,6 @@ multiplies by a number of its own.
 NVLink multicast is not used. Without GPUs there are no times, and only NCCL's two, by gloo.
 """
 
-"""Ways to bring tokens to the ranks of their experts and their sums back, in the shapes of moe_5b's layers.
-
-    torchrun --standalone --nproc-per-node N benchmarks/dispatch.py      N GPUs of one host, linked by NVLink
-
-    rows      all_to_all, NCCL: a row for each (token, expert), there and back; who sends how many is known
-    tokens    all_gather and reduce_scatter, NCCL: every token to every rank, partial sums back
-    copies    the same by copy engines, into memory that ranks share, put (push) or taken (pull); a kernel adds up
-    torch     the same by torch's own low-contention operators
-    wanted    a token once to each rank that has an expert of it, and one partial sum from each of these back: tokens
-              without those that nobody wants, which are left out by a kernel on few multiprocessors, put or taken. A row
-              lies where `tokens` has it, so nothing is counted and the host waits for nothing
-
-MB go over the links of the busiest rank, one way; GB/s are that over ms. What is sent lies where its transport wants it:
-to make rows of tokens, and to sort what came, is not in these times. Then dispatch and combine over and over, on a
-stream beside the one that multiplies [T, D] by [D, 5632]: ms of one product (alone in the heading), of a dispatch and its
-combine, and what that costs products: the ms by which these end later. Each is checked before: an expert here
-multiplies by a number of its own.
-
-Symmetric memory is in alpha in torch; the library may reach what is private in torch in one file alone, a benchmark in
-its own. NVLink multicast is not used. Without GPUs there are no times, and only NCCL's two, by gloo.
-
-T tokens a rank, K experts a token, D model width, E experts, P and R ranks: a token's own, and one that has experts.
-"""
-
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -216,10 +192,8 @@ def main(device_type: str, tokens: int, dim: int) -> None:
 
     even, skewed = (Case(name, tokens, dim, skew, device, group) for name, skew in (("even", 0.0), ("skewed", 1.0)))
     watch = Stopwatch(even)
-    says(
-        f"{torch.cuda.get_device_name() if device_type == 'cuda' else 'CPU: no times'}, torch {torch.__version__},",
-        end="",
-    )
+    says(torch.cuda.get_device_name() if device_type == "cuda" else "CPU: no times", end="")
+    says(f", torch {torch.__version__}, {group.size()} ranks of {tokens} tokens of {dim}", end="")
     says(f", top {TOP_K} of {EXPERTS}; a product alone {watch.product_ms:.3f} ms")
     for case in (even, skewed):
         ranks = case.wanted_PTR.sum(-1).float().mean().item()

@@ -1,7 +1,7 @@
 """The ways that benchmarks/dispatch.py compares: each brings the tokens of a case to their experts, and sums back.
 
-Symmetric memory is in alpha in torch. The library may reach what is private in torch in one file alone; a benchmark that
-is to tell whether it pays, here.
+Symmetric memory is in alpha in torch, and private. The library may reach such things in one file alone; a benchmark
+that is to tell whether it pays, here.
 
 T tokens a rank, K experts a token, D model width, E experts, P and R ranks: a token's own, and one that has experts.
 """
@@ -168,8 +168,8 @@ class Shared:
 
 
 class Memory:
-    """What all ways in turn share between ranks, made when it is first asked for, on all ranks at once. One set for all:
-    shared memory that is given back and made anew may meet a peer's older memory."""
+    """What all ways in turn share between ranks, made when it is first asked for, on all ranks at once. One set for
+    all: shared memory that is given back and made anew may meet a peer's older memory."""
 
     def __init__(self, case: Case) -> None:
         self._case, self._shape_PTD = case, (case.size, *case.x_TD.shape)
