@@ -7,6 +7,7 @@ T tokens a rank, K experts a token, D model width, E experts, P and R ranks: a t
 """
 
 import math
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property, partial
@@ -155,6 +156,8 @@ class Shared:
         """All ranks at once."""
         if like.device.type != "cuda":
             raise RuntimeError("needs GPUs that share memory")
+        # Where a host has NVLink multicast, torch would set it up with the memory, for operators that are not used here.
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         import torch.distributed._symmetric_memory as symmetric
 
         self.mine = symmetric.empty(*shape, dtype=like.dtype, device=like.device)
