@@ -172,7 +172,7 @@ def measured(line: Line, watch: Stopwatch) -> str:
     product, took, cost = watch.beside(both, out + back)
     mb = transport.mb
     rates = f"{out:8.3f} {mb / out:5.0f} {back:9.3f} {mb / back:5.0f}"
-    return f"{mb:6.1f} {rates}  | {product:7.3f} {took:9.3f} {cost:8.3f}"
+    return f"{mb:7.2f} {rates}  | {product:7.3f} {took:9.3f} {cost:8.3f}"
 
 
 def main(device_type: str, tokens: int, dim: int) -> None:
@@ -199,7 +199,7 @@ def main(device_type: str, tokens: int, dim: int) -> None:
         ranks = case.wanted_PTR.sum(-1).float().mean().item()
         most = case.pairs_PR.sum(0).max().item() / case.pairs_PR.sum().item() * case.size
         says(f"{case.name}: {ranks:.2f} ranks a token; the busiest has {most:.2f} of an even share of pairs")
-    says(f"\n{'':32} {'MB':>6} {'dispatch':>8} {'GB/s':>5} {'combine':>9} {'GB/s':>5}", end="")
+    says(f"\n{'':32} {'MB':>7} {'dispatch':>8} {'GB/s':>5} {'combine':>9} {'GB/s':>5}", end="")
     says(f"  | {'product':>7} {'both':>9} {'cost':>8}")
     for line in lines(even, skewed, Communicator()):
         says(f"{line.name:24} {line.case.name:7} {measured(line, watch)}")

@@ -156,7 +156,7 @@ class Shared:
         """All ranks at once."""
         if like.device.type != "cuda":
             raise RuntimeError("needs GPUs that share memory")
-        # Where a host has NVLink multicast, torch would set it up with the memory, for operators that are not used here.
+        # Where there is NVLink multicast, torch would set it up with the memory, for operators that are not used here.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         import torch.distributed._symmetric_memory as symmetric
 
