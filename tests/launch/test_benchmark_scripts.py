@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.interpreted import NEEDS_TRITON
 
 from launch.bench.order import Order
 
@@ -103,3 +104,40 @@ def test_fp8_products_runs_at_small_sizes(tmp_path: Path) -> None:
     # Seven weights, each forward and for two gradients; experts, which a CPU refuses, forward and for one.
     assert [sum(f" {what} " in line for line in lines) for what in ("forward", "grad x", "grad W")] == [9, 9, 7]
     assert sum(line.startswith(("shared experts (", "dense feed-forward (", "attention's")) for line in lines) == 3
+
+
+def dispatch_lines(n_ranks: int, *words: str) -> list[str]:
+    """What benchmarks/dispatch.py says on rank 0, below its head."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks), *words],
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path]),
+            "OMP_NUM_THREADS": "1",
+            "TRITON_INTERPRET": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()[5:]
+
+
+def test_dispatch_runs_at_small_sizes() -> None:
+    """NCCL's two by gloo, each with sums as they ought to be, and why the others are not to be had."""
+    script = "import dispatch; dispatch.main('cpu', 512, 256)"
+    lines = dispatch_lines(2, "--no-python", sys.executable, "-c", script)
+    assert len(lines) == 14
+    assert lines[2].split()[:4] == ["tokens,", "NCCL", "even", f"{512 * 256 * 4 / 1e6:.2f}"]
+    assert [line.split()[0] for line in lines if "refused" not in line] == ["rows,", "rows,", "tokens,"]
+    assert all("needs GPUs" in line for line in lines[3:])
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("n_ranks", [2, 4])
+def test_ways_of_dispatch_bring_what_is_wanted(n_ranks: int) -> None:
+    lines = dispatch_lines(n_ranks, "-m", "harness.ways_of_dispatch")
+    assert [line.split()[0] for line in lines if "refused" in line] == ["torch,"]
+    assert len(lines) == 14
