@@ -9,7 +9,15 @@ from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
 from parallel.check_engine import check_engine
 from parallel.check_fp8 import check_fp8
-from parallel.config import Dtype, EngineName, Matmul, OverlapConfig, PrecisionConfig, StrategyConfig
+from parallel.config import (
+    Dtype,
+    EngineName,
+    Matmul,
+    OverlapConfig,
+    PrecisionConfig,
+    Reduction,
+    StrategyConfig,
+)
 from parallel.mesh import Degrees
 from parallel.nodes import check_nodes
 from parallel.pipeline.schedules import ScheduleName
@@ -86,6 +94,8 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
         _check_early_updates(config)
     if config.optim.one_pass:
         _check_one_pass(config)
+    if config.optim.halves:
+        _check_halves(config, degrees)
     n_micro_batches = config.train.micro_batches(degrees.dp, degrees.pp)
     config.train.eval_micro_batch(degrees.dp, degrees.pp)
     _check_sequence(config)
@@ -174,6 +184,33 @@ def _check_one_pass(config: JobConfig) -> None:
         raise ConfigError(
             "optim.moments=bfloat16: the two copies of a stage that strategy.schedule=dualpipe keeps would be rounded "
             "apart; set it to full, or choose dualpipev"
+        )
+
+
+def _check_halves(config: JobConfig, degrees: Degrees) -> None:
+    """One half is the copy that modules compute with, if a rank has all of a weight's masters."""
+    reduction, precision, model = config.strategy.reduction, config.precision, config.model
+    for name, dtype in (("parameters", Dtype.float32), ("compute", Dtype.bfloat16)):
+        if (given := getattr(precision, name)) is not dtype:
+            raise ConfigError(
+                f"optim.halves=true: precision.{name}={given.value}, and halves are a bfloat16 and what it lacks of a "
+                "float32; set it to false, or use precision=bf16"
+            )
+    if reduction is not Reduction.shard_optimizer:
+        raise ConfigError(
+            f"optim.halves=true: strategy.reduction={reduction.value} keeps no weight in bfloat16 beside its master; "
+            "set it to false, or use strategy=zero1"
+        )
+    if degrees.paired:
+        raise ConfigError(
+            "optim.halves=true: with strategy.schedule=dualpipe each weight is on two ranks, which share out its "
+            "masters; set it to false, or choose dualpipev"
+        )
+    experts = model.n_dense_layers < model.n_layers
+    if (fewest := min(degrees.dp, degrees.expert_copies) if experts else degrees.dp) > 1:
+        raise ConfigError(
+            f"optim.halves=true: each weight is on {fewest} ranks or more, which share out its masters; set it to "
+            f"false{', or strategy.ep=-1, so that each expert is on one' if experts else ''}"
         )
 
 

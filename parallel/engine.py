@@ -66,8 +66,9 @@ class Engine(Protocol):
         """Move the routers' biases by the counts of the global batch: where all are equal, nothing."""
 
     def weights(self) -> dict[str, Shard]:
-        """Parameters and buffers as `model.*`: what this rank answers for. Called by all ranks together, as are the
-        next three."""
+        """Parameters and buffers as `model.*`: what this rank answers for, to be read or filled before anything else is
+        called than `moments`, `cross_entropy_sum` and `take_state`, which comes last: an engine may have no such
+        tensors while it trains. Called by all ranks together, as are the next three."""
 
     def gradients(self) -> dict[str, Shard]:
         """The global gradient as `gradient.*`, between forward_backward and update."""

@@ -14,6 +14,7 @@ from parallel.comm import Communicator
 from parallel.early_update import EarlyUpdates
 from parallel.engine import OptimizerMaker
 from parallel.gradient_norm import clip_coefficient, global_norm, require_gradients
+from parallel.halves import Halves
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.mesh import Axis
 from parallel.owned import masters
@@ -36,8 +37,11 @@ class NativeEngine:
         groups = parallel.gradients.reduced_together() if early else [masters(parallel.owned)]
         self._optimizers = [make_optimizer(group) for group in groups]
         one_pass = [optimizer for optimizer in self._optimizers if isinstance(optimizer, OnePass)]
+        copies = parallel.gradients.copies()
+        self._halves = Halves(copies if any(optimizer.halves for optimizer in one_pass) else {})
+        """Whole from `weights` on, until something else than reading and filling is done."""
         for optimizer in one_pass:
-            optimizer.round_into(parallel.gradients.copies())
+            optimizer.round_into(copies, self._halves.lows)
         self._copies_are_made = len(one_pass) == len(self._optimizers)
         self._early = EarlyUpdates(self._optimizers, comm, groups[0][0].device) if early else None
         if self._early:
@@ -82,6 +86,7 @@ class NativeEngine:
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """See Engine."""
         self._parallel.gradients.begin_step()
+        self._halves.part()  # in memory that gradients had
         losses = self._executor.forward_backward(batches, scale)
         self._parallel.gradients.finish_step()
         if not self._parallel.counts_loss:
@@ -94,6 +99,7 @@ class NativeEngine:
         world = parallel.layout.degrees.world
         norm = global_norm(parallel.owned, world, parallel.split_anywhere, self._comm, parallel.norms_of)
         left_out = not_finite(norm, losses)
+        self._halves.part()  # before_update may have read weights
         if not self._early:
             step_unless(left_out, self._optimizers[0], clip_coefficient(norm, max_norm))
         parallel.gradients.publish(self._copies_are_made)
@@ -125,6 +131,7 @@ class NativeEngine:
 
     def weights(self) -> dict[str, Shard]:
         """See Engine; the masters' and buffers' own storage."""
+        self._halves.join()
         return model_state(self._parallel.stages.values(), self._parallel.shard_of)
 
     def gradients(self) -> dict[str, Shard]:
@@ -154,7 +161,9 @@ class NativeEngine:
 
     def take_state(self, filled: Mapping[str, Shard], updates_done: int) -> None:
         """See Engine. The storage is ours already."""
+        self._halves.join()
         self._parallel.gradients.publish(copies_are_made=False)
+        self._halves.part()
         for optimizer in self._optimizers:
             for moments in optimizer.state.values():
                 moments["step"].fill_(updates_done)

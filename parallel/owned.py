@@ -21,7 +21,8 @@ class Owned:
     """One rank's part of one parameter."""
 
     master: nn.Parameter
-    """Plain and local. Its `.grad` is there after GradientSync.finish_step."""
+    """Plain and local. Its `.grad` is there after GradientSync.finish_step. In halves (parallel/halves.py) it has no
+    memory."""
     shard: Shard
     """The master's storage, and where it lies in the whole parameter."""
     n_holders: int

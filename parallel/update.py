@@ -34,8 +34,12 @@ class OnePass(Protocol):
     """An optimizer that clips, leaves a step out, and rounds masters to what modules compute with, itself. Gradients
     may be in another dtype than the masters."""
 
-    def round_into(self, copies: Mapping[nn.Parameter, Tensor]) -> None:
-        """From now on, whatever moves a master of `copies` rounds it into that tensor too."""
+    halves: bool
+    """Whether masters that have copies are to be kept in halves (parallel/halves.py)."""
+
+    def round_into(self, copies: Mapping[nn.Parameter, Tensor], lows: Mapping[nn.Parameter, Tensor]) -> None:
+        """From now on, whatever moves a master of `copies` rounds it into that tensor too. One of `lows` is in halves:
+        it is read from its copy and that tensor, and written there, and nowhere else."""
 
     def step_scaled(self, clip: Tensor | None, left_out: Tensor | None) -> None:
         """Multiply gradients by `clip` and move everything by them; nothing, to the bit, if `left_out`."""

@@ -14,7 +14,8 @@ bucket's buffer lies rank by rank, as the collectives want it:
 
 What no other rank holds (an expert, where experts are shared out over all ranks; on one rank everything) is in no
 bucket. The gradient of a step's only micro-batch is its sum, as backward made it; from the second on they add up in the
-reduce dtype. Masters are rounded straight into what modules compute with, by the optimizer where it does so itself.
+reduce dtype. Masters are rounded straight into what modules compute with, by the optimizer where it does so itself; of
+such masters it may keep only what their rounded copies lack (parallel/halves.py).
 """
 
 from collections.abc import Callable, Mapping

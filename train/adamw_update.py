@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from parallel.halves import join, part
+
 
 class Hyper(NamedTuple):
     """What the host knows."""
@@ -45,19 +47,27 @@ def update(
     known: Tensor,
     number: int,
     copy: Tensor | None = None,
+    low: Tensor | None = None,
 ) -> None:
     """Move `p` and its moments in place, computing in the dtype of `p`, and round it into `copy`; the host waits for
-    what is known. Moments in bfloat16 are rounded stochastically, by step and tensor `number`: rounded to the nearest,
-    a mean would not see what is small beside it."""
+    what is known. With `low` p is in halves (parallel/halves.py): `copy` and `low` are moved, and `p` has no memory.
+    Moments in bfloat16 are rounded stochastically, by step and tensor `number`: rounded to the nearest, a mean would
+    not see what is small beside it."""
     clip, moves, correction1, correction2, step = known.tolist()
     if not moves:
         return
+    if low is not None:
+        assert copy is not None
+        p = torch.empty_like(p)
+        join(p, copy, low)
     g = grad.to(p.dtype) * clip
     mean = m.to(p.dtype).lerp(g, 1 - hyper.beta1)
     square = v.to(p.dtype).mul(hyper.beta2).addcmul(g, g, value=1 - hyper.beta2)
     denominator = square.sqrt().div_(correction2**0.5).add_(hyper.eps)
     p.mul_(1 - hyper.lr * hyper.decay).addcdiv_(mean, denominator, value=-hyper.lr / correction1)
-    if copy is not None:
+    if copy is not None and low is not None:
+        part(p, copy, low)
+    elif copy is not None:
         copy.copy_(p)
     if m.dtype is p.dtype:
         m.copy_(mean)

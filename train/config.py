@@ -144,6 +144,8 @@ class OptimConfig:
     """Clip, update and leave a step out in one pass over memory (on a GPU a kernel a tensor); false: as torch does."""
     moments: Moments = Moments.full
     """Both moments' dtype: full is the masters', bfloat16 rounds them stochastically (takes one_pass=true)."""
+    halves: bool = False
+    """zero1: of masters that no other rank has, keep only the 16 bits that their bfloat16 lacks (takes one_pass)."""
 
     def check(self) -> None:
         """Refuse values that no optimizer has.
@@ -169,6 +171,11 @@ class OptimConfig:
             raise ConfigError(
                 f"optim.moments={self.moments.value}: torch's AdamW keeps moments as it keeps weights; set it to full, "
                 "or optim.one_pass=true"
+            )
+        if self.halves and not self.one_pass:
+            raise ConfigError(
+                "optim.halves=true: torch's AdamW reads and writes whole masters; set it to false, or "
+                "optim.one_pass=true"
             )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ConfigError(f"optim.clip_norm={self.clip_norm}: set it above 0, or null for no clipping")

@@ -12,7 +12,7 @@ from torch.profiler import record_function
 from train.adamw_update import Hyper, scalars, update
 from train.trace.chrome import ONE_PASS
 
-Update = Callable[[Tensor, Tensor, Tensor, Tensor, Hyper, Tensor, int, Tensor | None], None]
+Update = Callable[[Tensor, Tensor, Tensor, Tensor, Hyper, Tensor, int, Tensor | None, Tensor | None], None]
 
 
 class OnePassAdamW(Optimizer):
@@ -27,13 +27,16 @@ class OnePassAdamW(Optimizer):
         betas: tuple[float, float],
         eps: float,
         moments: torch.dtype | None,
+        halves: bool = False,
     ) -> None:
-        """`moments`: their dtype; None is the parameters'."""
+        """`moments`: their dtype; None is the parameters'. `halves`: see OnePass."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self._step = torch.zeros((), device=parameters[0].device)
         """Of all of them."""
+        self.halves = halves
         self._copies: Mapping[nn.Parameter, Tensor] = {}
+        self._lows: Mapping[nn.Parameter, Tensor] = {}
         self._update = _update_for(parameters[0])
         for parameter in parameters:
             parameter.grad_dtype = None  # of any: it is read once, and widened then
@@ -43,9 +46,9 @@ class OnePassAdamW(Optimizer):
                 "exp_avg_sq": torch.zeros_like(parameter, dtype=moments, requires_grad=False),
             }
 
-    def round_into(self, copies: Mapping[nn.Parameter, Tensor]) -> None:
-        """From now on, whatever moves a parameter of `copies` rounds it into that tensor too, which is contiguous."""
-        self._copies = copies
+    def round_into(self, copies: Mapping[nn.Parameter, Tensor], lows: Mapping[nn.Parameter, Tensor]) -> None:
+        """See OnePass; the tensors of both are contiguous."""
+        self._copies, self._lows = copies, lows
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Without clipping."""
@@ -79,6 +82,7 @@ class OnePassAdamW(Optimizer):
                     known,
                     number,
                     self._copies.get(parameter),
+                    self._lows.get(parameter),
                 )
                 number += 1
 

@@ -20,7 +20,7 @@ def build_optimizer(parameters: Sequence[nn.Parameter], optim: OptimConfig) -> O
     ]
     if optim.one_pass:
         moments = torch.bfloat16 if optim.moments is Moments.bfloat16 else None
-        return OnePassAdamW(groups, optim.lr, (optim.beta1, optim.beta2), optim.eps, moments)
+        return OnePassAdamW(groups, optim.lr, (optim.beta1, optim.beta2), optim.eps, moments, optim.halves)
     fused = parameters[0].is_cuda
     optimizer = AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
     for parameter in parameters:

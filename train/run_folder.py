@@ -27,6 +27,7 @@ NOT_IDENTITY = (
     "model.row_backend",
     "model.loss_backend",
     "model.loss_chunk_size",
+    "optim.halves",
     "data.path",
     "data.mixture[].path",
     "data.tokenizer",

@@ -26,6 +26,7 @@ OURS = (
     "model.loss_chunk_size",
     "optim.one_pass",
     "optim.moments",
+    "optim.halves",
     "precision.matmul",
 )
 """Keys of these that say how we compute what it computes in its own way."""

@@ -58,7 +58,8 @@ class Job:
         if not native:  # whose routing is pinned in training only
             job = replace(job, train=replace(job.train, eval_sequences=0))
         precision = FP64 if native else FP32
-        scaled = scale_down(replace(job, precision=precision), degrees, job.train.steps if typed else STEPS)
+        job = replace(job, precision=precision, optim=replace(job.optim, halves=False))  # which are of a float32
+        scaled = scale_down(job, degrees, job.train.steps if typed else STEPS)
         validate(scaled, n_ranks)
         return cls(strategy, n_ranks, scaled, degrees)
 

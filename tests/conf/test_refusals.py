@@ -141,6 +141,7 @@ def test_a_word(word: str, said: str) -> None:
 
 # Jobs that cannot run: words, ranks, refusal.
 EARLY = "overlap.optimizer=true optim.clip_norm=null recovery.non_finite=fail"
+HALVES = "precision=bf16 optim.one_pass=true optim.halves=true"
 COMBINATIONS = [
     # the network
     ("model.dim=0", 1, "model.dim=0: set it to at least 1"),
@@ -599,6 +600,24 @@ COMBINATIONS = [
     ("optim.min_lr_ratio=1.1", 1, "optim.min_lr_ratio=1.1: set it in [0, 1]"),
     ("optim.eps=0", 1, "optim.eps=0.0: set it to at least 1e-30, as 1e-8"),
     ("optim.clip_norm=0", 1, "optim.clip_norm=0.0: set it above 0, or null for no clipping"),
+    (f"{HALVES} precision=fp32", 1, "optim.halves=true: precision.compute=float32, and halves are a bfloat16 and what"),
+    (f"{HALVES} precision=fp64", 1, "optim.halves=true: precision.parameters=float64, and halves are a bfloat16 and"),
+    (
+        f"{HALVES} strategy=ddp",
+        2,
+        "optim.halves=true: strategy.reduction=all_reduce keeps no weight in bfloat16 beside",
+    ),
+    (
+        f"{HALVES} strategy=zero1",
+        2,
+        "optim.halves=true: each weight is on 2 ranks or more, which share out its masters;",
+    ),
+    (f"{HALVES} strategy=zero1 strategy.ep=2", 4, "optim.halves=true: each weight is on 2 ranks or more, which share"),
+    (
+        f"{HALVES} strategy=zero1 strategy.pp=2 strategy.schedule=dualpipe",
+        2,
+        "optim.halves=true: with strategy.schedule=dualpipe each weight is on two ranks, which share out its masters;",
+    ),
     ("optim.lr=1e300", 1, "optim.lr=1e+300: set it to a finite number"),
     # the run folder
     ("run.name=a/b", 1, "run.name=a/b: it names a folder and is no path; set it to a name without /; run.dir takes a"),

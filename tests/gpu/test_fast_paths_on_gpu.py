@@ -31,11 +31,13 @@ LAYOUTS = {
     "one_accumulated": (1, ("train.micro_batch_size=2",)),
     "one_recompute": (1, ("strategy.recompute=full",)),
     "one_moments": (1, ("optim.moments=bfloat16",)),
+    "one_halves": (1, ("optim.halves=true",)),
     "replicas": (2, ()),
     "all_to_all": (2, ("strategy.ep=2",)),
     "all_to_all_recompute": (2, ("strategy.ep=2", "strategy.recompute=full")),
     "all_to_all_side_by_side": (2, ("strategy.ep=2", "overlap.forward_backward=true", "train.micro_batch_size=1")),
     "all_gather": (2, GATHERED),
+    "all_gather_halves": (2, (*GATHERED, "optim.halves=true")),
     "all_gather_hidden": (2, (*GATHERED, "overlap.shared_experts=true")),
 }
 
@@ -87,8 +89,9 @@ def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
     assert all(np.isfinite(row["train/grad_norm"]) for row in found[4:])
 
 
-def test_a_job_resumes(tmp_path: Path) -> None:
-    words = (*FAST, "checkpoint=default", "optim.schedule=constant")
+@pytest.mark.parametrize("halves", ["false", "true"])
+def test_a_job_resumes(halves: str, tmp_path: Path) -> None:
+    words = (*FAST, "checkpoint=default", "optim.schedule=constant", f"optim.halves={halves}")
     whole = rows(1, tmp_path / "whole", *words)
     first = rows(1, tmp_path / "parts", *words, "train.steps=6")
     both = rows(1, tmp_path / "parts", *words)

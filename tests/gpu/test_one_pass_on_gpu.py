@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from parallel.halves import Halves
 from train.config import OptimConfig
 from train.optimizer import build_optimizer
 
@@ -38,3 +39,18 @@ def test_nobody_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert optimizer.state[parameter]["step"].item() == 4
+
+
+def test_halves_give_memory_back_and_nobody_waits() -> None:
+    n = 1 << 22
+    master, copy = nn.Parameter(torch.randn(n, device="cuda")), torch.empty(n, dtype=torch.bfloat16, device="cuda")
+    before, held = master.detach().clone(), torch.cuda.memory_allocated()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        halves = Halves({master: copy})
+        in_halves = torch.cuda.memory_allocated()
+        halves.join()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (in_halves - held, torch.cuda.memory_allocated() - held) == (-2 * n, 0)
+    assert torch.equal(master, before)

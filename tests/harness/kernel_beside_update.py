@@ -4,6 +4,7 @@ import sys
 
 import torch
 
+from parallel.halves import join, part
 from train import adamw_kernel, adamw_update
 from train.adamw_update import Hyper, scalars
 
@@ -40,6 +41,35 @@ def main(device: str) -> None:
                 assert (copies[1] == 3.0).all()
                 assert all(torch.equal(x, y) for x, y in zip(still, before, strict=True))
     mean_of_rounding(device)
+    halves(device)
+
+
+def halves(device: str) -> None:
+    """Moved in halves, a master has the bits that it has when it is moved whole; so has one that is left out."""
+    generator = torch.Generator().manual_seed(5)
+    odd = torch.tensor([float("nan"), float("inf"), -0.0, 3.4e38, -3.4e38, 1e-40])
+    for moments in (torch.float32, torch.bfloat16):
+        for n in (7, 5000):
+            whole = torch.cat((odd, torch.randn(n - len(odd), generator=generator))).to(device)
+            m = (0.01 * torch.randn(n, generator=generator)).to(moments).to(device)
+            v = (0.01 * torch.rand(n, generator=generator)).to(moments).to(device)
+            grad = (0.1 * torch.randn(n, generator=generator)).bfloat16().to(device)
+            copy, expected_copy, joined = whole.bfloat16(), whole.bfloat16(), torch.empty_like(whole)
+            low, expected_low = (torch.empty(n, dtype=torch.int16, device=device) for _ in range(2))
+            part(whole, copy, low)
+            nowhere = torch.empty_like(whole)
+            nowhere.untyped_storage().resize_(0)
+            for left_out in (False, True, False):
+                known = scalars(HYPER, torch.tensor(7.0, device=device), None, torch.tensor(left_out, device=device))
+                theirs, ours = ([x.clone() for x in (m, v)] for _ in range(2))
+                adamw_kernel.update(whole, *theirs, grad, HYPER, known, 3)
+                adamw_kernel.update(nowhere, *ours, grad, HYPER, known, 3, copy, low)
+                part(whole, expected_copy, expected_low)
+                assert torch.equal(copy.view(torch.int16), expected_copy.view(torch.int16))
+                assert torch.equal(low, expected_low)
+                join(joined, copy, low)
+                assert torch.equal(joined[1:], whole[1:])
+                assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
 
 
 def mean_of_rounding(device: str) -> None:

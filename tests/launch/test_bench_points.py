@@ -109,6 +109,8 @@ def test_a_peer_runs_once_for_all_that_it_cannot_tell_apart() -> None:
     ours = {"optim.one_pass": "true,false", "model.loss_backend": "auto,torch", "model.loss_chunk_size": "9,99"}
     (peer,) = peers("strategy=zero1", "model.row_backend=auto,torch", *map("=".join, ours.items()))
     assert not {word.split("=")[0] for word in peer.words} & {*ours, "model.row_backend"}
+    (peer,) = peers("strategy=zero1", "optim.one_pass=true", "optim.halves=false,true")
+    assert not any(word.startswith("optim") for word in peer.words)
     (peer,) = peers("strategy=zero1", "precision=bf16", "precision.matmul=default,fp8")
     assert "precision=bf16" in peer.words
     assert not any(word.startswith("precision.matmul") for word in peer.words)

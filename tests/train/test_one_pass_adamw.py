@@ -126,6 +126,7 @@ def test_kernels_are_the_update_and_the_addition(module: str) -> None:
     ("words", "said"),
     [
         (["optim.moments=bfloat16"], "optim.moments=bfloat16: torch's AdamW keeps moments as it keeps weights; set it"),
+        (["optim.halves=true"], "optim.halves=true: torch's AdamW reads and writes whole masters; set it to false, or"),
         (["optim.one_pass=true", "strategy=deepspeed_zero1"], "optim.one_pass=true: strategy.engine=deepspeed steps"),
         (
             ["optim.one_pass=true", "optim.moments=bfloat16", "strategy=pp", "strategy.schedule=dualpipe"],

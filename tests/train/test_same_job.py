@@ -91,6 +91,7 @@ def test_another_corpus_is_refused(folder: Path) -> None:
         "model.loss_chunk_size=9",
         "model.loss_backend=torch",
         "model.row_backend=torch",
+        "optim.halves=true",
         "data.cache_dir=elsewhere",
         "data.tokenizer=moved.json",
     ],
