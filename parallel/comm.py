@@ -99,7 +99,8 @@ class Communicator:
         if self._aside:
             pending.work.wait()
             return pending.output
-        with self.clock.waiting(pending.kind, pending.operation, pending.group, pending.number):
+        over = pending.output.is_cuda and pending.work.is_completed()
+        with self.clock.waiting(pending.kind, pending.operation, pending.group, pending.number, over):
             pending.work.wait()
         return pending.output
 

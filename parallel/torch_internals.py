@@ -102,8 +102,8 @@ def graphs_made() -> tuple[int, int]:
 
 Issuing = Callable[[str], AbstractContextManager[None]]
 """What to enter around the start of an operation of FSDP2's."""
-Waiting = Callable[[str, ProcessGroup], AbstractContextManager[None]]
-"""What to enter around a wait for an operation, by its group."""
+Waiting = Callable[[str, ProcessGroup, bool], AbstractContextManager[None]]
+"""What to enter around a wait for an operation, by its group; true, if that is over already."""
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def fsdp_watched(issuing: Issuing, waiting: Waiting, compute: torch.cuda.Stream 
 
             def start(*args: Any, group: ProcessGroup, **kwargs: Any) -> Any:
                 if compute is None:
-                    blocking = waiting(operation, group)
+                    blocking = waiting(operation, group, False)
                 else:
                     started.append(group)
                     blocking = nullcontext()
@@ -153,7 +153,7 @@ def fsdp_watched(issuing: Issuing, waiting: Waiting, compute: torch.cuda.Stream 
 
     def wait_event(stream: torch.cuda.Stream, event: Any) -> None:
         stands_for = getattr(event, _STANDS_FOR, None)
-        with waiting(*stands_for) if stands_for and stream == compute else nullcontext():
+        with waiting(*stands_for, event.query()) if stands_for and stream == compute else nullcontext():
             plain_wait_event(stream, event)
 
     param_group: Any = _fsdp_param_group

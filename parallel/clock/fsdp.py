@@ -18,7 +18,7 @@ def fsdp_timed(clock: Clock, device: torch.device) -> AbstractContextManager[Non
     def issuing(operation: str) -> AbstractContextManager[None]:
         return clock.issuing(CommKind.fsdp, operation)
 
-    def waiting(operation: str, group: ProcessGroup) -> AbstractContextManager[None]:
-        return clock.waiting(CommKind.fsdp, operation, group)
+    def waiting(operation: str, group: ProcessGroup, over: bool) -> AbstractContextManager[None]:
+        return clock.waiting(CommKind.fsdp, operation, group, over=over)
 
     return fsdp_watched(issuing, waiting, torch.cuda.current_stream(device) if device.type == "cuda" else None)

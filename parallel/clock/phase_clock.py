@@ -7,6 +7,8 @@
 The end of a phase is the beginning of the next one, one mark for both, so nothing is counted twice or left out. A
 bracket is around the *wait*, not around the collective: two marks, just before and just after the point where compute
 must wait. What was hidden behind compute does not show; what does is exposed. Waits of a phase are taken off it.
+Where a stream has nothing left to do, two marks are as far apart as the host takes for both (25 µs): a wait for what
+the host knows to be over already has one mark, and no length.
 
 No mark is waited for: those of steps past are read when the device has passed them, at the end of each step.
 """
@@ -105,9 +107,10 @@ class Clock:
             self.enter(before)
 
     def waiting(
-        self, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None = None
+        self, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None = None, over: bool = False
     ) -> AbstractContextManager[None]:
-        """A bracket around a wait. `number`: as `issuing` was told at the start of what is waited for."""
+        """A bracket around a wait. `number`: as `issuing` was told at the start of what is waited for; `over`: that is
+        done already, on the device too."""
         return _NO_BRACKET
 
     def issuing(self, kind: CommKind, operation: str, number: int | None = None) -> AbstractContextManager[None]:
@@ -160,12 +163,12 @@ class PhaseClock(Clock):
         super().enter(phase)
 
     def waiting(
-        self, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None = None
+        self, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None = None, over: bool = False
     ) -> AbstractContextManager[None]:
         """See Clock. Outside steps a wait belongs to what it is for."""
         if self.phase not in OF_A_STEP:
             return _NO_BRACKET
-        return _Bracket(self, kind, operation, group, number)
+        return _Bracket(self, kind, operation, group, number, over)
 
     def issuing(self, kind: CommKind, operation: str, number: int | None = None) -> AbstractContextManager[None]:
         """See Clock."""
@@ -204,7 +207,7 @@ class PhaseClock(Clock):
             bracket = self._brackets.popleft()
             seconds = self._time.seconds(bracket.begin, bracket.end)
             self._window.waits.append(Waited(bracket.kind, bracket.operation, bracket.group, bracket.phase, seconds))
-            self._time.reuse([bracket.begin, bracket.end])
+            self._time.reuse([bracket.begin] if bracket.over else [bracket.begin, bracket.end])
 
     def _count(self, phase: Phase, seconds: float) -> None:
         self._window.phase_s[phase] += seconds
@@ -230,13 +233,19 @@ class _Span(NamedTuple):
 class _Bracket:
     """Around one wait; counted once it is over."""
 
-    __slots__ = ("_clock", "_number", "_range", "begin", "end", "group", "kind", "operation", "phase")
+    __slots__ = ("_clock", "_number", "_range", "begin", "end", "group", "kind", "operation", "over", "phase")
 
     def __init__(
-        self, clock: PhaseClock, kind: CommKind, operation: str, group: ProcessGroup | None, number: int | None
+        self,
+        clock: PhaseClock,
+        kind: CommKind,
+        operation: str,
+        group: ProcessGroup | None,
+        number: int | None,
+        over: bool,
     ) -> None:
         self._clock, self.kind, self.operation, self.group, self.phase = clock, kind, operation, group, clock.phase
-        self._number = number
+        self._number, self.over = number, over
 
     def __enter__(self) -> None:
         ranges = self._clock.ranges
@@ -250,7 +259,7 @@ class _Bracket:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end = self._clock._time.mark()
+        self.end = self.begin if self.over else self._clock._time.mark()
         self._clock._brackets.append(self)
         if self._range is not None:
             self._range.__exit__(None, None, None)

@@ -58,6 +58,21 @@ def a_step(clock: PhaseClock, time: DeviceTime, data: float, forward: float, wai
     clock.enter(Phase.log)
 
 
+def test_a_wait_for_what_is_over_has_no_length_however_slow_the_host() -> None:
+    time = DeviceTime()
+    clock = PhaseClock(time, wall=lambda: time.now)
+    clock.end_window()
+    clock.enter(Phase.compute_fwd)
+    for over in (True, False):
+        with clock.waiting(CommKind.fsdp, "all_gather", None, over=over):
+            time.now += 25
+    clock.enter(Phase.log)
+    window = clock.end_window()
+    assert [wait.seconds for wait in window.waits] == [0, 25]
+    assert window.phase_s[Phase.compute_fwd] == 50
+    assert len(time.reused) == 1 + 2 + 2, "each mark once, and the two phases' beginnings"
+
+
 def test_phases_tile_the_time_and_waits_lie_inside_them() -> None:
     time = DeviceTime()
     clock = PhaseClock(time, wall=lambda: time.now)
