@@ -11,13 +11,13 @@ backward, norms included, of the fewer tokens; and products of 64 experts, each 
 K in, N out. Medians of five, each of several calls behind a queue, so that no launch is waited for. About a minute.
 """
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timed import BF16, Call, compiled_call, took
 from torch import Tensor, nn
 
 from models.attention import MultiHeadLatentAttention
@@ -40,12 +40,6 @@ SHAPES = {
 EXPERTS, ROWS = 64, 98304
 EXPERT_SHAPES = {"experts gate+up": (2048, 2816), "experts down": (1408, 2048)}
 BLOCK = 128
-CALLS, REPEATS = 5, 5
-BF16 = torch.bfloat16
-RUNS_NOT = (RuntimeError, ValueError, NotImplementedError)
-"""What torch raises for products that it does not have here."""
-
-Call = Callable[[], object]
 
 
 class Products(NamedTuple):
@@ -59,39 +53,6 @@ class Products(NamedTuple):
     blocks: Call | None
     quantised: Call
     """Quantisation of both and the fast product."""
-
-
-def median_ms(call: Call, device: str) -> float:
-    """Of one call. Other work, some 9 ms, is queued first, while the calls behind it are launched."""
-    for _ in range(2):
-        call()
-    if device != "cuda":
-        return float("nan")
-    filler = torch.zeros(8192, 8192, device=device, dtype=BF16)
-    times = []
-    for _ in range(REPEATS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        for _ in range(6):
-            filler @ filler
-        start.record()
-        for _ in range(CALLS):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / CALLS)
-    return statistics.median(times)
-
-
-def took(call: Call | None, device: str) -> float | None:
-    """None where torch has no such product."""
-    if call is None:
-        return None
-    try:
-        return median_ms(call, device)
-    except RUNS_NOT as error:
-        print(f"  refused: {str(error).splitlines()[0][:140]}")
-        return None
 
 
 def quantiser() -> Callable[[Tensor], Quantised]:
@@ -162,15 +123,19 @@ def products(tokens: int, k: int, n: int, device: str, rows: Callable, columns: 
     return made
 
 
-def expert_products(k: int, n: int, n_rows: int, experts: int, device: str, rows: Callable) -> list[Products]:
-    """The grouped ones: forward, and the gradient of rows, which is the same with K and N exchanged. Loads are random,
-    each a multiple of 16 in float8; bf16 has as many rows."""
+def expert_rows(n_rows: int, experts: int, device: str) -> tuple[int, Tensor]:
+    """Their number, and the end of each expert's (int32). Loads are random, each a multiple of 16."""
     generator = torch.Generator().manual_seed(0)
     loads = torch.multinomial(torch.rand(experts, generator=generator) + 1, n_rows, True, generator=generator)
     loads = loads.bincount(minlength=experts)
     loads = loads + -loads % 16
-    ends = loads.cumsum(0).to(device, torch.int32)
-    total = int(loads.sum())
+    return int(loads.sum()), loads.cumsum(0).to(device, torch.int32)
+
+
+def expert_products(k: int, n: int, n_rows: int, experts: int, device: str, rows: Callable) -> list[Products]:
+    """The grouped ones: forward, and the gradient of rows, which is the same with K and N exchanged. bf16 has as many
+    rows as float8."""
+    total, ends = expert_rows(n_rows, experts, device)
     made = []
     for name, width, outputs in (("forward", k, n), ("grad x", n, k)):
         x = torch.randn(total, width, device=device, dtype=BF16)
@@ -252,18 +217,6 @@ def layers(device: str, model: ModelConfig) -> dict[str, Callable[[bool], nn.Mod
     }
 
 
-def layer_call(module: nn.Module, x: Tensor) -> Call:
-    """Forward and backward, compiled."""
-    compiled = torch.compile(module, fullgraph=True, dynamic=False)
-    wanted = (x, *module.parameters())
-    probe = torch.ones_like(x)
-
-    def call() -> object:
-        return torch.autograd.grad(compiled(x), wanted, probe)
-
-    return call
-
-
 def rated(ms: float | None, flops: float) -> str:
     return f"{'–':>15}" if ms is None else f"{ms:8.3f} {flops / ms / 1e9:6.0f}"
 
@@ -303,7 +256,7 @@ def main(device: str, tokens: tuple[int, ...], shrink: int = 1) -> None:
     print(f"\n{'forward and backward, ms':40} {'bf16':>8} {'fp8':>8}  gain")
     x = torch.randn(tokens[0], model.dim, device=device, dtype=BF16, requires_grad=True)
     for name, make in layers(device, model).items():
-        plain, fp8 = (took(layer_call(make(in_fp8), x), device) for in_fp8 in (False, True))
+        plain, fp8 = (took(compiled_call(make(in_fp8), x), device) for in_fp8 in (False, True))
         if plain and fp8:
             print(f"{name:32} {tokens[0]:7} {plain:8.3f} {fp8:8.3f} {plain / fp8:5.2f}", flush=True)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.interpreted import NEEDS_TRITON
+from harness.interpreted import NEEDS_TRITON, check_interpreted
 
 from launch.bench.order import Order
 
@@ -88,11 +88,10 @@ def test_losses_apart(n_steps: int, held_out: float, code: int, said: str, tmp_p
     assert said in done.stdout + done.stderr
 
 
-@pytest.mark.soak
-def test_fp8_products_runs_at_small_sizes(tmp_path: Path) -> None:
-    """Every product that a CPU has, and the layers compiled; it has no times to tell."""
+def shrunk(code: str) -> list[str]:
+    """The lines that a benchmark prints on a CPU, which has no times to tell."""
     done = subprocess.run(
-        [sys.executable, "-c", "import fp8_products; fp8_products.main('cpu', (64,), 16)"],
+        [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])},
         capture_output=True,
         text=True,
@@ -100,7 +99,13 @@ def test_fp8_products_runs_at_small_sizes(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+@pytest.mark.soak
+def test_fp8_products_runs_at_small_sizes() -> None:
+    """Every product that a CPU has, and the layers compiled."""
+    lines = shrunk("import fp8_products; fp8_products.main('cpu', (64,), 16)")
     # Seven weights, each forward and for two gradients; experts, which a CPU refuses, forward and for one.
     assert [sum(f" {what} " in line for line in lines) for what in ("forward", "grad x", "grad W")] == [9, 9, 7]
     assert sum(line.startswith(("shared experts (", "dense feed-forward (", "attention's")) for line in lines) == 3
@@ -141,3 +146,39 @@ def test_ways_of_dispatch_bring_what_is_wanted(n_ranks: int) -> None:
     lines = dispatch_lines(n_ranks, "-m", "harness.ways_of_dispatch")
     assert [line.split()[0] for line in lines if "refused" in line] == ["torch,"]
     assert len(lines) == 14
+
+
+@pytest.mark.soak
+def test_libraries_runs_at_small_sizes() -> None:
+    """What is ours and torch's, of every section; what needs a GPU says so, and nothing is left out for another
+    reason."""
+    small = "names=('tiny_mla', 'tiny'), tokens=(256, 128), shrink=16"
+    lines = shrunk(f"import libraries; libraries.main('cpu', {small})")[2:]
+    left_out = [line for line in lines if "left out" in line]
+    assert all(line.endswith("left out: needs a GPU") for line in left_out), lines
+    sections = ("loss:", "swiglu", "norm:", "add, norm:", "rope", "optimizer:", "fp8", "sort:", "experts", "as it is")
+
+    def counts(some: list[str]) -> list[int]:
+        return [sum(line.startswith(section) for line in some) for section in sections]
+
+    assert counts([line for line in lines if line not in left_out]) == [2, 4, 2, 2, 2, 3, 4, 1, 2, 2]
+    assert counts(left_out) == [3, 2, 1, 1, 2, 3, 4, 1, 2, 0]
+
+
+def test_libraries_refuses_other_words() -> None:
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "libraries.py", "loss", "ropes"],
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "no rows are called ropes: leave words out, or choose of loss swiglu" in done.stderr
+    assert not done.stdout
+
+
+@NEEDS_TRITON
+def test_counting_sort_sorts() -> None:
+    check_interpreted("harness.counting_beside_sort")
