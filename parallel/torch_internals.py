@@ -152,8 +152,8 @@ def fsdp_watched(issuing: Issuing, waiting: Waiting, compute: torch.cuda.Stream 
         return result
 
     def wait_event(stream: torch.cuda.Stream, event: Any) -> None:
-        operation, group = getattr(event, _STANDS_FOR, (None, None))
-        with waiting(operation, group, event.query()) if operation and stream == compute else nullcontext():
+        stands_for: tuple[str, ProcessGroup] | None = getattr(event, _STANDS_FOR, None)
+        with waiting(*stands_for, event.query()) if stands_for and stream == compute else nullcontext():
             plain_wait_event(stream, event)
 
     param_group: Any = _fsdp_param_group
