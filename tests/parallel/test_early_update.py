@@ -28,6 +28,7 @@ from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig
 from parallel.pipeline.schedules import ScheduleName
+from train.config import OptimConfig
 from train.faults.config import Fault, FaultConfig
 from train.faults.injector import Injector
 from train.step import OptimizerStep
@@ -117,6 +118,12 @@ LONG = {
     "zero1_ep_side_by_side": (
         2,
         Layout(replace(strategy("ep"), reduction=ZERO1.reduction), SIDE_BY_SIDE, model=EIGHT, micro_batch_size=1),
+    ),
+    "zero1_ep_one_pass": (
+        2,
+        Layout(
+            replace(strategy("ep"), reduction=ZERO1.reduction), micro_batch_size=2, optim=OptimConfig(one_pass=True)
+        ),
     ),
     "pp_ep_dualpipev_side_by_side": (
         4,

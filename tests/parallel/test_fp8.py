@@ -21,7 +21,7 @@ from harness.worker_pool import WorkerPool
 
 from models.config import ConfigError
 from parallel.check_fp8 import check_fp8_device
-from parallel.config import Dtype, Matmul, PrecisionConfig, Recompute, StrategyConfig
+from parallel.config import Dtype, Matmul, OverlapConfig, PrecisionConfig, Recompute, StrategyConfig
 
 # Every sum but the float8 values themselves in float64: a layout that rounded anything else to float8, or from
 # something else, would be off by parts in a hundred.
@@ -37,11 +37,16 @@ CASES = {
     "fsdp_recompute": Layout(replace(FSDP, recompute=Recompute.selective)),
     "ep": Layout(replace(DDP, ep=2)),
     "pp": Layout(StrategyConfig("pp", pp=2)),
+    "ep_side_by_side": Layout(replace(DDP, ep=2), OverlapConfig(forward_backward=True), micro_batch_size=1),
     "zero1_compiled": Layout(replace(ZERO1, compile=True)),
+    "ddp_compiled_recompute": Layout(replace(DDP, compile=True, recompute=Recompute.full)),
 }
 
 
-IN_SOAK = {"zero1_compiled"}  # a minute of compilers; one graph a part: tests/models/test_fp8_linear.py
+IN_SOAK = {
+    "zero1_compiled",
+    "ddp_compiled_recompute",
+}  # a minute of compilers; one graph a part: tests/models/test_fp8_linear.py
 
 
 @pytest.mark.parametrize(

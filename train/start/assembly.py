@@ -113,6 +113,8 @@ def run(
     )
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
+    if report and progress.step < config.train.steps:
+        (folder / COUNTS_FILE).unlink(missing_ok=True)  # an earlier attempt's: this one may be stopped before its own
     with loader, report or nullcontext():
         trainer.run(progress)
     if injector.left:
