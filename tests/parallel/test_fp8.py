@@ -54,7 +54,9 @@ IN_SOAK = {
 )
 def test_two_ranks_round_as_one_does(name: str, pool: WorkerPool) -> None:
     layout = replace(CASES[name], precision=FP8_IN_FLOAT64)
-    (reference,) = pool.run(1, run_layout, replace(layout, strategy=SINGLE, micro_batch_size=None))
+    (reference,) = pool.run(
+        1, run_layout, replace(layout, strategy=SINGLE, overlap=OverlapConfig(), micro_batch_size=None)
+    )
     outcomes = pool.run(2, run_layout, layout)
     for outcome in outcomes:
         np.testing.assert_allclose(outcome.losses, reference.losses, rtol=0, atol=1e-11)
