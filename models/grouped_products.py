@@ -88,17 +88,17 @@ class _Product(torch.autograd.Function):
         return ctx.products.of_rows(grad_NM, weight_EMK), ctx.products.of_weights(grad_NM, rows_NK), None
 
 
-def _product(rows: Tensor, weight: Tensor, offsets_E: Tensor, tiles_X2: Tensor, transposed: bool) -> Tensor:
+def _launch_product(rows: Tensor, weight: Tensor, offsets_E: Tensor, tiles_X2: Tensor, transposed: bool) -> Tensor:
     from models.grouped_product_kernel import grouped_product
 
     return grouped_product(rows, weight, offsets_E, tiles_X2, transposed)
 
 
-def _of_weights(grad_NM: Tensor, rows_NK: Tensor, offsets_E: Tensor) -> Tensor:
+def _launch_of_weights(grad_NM: Tensor, rows_NK: Tensor, offsets_E: Tensor) -> Tensor:
     from models.grouped_product_kernel import grouped_weight_gradient
 
     return grouped_weight_gradient(grad_NM, rows_NK, offsets_E)
 
 
-torch.library.impl(PRODUCT, "default", _product)
-torch.library.impl(OF_WEIGHTS, "default", _of_weights)
+torch.library.impl(PRODUCT, "default", _launch_product)
+torch.library.impl(OF_WEIGHTS, "default", _launch_of_weights)
