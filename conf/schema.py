@@ -102,7 +102,7 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     check_layout(config.model, config.strategy, config.overlap, degrees, n_micro_batches, config.data.sequence_length)
     if config.precision.matmul is Matmul.fp8:
         check_fp8(config.model, config.strategy, config.overlap, degrees, n_micro_batches)
-    if config.model.expert_backend in (ExpertBackend.grouped_mm, ExpertBackend.fused):
+    if config.model.expert_backend not in (ExpertBackend.auto, ExpertBackend.loop):
         _check_grouped_mm(config.model, config.precision.compute, degrees.etp)
     config.data.check()
     _check_bytes(config)
@@ -147,8 +147,10 @@ def _check_grouped_mm(model: ModelConfig, compute: Dtype, etp: int) -> None:
     backend = model.expert_backend.value
     if compute is Dtype.float64:
         raise ConfigError(f"model.expert_backend={backend} has no float64: set it to auto or loop")
-    if model.expert_backend is ExpertBackend.fused and compute is not Dtype.bfloat16:
-        raise ConfigError(f"model.expert_backend=fused computes in bfloat16, not in {compute.value}: set it to auto")
+    if model.expert_backend is not ExpertBackend.grouped_mm and compute is not Dtype.bfloat16:
+        raise ConfigError(
+            f"model.expert_backend={backend} computes in bfloat16, not in {compute.value}: set it to auto"
+        )
     multiple = 16 // compute.torch.itemsize  # rows must begin at multiples of 16 bytes
     for key, size, n_parts in (("dim", model.dim, 1), ("moe.expert_dim", model.moe.expert_dim, etp)):
         if size % (multiple * n_parts):

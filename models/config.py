@@ -39,6 +39,7 @@ class ExpertBackend(Enum):
     loop = "loop"
     grouped_mm = "grouped_mm"
     fused = "fused"
+    triton = "triton"
 
 
 class RowBackend(Enum):
@@ -291,7 +292,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm."""
     expert_backend: ExpertBackend = ExpertBackend.auto
-    """auto: fused (Triton between grouped products) on a GPU in bf16, else grouped_mm, else the readable loop."""
+    """auto: in bf16 triton (our products too) on Hopper, fused (SwiGLU alone) on other GPUs; else grouped_mm, loop."""
     row_backend: RowBackend = RowBackend.auto
     """How rows are put in order and summed: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
     loss_backend: LossBackend = LossBackend.auto

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from models.config import ExpertBackend, MoEConfig
 from models.dispatcher import Dispatcher, Travelling
 from models.fused_experts import fused
+from models.grouped_products import Products, TritonProducts
 from models.placement import groups_of_slots
-from models.triton_here import triton_lacks
+from models.triton_here import hopper_lacks, triton_lacks
 
 STACKED = {"gate_up_E2FD": ("gate_EFD", "up_EFD")}
 """Parameters in which an expert has several matrices, along dimension 1, and their names: by these they start, and by
@@ -85,20 +86,25 @@ class RoutedExperts(nn.Module):
         gate_up_E2FD, down_EDF = (weight.to(rows_ND.dtype) for weight in (gate_up_E2FD, down_EDF))
         backend = choose_backend(self.backend, rows_ND, gate_up_E2FD.shape[2], self.whole_backward)
         if backend is not ExpertBackend.loop and not len(rows_ND):
-            # Backward of CUDA's grouped_mm refuses no rows (torch 2.11); a row of no slot is in nothing.
+            # Backward of CUDA's grouped_mm refuses no rows (torch 2.11), and nothing is fetched of a tensor that is
+            # empty; a row of no slot is in nothing.
             one_N = None if weights_N is None else F.pad(weights_N, (0, 1))
             return self.compute(F.pad(rows_ND, (0, 0, 0, 1)), offsets_E, gate_up_E2FD, down_EDF, one_N)[:0]
         if backend is ExpertBackend.loop:
             return _loop(rows_ND, offsets_E, gate_up_E2FD, down_EDF, weights_N)
-        products = fused if backend is ExpertBackend.fused else _grouped
-        return products(rows_ND, offsets_E, gate_up_E2FD.flatten(1, 2), down_EDF, weights_N)
+        gate_up_EWD = gate_up_E2FD.flatten(1, 2)
+        if backend is ExpertBackend.grouped_mm:
+            return _grouped(rows_ND, offsets_E, gate_up_EWD, down_EDF, weights_N)
+        ours = backend is ExpertBackend.triton
+        products = TritonProducts(offsets_E, len(rows_ND)) if ours else Products(offsets_E)
+        return fused(rows_ND, gate_up_EWD, down_EDF, weights_N, products)
 
 
 def choose_backend(
     wanted: ExpertBackend, rows_ND: Tensor, expert_dim: int, whole_backward: bool = True
 ) -> ExpertBackend:
-    """`wanted`, or for auto: fused in bf16 on CUDA, grouped_mm without Triton or a whole backward, and in float32 or
-    bf16 on CPU outside torch.compile.
+    """`wanted`, or for auto: in bf16 on CUDA triton on Hopper, fused on others, and without Triton or a whole backward
+    grouped_mm; that too in float32 or bf16 on CPU outside torch.compile.
 
     Elsewhere grouped_mm raises or is a slow fallback (float64 and compiled float32 on CPU: torch 2.13).
     """
@@ -110,9 +116,9 @@ def choose_backend(
         runs = rows_ND.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
     if not runs or not grouped_mm_takes(rows_ND.shape[1], expert_dim, rows_ND.element_size()):
         return ExpertBackend.loop
-    return (
-        ExpertBackend.fused if rows_ND.is_cuda and whole_backward and not triton_lacks() else ExpertBackend.grouped_mm
-    )
+    if not (rows_ND.is_cuda and whole_backward) or triton_lacks():
+        return ExpertBackend.grouped_mm
+    return ExpertBackend.fused if hopper_lacks(rows_ND.device) else ExpertBackend.triton
 
 
 def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:

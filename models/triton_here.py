@@ -12,11 +12,22 @@ from torch import Tensor
 
 CC = ("gcc", "clang")
 """C compilers by which Triton makes what launches its kernels, unless the variable CC names one."""
+HOPPER = (9, 0)
+"""Compute capability of H100, H200 and GH200. Others have other tensor cores, or less shared memory."""
 
 
 def kernels_run(x: Tensor) -> bool:
     """Whether kernels of ours, which compute in float32, can take `x`."""
     return x.is_cuda and x.dtype is not torch.float64 and not triton_lacks()
+
+
+@cache
+def hopper_lacks(device: torch.device) -> str | None:
+    """What `device` has that is not what models/grouped_product_kernel.py is made for; None: it is that."""
+    if not torch.cuda.is_available():
+        return "there is no GPU"
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability == HOPPER else "this GPU's compute capability is {}.{}".format(*capability)
 
 
 @cache

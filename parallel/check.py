@@ -42,10 +42,10 @@ def check_layout(
     )
     split_layers(model, schedule.n_stages, sequence_length)
     check_hand_made_gradients(strategy, overlap, schedule)
-    if schedule.splits_backward and model.expert_backend is ExpertBackend.fused:
+    if schedule.splits_backward and model.expert_backend in (ExpertBackend.fused, ExpertBackend.triton):
         raise ConfigError(
-            f"model.expert_backend=fused: strategy.schedule={strategy.schedule.value} splits backward, and each half "
-            "would do most of both; set it to auto or grouped_mm, or choose another schedule"
+            f"model.expert_backend={model.expert_backend.value}: strategy.schedule={strategy.schedule.value} splits "
+            "backward, and each half would do most of both; set it to auto or grouped_mm, or choose another schedule"
         )
     if strategy.compile:
         _check_compile(model, strategy, degrees, schedule.splits_backward)

@@ -1,7 +1,7 @@
 """torch.compile of what a block computes between collectives: each part one graph, that nothing breaks.
 
     attention    norm, attention, residual, norm, router     one graph, every shape its own
-    experts      the products of all slots and SwiGLU        one graph, any number of rows; as it is if `fused`
+    experts      the products of all slots and SwiGLU        one graph, any number of rows; as it is if fused or triton
     shared       SwiGLU                                      one graph, every shape its own
 
 Between these, rows are put in order and travel, and the clock brackets what they are waited for: that stays as it is.
@@ -58,9 +58,9 @@ def measuring(compiled: bool, device: torch.device) -> NormsOf:
 
 
 def _in_one_graph(routed: RoutedExperts, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products of all slots have something to fuse between them: `fused` has done that by kernels of its own,
-    and stays as it is; the loop over slots asks the device how many rows each has. On a CPU grouped_mm is a loop of its
-    own when it is compiled (torch 2.13)."""
+    """Whether products of all slots have something to fuse between them: `fused` and `triton` have done that by kernels
+    of their own, and stay as they are; the loop over slots asks the device how many rows each has. On a CPU grouped_mm
+    is a loop of its own when it is compiled (torch 2.13)."""
     expert_dim, dim = routed.gate_up_E2FD.shape[2:]
     rows_ND = torch.empty(0, dim, dtype=dtype, device=device)
     return device.type == "cuda" and choose_backend(routed.backend, rows_ND, expert_dim) is ExpertBackend.grouped_mm

@@ -18,8 +18,8 @@ from models.transformer import Transformer
 from parallel.block_methods import block_methods
 from parallel.config import Recompute
 
-EXPENSIVE = ("mm", "addmm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm")
-"""Names of aten operators whose results `selective` keeps; and every scaled_dot_product kernel."""
+EXPENSIVE = ("mm", "addmm", "bmm", "_scaled_mm", "_grouped_mm", "grouped_mm", "grouped_product")
+"""Names of operators whose results `selective` keeps; and every scaled_dot_product kernel."""
 
 
 def recompute_parts(stage: Transformer, what: Recompute, shared_in_halves: bool, to_the_end: bool = False) -> None:

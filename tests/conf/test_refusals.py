@@ -177,6 +177,12 @@ COMBINATIONS = [
         "model.moe.expert_dim=24: grouped_mm takes multiples of 8 in bfloat16 on each of 2 ranks; set it to 32",
     ),
     ("model.expert_backend=fused precision=fp32", 1, "fused computes in bfloat16, not in float32: set it to auto"),
+    ("model.expert_backend=triton precision=fp32", 1, "triton computes in bfloat16, not in float32: set it to auto"),
+    (
+        "model.expert_backend=triton model.moe.expert_dim=12 precision=bf16",
+        1,
+        "triton takes multiples of 8 in bfloat16; set it to 16",
+    ),
     (
         "strategy=ep strategy.dispatcher=all_gather strategy.rows=static model.expert_backend=loop",
         2,
@@ -392,6 +398,11 @@ COMBINATIONS = [
         "strategy=pp strategy.schedule=zbv strategy.recompute=full",
         2,
         "strategy.schedule=zbv splits backward, and each half would compute again; set it to none",
+    ),
+    (
+        "strategy=pp strategy.schedule=zbv precision=bf16 model.expert_backend=triton",
+        2,
+        "model.expert_backend=triton: strategy.schedule=zbv splits backward, and each half would do most of both",
     ),
     (
         "strategy=pp strategy.schedule=zbv model.expert_backend=fused",

@@ -91,6 +91,8 @@ def test_an_update_hides_only_where_a_product_is_still_to_come() -> None:
     [
         ("aten::mm", True),
         ("aten::_grouped_mm", True),
+        ("switchyard::grouped_product", True),
+        ("switchyard::grouped_weight_gradient", True),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", True),
         ("aten::addcdiv_", True),
         ("aten::_fused_adamw_", True),

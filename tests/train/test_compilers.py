@@ -14,7 +14,14 @@ from train.start.compilers import check_compilers
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("words", [["optim.one_pass=true"], ["strategy.compile=true", "model.expert_backend=fused"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.one_pass=true"],
+        ["strategy.compile=true", "model.expert_backend=fused"],
+        ["model.expert_backend=triton"],
+    ],
+)
 def test_without_triton_what_is_asked_for_is_refused(words: list[str], monkeypatch: Any) -> None:
     monkeypatch.setattr("train.start.compilers.triton_lacks", lambda: "there is no package triton; install it")
     with pytest.raises(ConfigError) as caught:
@@ -45,11 +52,20 @@ def test_what_triton_needs(monkeypatch: Any, tmp_path: Path) -> None:
     assert "there is no package triton" in lacks()
 
 
-def test_fused_experts_need_a_gpu() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^model\.expert_backend=fused: its kernels run on a GPU, not on cpu; set it"
-    ):
-        check_compilers(compose(["model=tiny", "model.expert_backend=fused"]).config, CPU)
+@pytest.mark.parametrize("backend", ["fused", "triton"])
+def test_experts_by_kernels_need_a_gpu(backend: str) -> None:
+    said = rf"^model\.expert_backend={backend}: its kernels run on a GPU, not on cpu; set it"
+    with pytest.raises(ConfigError, match=said):
+        check_compilers(compose(["model=tiny", f"model.expert_backend={backend}"]).config, CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there may be a Hopper")
+def test_products_of_ours_need_a_hopper(monkeypatch: Any) -> None:
+    monkeypatch.setattr("train.start.compilers.triton_lacks", lambda: None)
+    with pytest.raises(ConfigError) as caught:
+        check_compilers(compose(["model=tiny", "precision=bf16", "model.expert_backend=triton"]).config, CUDA)
+    said = "its products are made for Hopper (9.0), and there is no GPU; set it to auto or fused"
+    assert str(caught.value) == f"model.expert_backend=triton: {said}"
 
 
 def test_nobody_who_compiles_nothing_is_asked(monkeypatch: Any) -> None:

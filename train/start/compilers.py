@@ -7,7 +7,7 @@ import torch
 
 from conf.schema import JobConfig
 from models.config import ConfigError, ExpertBackend
-from models.triton_here import triton_lacks
+from models.triton_here import hopper_lacks, triton_lacks
 
 CXX = ("c++", "g++", "clang++")
 
@@ -17,17 +17,22 @@ def check_compilers(config: JobConfig, device: torch.device) -> None:
     Python's headers, for what launches its kernels. What is auto does without.
 
     Raises:
-        ConfigError: if the job would find no compiler.
+        ConfigError: if the job would find no compiler, or not the GPU that its kernels are for.
     """
-    if config.model.expert_backend is ExpertBackend.fused and device.type != "cuda":
-        raise ConfigError(f"model.expert_backend=fused: its kernels run on a GPU, not on {device.type}; set it to auto")
+    backend = config.model.expert_backend
+    experts = f"model.expert_backend={backend.value}"
+    ours = backend in (ExpertBackend.fused, ExpertBackend.triton)
+    if ours and device.type != "cuda":
+        raise ConfigError(f"{experts}: its kernels run on a GPU, not on {device.type}; set it to auto")
     asked = ["strategy.compile=true"] if config.strategy.compile else []
     if device.type == "cuda":
         asked += ["optim.one_pass=true"] if config.optim.one_pass else []
-        asked += ["model.expert_backend=fused"] if config.model.expert_backend is ExpertBackend.fused else []
+        asked += [experts] if ours else []
     lacks = triton_lacks() if device.type == "cuda" else _cxx_lacks()
     if asked and lacks:
         raise ConfigError(f"{' '.join(asked)}: {lacks}, or leave that out")
+    if backend is ExpertBackend.triton and (other := hopper_lacks(device)):
+        raise ConfigError(f"{experts}: its products are made for Hopper (9.0), and {other}; set it to auto or fused")
 
 
 def _cxx_lacks() -> str | None:

@@ -25,7 +25,7 @@ UPDATE = re.compile(rf"aten::(_foreach_)?addcdiv_$|aten::_fused_adamw_$|{ONE_PAS
 _WORK = re.compile(
     r"aten::(mm|bmm|addmm|addmv|mv|baddbmm|_grouped_mm|_addmm_activation)$"
     r"|aten::_scaled_dot_product_\w+|aten::_flash_attention_\w+|aten::_efficient_attention_\w+"
-    rf"|{UPDATE.pattern}"
+    rf"|switchyard::grouped_\w+|{UPDATE.pattern}"
 )
 """Operators worth hiding a transfer behind: matrix products, attention and AdamW's update."""
 _WANTED_RANGES = ("comm/", "wait/", "phase/", "c10d::", "gloo:", "FSDP::")

@@ -82,6 +82,8 @@ _COMPUTE: tuple[tuple[str, Category], ...] = (
     (r"multi_tensor_apply_kernel.*Copy", Category.copy_cast),
     (r"multi_tensor_apply|one_pass_adamw|FusedAdam|fused_adam|FusedSgd", Category.optimizer),
     (r"sdpa|[Ff]lash|fmha|_attn_(fwd|bwd)|flex_attention|compute_attn", Category.attention),
+    (r"^grouped_(rows|weights)", Category.expert_gemm),
+    (r"^grouped_tiles", Category.permutation),
     (r"grouped_gemm::\w+::utils::transpose", Category.copy_cast),
     (r"grouped_gemm::\w+::fp8_", Category.dense_gemm),  # DeepSeek's; its experts' are m_grouped_…
     (r"m_grouped|GroupProblemShape|GroupedProblem|GemmGrouped|grouped_mm|grouped_gemm", Category.expert_gemm),
