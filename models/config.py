@@ -292,7 +292,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     """Epsilon of every RMSNorm."""
     expert_backend: ExpertBackend = ExpertBackend.auto
-    """auto: in bf16 triton (our products too) on Hopper, fused (SwiGLU alone) on other GPUs; else grouped_mm, loop."""
+    """auto: fused (SwiGLU by us) in bf16 on GPUs, else grouped_mm or loop; triton: products by us too, on Hopper."""
     row_backend: RowBackend = RowBackend.auto
     """How rows are put in order and summed: torch's operators; auto: in one pass by Triton, on a GPU below float64."""
     loss_backend: LossBackend = LossBackend.auto

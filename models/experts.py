@@ -15,7 +15,7 @@ from models.dispatcher import Dispatcher, Travelling
 from models.fused_experts import fused
 from models.grouped_products import Products, TritonProducts
 from models.placement import groups_of_slots
-from models.triton_here import hopper_lacks, triton_lacks
+from models.triton_here import triton_lacks
 
 STACKED = {"gate_up_E2FD": ("gate_EFD", "up_EFD")}
 """Parameters in which an expert has several matrices, along dimension 1, and their names: by these they start, and by
@@ -103,8 +103,8 @@ class RoutedExperts(nn.Module):
 def choose_backend(
     wanted: ExpertBackend, rows_ND: Tensor, expert_dim: int, whole_backward: bool = True
 ) -> ExpertBackend:
-    """`wanted`, or for auto: in bf16 on CUDA triton on Hopper, fused on others, and without Triton or a whole backward
-    grouped_mm; that too in float32 or bf16 on CPU outside torch.compile.
+    """`wanted`, or for auto: fused in bf16 on CUDA, grouped_mm without Triton or a whole backward, and in float32 or
+    bf16 on CPU outside torch.compile. What `triton` gives depends on loads too much to be taken unasked.
 
     Elsewhere grouped_mm raises or is a slow fallback (float64 and compiled float32 on CPU: torch 2.13).
     """
@@ -116,9 +116,9 @@ def choose_backend(
         runs = rows_ND.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling()
     if not runs or not grouped_mm_takes(rows_ND.shape[1], expert_dim, rows_ND.element_size()):
         return ExpertBackend.loop
-    if not (rows_ND.is_cuda and whole_backward) or triton_lacks():
-        return ExpertBackend.grouped_mm
-    return ExpertBackend.fused if hopper_lacks(rows_ND.device) else ExpertBackend.triton
+    return (
+        ExpertBackend.fused if rows_ND.is_cuda and whole_backward and not triton_lacks() else ExpertBackend.grouped_mm
+    )
 
 
 def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:

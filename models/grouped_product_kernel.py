@@ -38,6 +38,11 @@ What lost there: tiles of 256 × 128 for rows (0.88 to 0.92 of this), of 128 × 
 0.69 in the weight's gradient, which then gathers as well); SwiGLU or its gradient at the end of a product (slower by
 0.4 and 0.1 ms a layer than in a pass of its own).
 
+These are kernels one by one, with time to cool between. One after the other for long they draw what the GPU may, and
+what is left depends on loads: forward and backward of the experts take 0.95 to 1.03 of what `fused` takes where loads
+are unequal (64 slots of 1,536 to 12,288 rows, 128 of 1,024 to 8,192), 1.00 to 1.08 where they are equal, 1.02 with 32
+slots; a step of moe_5b 214.0 ms instead of 216.2. Hence by name, and not by `auto`.
+
 N rows, E slots, K width of what is multiplied, M of what comes out, X tiles of rows.
 """
 

@@ -35,10 +35,8 @@ def test_products_are_those_of_each_slot() -> None:
 
 
 def test_auto_knows_the_gpu() -> None:
-    capability = torch.cuda.get_device_capability()
     rows_ND = torch.empty(3, 128, device="cuda", dtype=torch.bfloat16)
-    expected = ExpertBackend.triton if capability == (9, 0) else ExpertBackend.fused
-    assert choose_backend(ExpertBackend.auto, rows_ND, 64) is expected
+    assert choose_backend(ExpertBackend.auto, rows_ND, 64) is ExpertBackend.fused
     assert choose_backend(ExpertBackend.auto, rows_ND, 64, whole_backward=False) is ExpertBackend.grouped_mm
     assert choose_backend(ExpertBackend.auto, rows_ND.float(), 64) is ExpertBackend.loop
 

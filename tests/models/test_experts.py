@@ -12,7 +12,6 @@ from models.dispatcher import LocalDispatcher
 from models.experts import RoutedExperts, choose_backend
 from models.placement import ExpertPlacement
 from models.router import Router, Routing, update_expert_bias
-from models.triton_here import hopper_lacks
 
 
 def routing(kind: str) -> Routing:
@@ -71,9 +70,7 @@ def test_auto_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with FakeTensorMode():
         rows_ND = torch.empty(3, 32, device="cuda", dtype=torch.bfloat16)
     monkeypatch.setattr("models.experts.triton_lacks", lambda: None)
-    # Where there is no GPU none is Hopper's; tests/gpu/test_experts_on_gpu.py asks where there is one.
-    ours = ExpertBackend.fused if hopper_lacks(rows_ND.device) else ExpertBackend.triton
-    assert choose_backend(auto, rows_ND, 16) is ours
+    assert choose_backend(auto, rows_ND, 16) is ExpertBackend.fused
     assert choose_backend(ExpertBackend.triton, rows_ND, 16) is ExpertBackend.triton
     assert choose_backend(auto, rows_ND, 16, whole_backward=False) is ExpertBackend.grouped_mm
     assert choose_backend(ExpertBackend.grouped_mm, rows_ND, 16) is ExpertBackend.grouped_mm
