@@ -7,6 +7,7 @@ from conf.keys import Keys, values
 from models.balanced_routing import balanced, even_length
 from models.config import ConfigError, ExpertBackend, ModelConfig
 from parallel.check import check_layout
+from parallel.check_cuda_graph import check_cuda_graph
 from parallel.check_engine import check_engine
 from parallel.check_fp8 import check_fp8
 from parallel.config import (
@@ -102,6 +103,8 @@ def validate(config: JobConfig, world_size: int, ranks_per_node: int | None = No
     check_layout(config.model, config.strategy, config.overlap, degrees, n_micro_batches, config.data.sequence_length)
     if config.precision.matmul is Matmul.fp8:
         check_fp8(config.model, config.strategy, config.overlap, degrees, n_micro_batches)
+    if config.strategy.cuda_graph:
+        check_cuda_graph(config.model, config.strategy, config.overlap, config.precision, degrees)
     if config.model.expert_backend not in (ExpertBackend.auto, ExpertBackend.loop):
         _check_grouped_mm(config.model, config.precision.compute, degrees.etp)
     config.data.check()

@@ -96,7 +96,7 @@ class DispatchPart(nn.Module):
         self.dispatcher = around.dispatcher if around else None
         self.hidden = around is not None and (around.hide_behind_shared or around.hide_behind_others)
         self.entropy_sum: Tensor | None = None
-        """Σ over tokens since the last reset, float64; None before the first. No buffer: libraries cast those."""
+        """Σ over tokens since the last reset, float64; None before the first token. No buffer: libraries cast those."""
         if around is not None:
             for name in ("chosen_E", "dropped_E"):
                 counts_E = torch.zeros(model.moe.n_routed, dtype=torch.int64)
@@ -104,7 +104,8 @@ class DispatchPart(nn.Module):
 
     def reset_buffers(self) -> None:
         """Forget the counts; needed after construction on the meta device, and once per step."""
-        self.entropy_sum = None
+        if self.entropy_sum is not None:
+            self.entropy_sum.zero_()
         if self.dispatcher is not None:
             self.chosen_E.zero_()
             self.dropped_E.zero_()
@@ -123,8 +124,9 @@ class DispatchPart(nn.Module):
                 for counts_E in (self.chosen_E, self.dropped_E):
                     counts_E.scatter_add_(0, routing.experts_TK.flatten(), dropped_N)
             if routing.entropy_sum is not None:
-                so_far = self.entropy_sum
-                self.entropy_sum = routing.entropy_sum if so_far is None else so_far + routing.entropy_sum
+                if self.entropy_sum is None:
+                    self.entropy_sum = torch.zeros_like(routing.entropy_sum)
+                self.entropy_sum += routing.entropy_sum
         return Departed(travelling, tuple(part.ticket for part in leaving.parts), leaving.ticket)
 
 

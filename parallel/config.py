@@ -69,6 +69,8 @@ class StrategyConfig:
     """Neighbouring ranks with a fast network, which tp is to stay in; null is a node's. A rack may be one (NVL72)."""
     compile: bool = False
     """Compile what each block computes between collectives, one graph a part (torch.compile); the first step waits."""
+    cuda_graph: bool = False
+    """Launch forward and backward of a micro-batch as two CUDA graphs, from the fourth step on; one rank a replica."""
     recompute: Recompute = Recompute.none
     """What backward computes again: none, full (attention and experts) or selective (of these all but products)."""
 

@@ -6,6 +6,8 @@ Its waits are inside C++, where no clock of ours can see them. And it must be en
 schedule that walks the parts of two micro-batches never does.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,15 @@ class GradientReducer:
 
     def made_by_hand(self, stage: StageKey) -> None:
         """They were counted one by one."""
+
+    def sums(self) -> list[Tensor]:
+        """See Remade: buckets stay where they are."""
+        return [parameter.grad for parameter in self._alone if parameter.grad is not None]
+
+    def take_sums(self, sums: Sequence[Tensor]) -> None:
+        """See Remade."""
+        for parameter, gradient in zip(self._alone, sums, strict=True):
+            parameter.grad = gradient
 
     def finish_step(self) -> None:
         """See GradientSync; raises RuntimeError for a gradient that never came."""

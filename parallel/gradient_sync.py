@@ -1,7 +1,7 @@
 """When gradients are zeroed, summed over ranks, and handed to the optimizer: what a step calls, in every layout."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -39,3 +39,16 @@ class GradientSync(Protocol):
     def publish(self, copies_are_made: bool) -> None:
         """After the optimizer has moved the masters: what modules compute with follows them. `copies_are_made`: it has
         rounded `copies`."""
+
+
+@runtime_checkable
+class Remade(Protocol):
+    """A GradientSync whose gradients can be made again, by kernels alone, where backward made them once: within it they
+    are added up on the device, and nothing is reduced."""
+
+    def sums(self) -> list[Tensor]:
+        """After a step's last backward, before `finish_step`: where the sums of all micro-batches are, but for those
+        that never move."""
+
+    def take_sums(self, sums: Sequence[Tensor]) -> None:
+        """In place of a step's backwards: they were made again where `sums` said."""

@@ -1,6 +1,6 @@
 """Our own engine: every layout of parallel/parallelize.py, by the one executor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from models.placement import ExpertPlacement
 from models.routing_totals import RoutingTotals
 from models.transformer import Batch
 from parallel.comm import Communicator
+from parallel.cuda_graph import GraphedSteps
 from parallel.early_update import EarlyUpdates
 from parallel.engine import OptimizerMaker
 from parallel.gradient_norm import clip_coefficient, global_norm, require_gradients
+from parallel.gradient_sync import Remade
 from parallel.halves import Halves
 from parallel.logical_state import MOMENTS, model_state, named_state
 from parallel.mesh import Axis
@@ -57,6 +59,11 @@ class NativeEngine:
             parallel.overlap.pipeline_p2p,
             parallel.overlap.forward_backward,
         )
+        self._forward_backward: Callable[[Sequence[Batch], LossScale], Tensor] = self._executor.forward_backward
+        if parallel.cuda_graph:
+            assert isinstance(parallel.gradients, Remade), "parallel/check_cuda_graph.py refuses the others"
+            steps = GraphedSteps(self._executor, parallel.gradients, comm.clock, groups[0][0].device)
+            self._forward_backward = steps.forward_backward
 
     @property
     def data(self) -> Axis:
@@ -87,7 +94,7 @@ class NativeEngine:
         """See Engine."""
         self._parallel.gradients.begin_step()
         self._halves.part()  # in memory that gradients had
-        losses = self._executor.forward_backward(batches, scale)
+        losses = self._forward_backward(batches, scale)
         self._parallel.gradients.finish_step()
         if not self._parallel.counts_loss:
             losses[0].zero_()  # assigned, the number would be copied, which waits for the GPU

@@ -61,6 +61,8 @@ class ParallelModel:
     overlap: OverlapConfig
     norms_of: NormsOf
     """How gradients are measured."""
+    cuda_graph: bool
+    """Whether forward and backward are to be launched as graphs."""
     data: Axis
     """The ranks that see different data, and are equal to this one in all else."""
     shards: bool
@@ -157,6 +159,7 @@ def parallelize(
         layout=layout,
         overlap=overlap,
         norms_of=measuring(strategy.compile, world.device),
+        cuda_graph=strategy.cuda_graph,
         data=layout.dense.axis("dp_replicate", "dp_shard"),
         pipeline=layout.dense.axis("pipe", "mirror"),
         shards=strategy.reduction in (Reduction.shard, Reduction.shard_optimizer),

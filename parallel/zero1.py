@@ -18,7 +18,7 @@ reduce dtype. Masters are rounded straight into what modules compute with, by th
 such masters it may keep only what their rounded copies lack (parallel/halves.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -172,6 +172,15 @@ class ShardedOptimizer:
 
     def made_by_hand(self, stage: StageKey) -> None:
         """They were added one by one."""
+
+    def sums(self) -> list[Tensor]:
+        """See Remade: buckets stay where they are."""
+        return [alone.gradient for alone in self._alone.values() if alone.gradient is not None]
+
+    def take_sums(self, sums: Sequence[Tensor]) -> None:
+        """See Remade."""
+        for alone, gradient in zip(self._alone.values(), sums, strict=True):
+            alone.gradient = gradient
 
     def finish_step(self) -> None:
         """See GradientSync; raises RuntimeError for a gradient that never came."""

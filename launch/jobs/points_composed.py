@@ -8,6 +8,7 @@ from conf.compose import Composed, compose
 from conf.schema import JobConfig, validate
 from launch.jobs.points import Point
 from models.config import ConfigError
+from parallel.check_cuda_graph import check_cuda_graph_device
 from parallel.check_engine import check_engine_device
 from parallel.world import Launch, choose_device
 from train.start.compilers import check_compilers
@@ -46,4 +47,5 @@ def look_over(config: JobConfig, nproc: int) -> None:
     validate(config, nproc)
     device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
     check_engine_device(config.strategy, device)
+    check_cuda_graph_device(config.strategy, device)
     check_compilers(config, device)

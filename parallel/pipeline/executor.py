@@ -12,7 +12,8 @@ where the table says. There, too, it can be waited for: transfers.py says why no
 The executor never looks inside a stage, and a stage never learns of the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ from parallel.pipeline.transfers import with_transfers
 
 At = tuple[int, int, int]
 """Chain, stage, micro-batch."""
+Do = Callable[[Callable[[], None]], None]
+"""Does an action, by calling what it is given or otherwise (parallel/cuda_graph.py)."""
+
+
+def as_it_is(action: Callable[[], None]) -> None:
+    """By calling it."""
+    action()
 
 
 class Executor:
@@ -61,12 +69,12 @@ class Executor:
         ]
         self._last = {action.key: action for action in makers}
 
-    def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
+    def forward_backward(self, batches: Sequence[Batch], scale: LossScale, do: Do = as_it_is) -> Tensor:
         """One step's micro-batches. Returns [2], float64: what this rank's stages add to the mean cross-entropy and to
-        the routers' loss. Gradients are under way until `finish_step`."""
+        the routers' loss. Gradients are under way until `finish_step`. `do`: how actions are done that go alone."""
         if len(batches) != self._schedule.n_micro_batches:
             raise ValueError(f"{len(batches)} micro-batches for a schedule of {self._schedule.n_micro_batches}")
-        return _Step(self, batches, scale).run(self._row)
+        return _Step(self, batches, scale, do).run(self._row)
 
     @torch.no_grad()
     def cross_entropy_sum(self, batches: Sequence[Batch], schedule: Schedule) -> Tensor:
@@ -81,8 +89,8 @@ _MAKE_WEIGHT_GRADIENTS = (Op.backward, Op.weight_backward)
 class _Step:
     """What is alive in one walk over a row."""
 
-    def __init__(self, executor: Executor, batches: Sequence[Batch], scale: LossScale) -> None:
-        self._of, self._batches, self._scale = executor, batches, scale
+    def __init__(self, executor: Executor, batches: Sequence[Batch], scale: LossScale, do: Do = as_it_is) -> None:
+        self._of, self._batches, self._scale, self._do = executor, batches, scale, do
         self._alive: dict[At, Passage] = {}
         self._put_off: dict[At, Tensor | None] = {}
         """Gradients that all of a backward is left to do with."""
@@ -109,7 +117,7 @@ class _Step:
             else:
                 for action in actions_of(cell):
                     self._enter(action.op is Op.forward)
-                    alone(walks[action.op](action))
+                    self._do(partial(alone, walks[action.op](action)))
         for pending in self._sends.values():
             self._of._comm.wait(pending)
         return self._losses

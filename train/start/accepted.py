@@ -13,6 +13,7 @@ from models.config import ConfigError
 from models.hf_config import function_values, word
 from models.triton_here import triton_lacks
 from parallel.check import check_room_device
+from parallel.check_cuda_graph import check_cuda_graph_device
 from parallel.check_engine import check_engine_device
 from parallel.check_fp8 import check_fp8_device
 from parallel.mesh import Degrees
@@ -56,6 +57,7 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
         print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
     check_engine_device(config.strategy, device)
+    check_cuda_graph_device(config.strategy, device)
     check_fp8_device(config.precision, device)
     check_room_device(config.model, config.strategy, config.precision.compute, device)
     check_compilers(config, device)
