@@ -125,8 +125,13 @@ def check_peers(strategy: StrategyConfig, degrees: Degrees, device: torch.device
     Raises:
         ConfigError: saying which dispatcher to take.
     """
-    if strategy.dispatcher is not DispatcherName.symmetric_memory or device.index is None:
+    if strategy.dispatcher is not DispatcherName.symmetric_memory:
         return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"strategy.dispatcher=symmetric_memory: GPUs read each other's memory, a {device.type} does not; set it to "
+            "all_gather"
+        )
     first = device.index // degrees.ep * degrees.ep
     for peer in range(first, first + degrees.ep):
         if peer != device.index and not torch.cuda.can_device_access_peer(device, peer):

@@ -14,7 +14,14 @@ from train.start.compilers import check_compilers
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("words", [["optim.one_pass=true"], ["strategy.compile=true", "model.expert_backend=fused"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optim.one_pass=true"],
+        ["strategy.compile=true", "model.expert_backend=fused"],
+        ["strategy.dispatcher=symmetric_memory"],
+    ],
+)
 def test_without_triton_what_is_asked_for_is_refused(words: list[str], monkeypatch: Any) -> None:
     monkeypatch.setattr("train.start.compilers.triton_lacks", lambda: "there is no package triton; install it")
     with pytest.raises(ConfigError) as caught:

@@ -22,16 +22,12 @@ def check_compilers(config: JobConfig, device: torch.device) -> None:
     """
     if config.model.expert_backend is ExpertBackend.fused and device.type != "cuda":
         raise ConfigError(f"model.expert_backend=fused: its kernels run on a GPU, not on {device.type}; set it to auto")
-    shares_memory = config.strategy.dispatcher is DispatcherName.symmetric_memory
-    if shares_memory and device.type != "cuda":
-        raise ConfigError(
-            f"strategy.dispatcher=symmetric_memory: GPUs share memory, a {device.type} does not; set it to all_gather"
-        )
     asked = ["strategy.compile=true"] if config.strategy.compile else []
     if device.type == "cuda":
         asked += ["optim.one_pass=true"] if config.optim.one_pass else []
         asked += ["model.expert_backend=fused"] if config.model.expert_backend is ExpertBackend.fused else []
-        asked += ["strategy.dispatcher=symmetric_memory"] if shares_memory else []
+        taken = config.strategy.dispatcher is DispatcherName.symmetric_memory
+        asked += ["strategy.dispatcher=symmetric_memory"] if taken else []
     lacks = triton_lacks() if device.type == "cuda" else _cxx_lacks()
     if asked and lacks:
         raise ConfigError(f"{' '.join(asked)}: {lacks}, or leave that out")
