@@ -4,10 +4,10 @@ float64: its kernels interpreted, and a file for the memory that GPUs share. Rai
 What nobody wants is NaN: new tensors are, and so are rows of tokens that have no expert on a rank, and their gradients.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, Recompute
+from parallel.expert_parallel import build
 from parallel.expert_parallel.build import DispatcherName, RowRoom, build_dispatcher
 from parallel.pipeline.schedules import ScheduleName
 from parallel.traffic.tally import Traffic
@@ -53,6 +54,25 @@ def spoilt_memory() -> Iterator[None]:
         Tensor.new_empty = plain  # type: ignore[method-assign]
 
 
+class Watched(peer_memory.PeerMemory):
+    """Writes down how many rows came, and whether sums were made where peers read them."""
+
+    n_came: ClassVar[list[int]] = []
+    in_place: ClassVar[list[bool]] = []
+
+    def take(
+        self, x_TD: Tensor, wanted_RT: Callable[[], Tensor], *read_for_it: Tensor
+    ) -> tuple[Tensor, peer_memory.Taking]:
+        y_ND, taking = super().take(x_TD, wanted_RT, *read_for_it)
+        self.n_came.append(int((~y_ND.isnan().any(1)).sum()))
+        return y_ND, taking
+
+    def add_up(self, partial_ND: Tensor, wanted_RT: Callable[[], Tensor]) -> tuple[Tensor, peer_memory.Taking]:
+        place_ND = self.place_for_sums(partial_ND, len(partial_ND))
+        self.in_place.append(place_ND.data_ptr() == partial_ND.data_ptr())
+        return super().add_up(partial_ND, wanted_RT)
+
+
 def layer(name: DispatcherName, placement: ExpertPlacement, room: RowRoom, rows: Rows, drop: bool) -> list[Tensor]:
     """Two micro-batches, the second one shorter, through one layer and back, and one without gradients between."""
     group = dist.group.WORLD
@@ -65,6 +85,7 @@ def layer(name: DispatcherName, placement: ExpertPlacement, room: RowRoom, rows:
     for parameter in module.parameters():
         parameter.data.normal_(generator=generator)
     outcomes = []
+    rank_of_E = torch.tensor([next(r for r, of in enumerate(placement.slots_of_rank) if e in of) for e in range(E)])
     for n_tokens, learns in ((T, True), (T, False), (T - 4, True)):
         x_TD, probe_TD = (torch.randn(n_tokens, D, generator=generator, dtype=torch.float64) for _ in range(2))
         experts_TK = torch.rand(n_tokens, E, generator=generator).topk(K).indices
@@ -73,6 +94,10 @@ def layer(name: DispatcherName, placement: ExpertPlacement, room: RowRoom, rows:
         x_TD.requires_grad_()
         with torch.set_grad_enabled(learns):
             y_TD, _ = there_and_back(dispatcher, module, x_TD, Routing(experts_TK, weights_TK, kept_TK=kept_TK))
+        rank_TK = rank_of_E[experts_TK] if kept_TK is None else rank_of_E[experts_TK].masked_fill(~kept_TK, -1)
+        n_wanted_R = torch.stack([(rank_TK == r).any(1).sum() for r in range(dist.get_world_size())])
+        dist.all_reduce(n_wanted_R)
+        assert name is DispatcherName.all_gather or Watched.n_came[-1] == n_wanted_R[rank]
         outcomes.append(y_TD.detach())
         if learns:
             outcomes += torch.autograd.grad(y_TD, (x_TD, weights_TK, *module.parameters()), probe_TD)
@@ -93,8 +118,10 @@ def check_layers() -> None:
         for drop in (False, True)
     ]
     for placement, rows, room, drop in [*cases, (round_robin, Everywhere(), RowRoom.static, True)]:
+        Watched.in_place.clear()
         with spoilt_memory():
             expected, got = (layer(name, placement, room, rows, drop) for name in BOTH)
+        assert Watched.in_place == [type(rows) is Everywhere] * 5
         for ours, theirs in zip(got, expected, strict=True):
             # Kernels that make rows sum in float32.
             tolerance = 1e-13 if type(rows) is Rows else 1e-4
@@ -139,6 +166,7 @@ def run_with(layout: Layout, dispatcher: DispatcherName) -> Outcome:
 
 if __name__ == "__main__":
     peer_memory.SharedMemory = SharedFile  # type: ignore[misc,assignment]
+    build.PeerMemory = Watched  # type: ignore[misc]
     dist.init_process_group("gloo")
     check_layers()
     check_layouts()
