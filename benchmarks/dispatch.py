@@ -7,8 +7,9 @@
     copies    the same by copy engines, into memory that ranks share, put (push) or taken (pull); a kernel adds up
     torch     the same by torch's own low-contention operators
     wanted    `tokens` without those that nobody wants: a token once to each rank that has an expert of it, and one
-              partial sum from each of these back, by a kernel on few multiprocessors, put or taken. A row lies where
-              `tokens` has it, so nothing is counted, and the host waits for nothing
+              partial sum from each of these back, taken by a kernel on few multiprocessors: what
+              strategy.dispatcher=symmetric_memory does, but for one meeting of ranks more. A row lies where `tokens`
+              has it, so nothing is counted, and the host waits for nothing
 
 MB go over the links of the busiest rank, one way; GB/s are that over ms. What is sent lies where its way wants it: to
 make rows of tokens, and to sort what came, is not in these times. Then dispatch and combine over and over, on a stream
@@ -138,10 +139,9 @@ def lines(even: Case, skewed: Case, comm: Communicator) -> list[Line]:
     for put, how in ((True, "put"), (False, "taken")):
         made.append(Line(f"copies, {how}", even, partial(Copies, even, memory, put)))
     made.append(Line("torch, taken", even, partial(TorchsOwn, even, memory)))
-    for put, how in ((True, "put"), (False, "taken")):
-        for programs in PROGRAMS:
-            name = f"wanted, {how}, {programs} SMs"
-            made += [Line(name, case, partial(Wanted, case, memory, put, programs)) for case in (even, skewed)]
+    for programs in PROGRAMS:
+        name = f"wanted, taken, {programs} SMs"
+        made += [Line(name, case, partial(Wanted, case, memory, programs)) for case in (even, skewed)]
     return made
 
 

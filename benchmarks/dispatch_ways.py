@@ -1,17 +1,13 @@
 """The ways that benchmarks/dispatch.py compares: each brings the tokens of a case to their experts, and sums back.
 
-Symmetric memory is in alpha in torch, and private. The library may reach such things in one file alone; a benchmark
-that is to tell whether it pays, here.
-
 T tokens a rank, K experts a token, D model width, E experts, P and R ranks: a token's own, and one that has experts.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +16,7 @@ from torch.distributed import ProcessGroup
 from models.permutation import sort_pairs
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
+from parallel.torch_internals import SharedMemory
 
 EXPERTS, TOP_K = 64, 6
 SUMS = 32
@@ -154,20 +151,13 @@ class Shared:
 
     def __init__(self, shape: Sequence[int], like: Tensor, group: ProcessGroup) -> None:
         """All ranks at once."""
-        if like.device.type != "cuda":
-            raise RuntimeError("needs GPUs that share memory")
-        # Where there is NVLink multicast, torch would set it up with the memory, for operators that are not used here.
-        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        import torch.distributed._symmetric_memory as symmetric
-
-        self.mine = symmetric.empty(*shape, dtype=like.dtype, device=like.device)
-        self.mine.fill_(math.nan)
-        self._handle: Any = symmetric.rendezvous(self.mine, group.group_name)
-        self.of = [self._handle.get_buffer(rank, list(shape), like.dtype) for rank in range(group.size())]
+        self._memory = SharedMemory(math.prod(shape) * like.element_size(), like.device, group)
+        self.mine = self._memory.mine.view(like.dtype).view(*shape).fill_(math.nan)
+        self.of = [self._memory.of(rank, shape, like.dtype) for rank in range(group.size())]
 
     def meet(self) -> None:
         """Of all ranks, what comes behind on this stream waits for what stands before."""
-        self._handle.barrier(channel=0, timeout_ms=int(PATIENCE.total_seconds() * 1000))
+        self._memory.meet(PATIENCE)
 
 
 class Memory:
@@ -221,12 +211,11 @@ class Copies(OverLinks):
 
     def __init__(self, case: Case, memory: Memory, put: bool) -> None:
         super().__init__(case, memory, wanted_alone=False, put=put)
-        import peer_rows
+        from parallel.peer_row_kernels import add_up  # Triton comes with torch for CUDA alone
 
-        shares = [self._partial_PTD[rank] if rank == case.rank else self._back_PTD[rank] for rank in self._peers]
-        shares_P = peer_rows.Lists(shares, case.device)
+        shares = [self._partial_PTD[rank] if rank == case.rank else self._back_PTD[rank] for rank in range(case.size)]
         all_PT = torch.ones(self._partial_PTD.shape[:2], dtype=torch.uint8, device=case.device)
-        self._add_up = partial(peer_rows.add_up, shares_P, all_PT, self._y_TD, SUMS)
+        self._add_up = partial(add_up, addresses(shares), 0, all_PT, case.rank, self._y_TD, SUMS)
 
     def dispatch(self) -> Tensor:
         self._there.meet()
@@ -264,46 +253,34 @@ class TorchsOwn(OverLinks):
 
 
 class Wanted(OverLinks):
-    """By kernels, on as many multiprocessors as they have programs."""
+    """By the library's kernels, on as many multiprocessors as they have programs."""
 
-    def __init__(self, case: Case, memory: Memory, put: bool, programs: int) -> None:
-        super().__init__(case, memory, wanted_alone=True, put=put)
-        import peer_rows
+    def __init__(self, case: Case, memory: Memory, programs: int) -> None:
+        super().__init__(case, memory, wanted_alone=True, put=False)
+        from parallel.peer_row_kernels import add_up, take
 
         wanted_PTR = case.wanted_PTR.byte()
-        by_others_PT = wanted_PTR[case.rank].T[self._peers].contiguous()
-        by_me_PT = wanted_PTR[self._peers, :, case.rank].contiguous()
-
-        def lists(tensors: Sequence[Tensor]) -> Any:
-            return peer_rows.Lists([tensors[peer] for peer in self._peers], case.device)
-
-        there = (by_others_PT if put else by_me_PT, programs)
-        self._move = partial(peer_rows.move, lists(self._from), lists(self._to), *there)
-        shares = self._from_back
-        if put:
-            others = self._peers[:-1]
-            source, target = (
-                peer_rows.Lists([tensors[peer] for peer in others], case.device)
-                for tensors in (self._from_back, self._to_back)
-            )
-            self._move_back = partial(peer_rows.move, source, target, by_me_PT[:-1].contiguous(), programs)
-            shares = list(self._back_PTD)
-            shares[case.rank] = self._partial_PTD[case.rank]
-        self._add_up = partial(peer_rows.add_up, lists(shares), by_others_PT, self._y_TD, programs)
+        by_others_PT = wanted_PTR[case.rank].T.contiguous()
+        by_me_PT = wanted_PTR[:, :, case.rank].contiguous()
+        came_ND = self._came_PTD.flatten(0, 1)
+        self._take = partial(take, addresses(self._there.of), by_me_PT, case.rank, came_ND, programs)
+        shares = addresses(self._from_back)
+        self._add_up = partial(add_up, shares, 0, by_others_PT, case.rank, self._y_TD, programs)
 
     def dispatch(self) -> Tensor:
         self._there.meet()
-        self._move()
+        self._take()
         self._there.meet()
         return self._came_PTD
 
     def combine(self) -> Tensor:
         self._home.meet()
-        if self._put:
-            self._move_back()
-            self._home.meet()
-            self._add_up()
-        else:
-            self._add_up()
-            self._home.meet()
+        self._add_up()
+        self._home.meet()
         return self._y_TD
+
+
+def addresses(tensors: Sequence[Tensor]) -> Tensor:
+    """Of contiguous ones, int64, on their device."""
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], device=tensors[0].device)

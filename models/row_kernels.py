@@ -17,6 +17,8 @@ Rows past the last end (models/permutation.py), which the device alone knows, ar
 T tokens, K experts per token, N rows, D model width. Sums are in float32.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -34,11 +36,13 @@ def of_tokens(x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
     return rows_ND
 
 
-def gather_sum(rows_ND: Tensor, pairs: Sorted, weights_TK: Tensor | None, top_k: int) -> Tensor:
-    """[T, D], without pairs that have no row. Weights in float32; None: all 1."""
+def gather_sum(
+    rows_ND: Tensor, pairs: Sorted, weights_TK: Tensor | None, top_k: int, place: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """[T, D], where `place` says for so many rows, without pairs that have none. Weights in float32; None: all 1."""
     dim = rows_ND.shape[1]
     n_tokens = len(pairs.inverse_N) // top_k
-    y_TD = rows_ND.new_empty(n_tokens, dim)
+    y_TD = place(rows_ND, n_tokens)
     if n_tokens:
         weights = pairs.inverse_N if weights_TK is None else weights_TK.contiguous()
         rows_gather_sum[(n_tokens,)](

@@ -3,6 +3,7 @@
 T tokens, K experts per token, N rows, D model width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +14,16 @@ from models.permutation import Sorted, from_rows, to_rows, weigh
 from models.router import Routing
 from models.triton_here import kernels_run
 
+Place = Callable[[Tensor, int], Tensor]
+"""Where so many tokens' sums, like a tensor, are to lie."""
+
 
 class Rows:
     """By torch's operators."""
+
+    def summing_into(self, place: Place) -> "Rows":
+        """The same, with sums there, gradients of tokens too, where they can be made anywhere."""
+        return self
 
     def of_tokens(self, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
         """One row for each sorted pair: its token's."""
@@ -33,18 +41,26 @@ class Rows:
 class OnePassRows(Rows):
     """By models/row_kernels.py, where they run: on a GPU, in float32 or less. They leave rows past the last end."""
 
+    def __init__(self, place: Place | None = None) -> None:
+        """`place`: of sums that are not weighed, and gradients of tokens; None: new memory."""
+        self._place = place or _anywhere
+
+    def summing_into(self, place: Place) -> "Rows":
+        """See Rows."""
+        return type(self)(place)
+
     def of_tokens(self, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
         """See Rows."""
         if not self.takes(x_TD):
             return super().of_tokens(x_TD, pairs, top_k)
-        rows_ND: Tensor = _OfTokens.apply(x_TD, pairs, top_k)
+        rows_ND: Tensor = _OfTokens.apply(x_TD, pairs, top_k, self._place)
         return rows_ND
 
     def summed(self, rows_ND: Tensor, pairs: Sorted, top_k: int) -> Tensor:
         """See Rows."""
         if not self.takes(rows_ND):
             return super().summed(rows_ND, pairs, top_k)
-        y_TD: Tensor = _Summed.apply(rows_ND, pairs, top_k)
+        y_TD: Tensor = _Summed.apply(rows_ND, pairs, top_k, self._place)
         return y_TD
 
     def weighed(self, rows_ND: Tensor, pairs: Sorted, routing: Routing) -> Tensor:
@@ -64,34 +80,38 @@ def build_rows(backend: RowBackend) -> Rows:
     return OnePassRows() if backend is RowBackend.auto else Rows()
 
 
+def _anywhere(like: Tensor, n_tokens: int) -> Tensor:
+    return like.new_empty(n_tokens, like.shape[1])
+
+
 class _OfTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, pairs: Sorted, top_k: int, place: Place) -> Tensor:
         from models.row_kernels import of_tokens  # Triton comes with torch for CUDA alone
 
-        ctx.pairs, ctx.top_k = pairs, top_k
+        ctx.pairs, ctx.top_k, ctx.place = pairs, top_k, place
         return of_tokens(x_TD.contiguous(), pairs, top_k)
 
     @staticmethod
-    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_rows_ND: Tensor) -> tuple[Tensor, None, None, None]:
         from models.row_kernels import gather_sum
 
-        return gather_sum(grad_rows_ND.contiguous(), ctx.pairs, None, ctx.top_k), None, None
+        return gather_sum(grad_rows_ND.contiguous(), ctx.pairs, None, ctx.top_k, ctx.place), None, None, None
 
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, pairs: Sorted, top_k: int) -> Tensor:
+    def forward(ctx: Any, rows_ND: Tensor, pairs: Sorted, top_k: int, place: Place) -> Tensor:
         from models.row_kernels import gather_sum
 
         ctx.pairs, ctx.top_k = pairs, top_k
-        return gather_sum(rows_ND.contiguous(), pairs, None, top_k)
+        return gather_sum(rows_ND.contiguous(), pairs, None, top_k, place)
 
     @staticmethod
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None, None]:
         from models.row_kernels import of_tokens
 
-        return of_tokens(grad_TD.contiguous(), ctx.pairs, ctx.top_k), None, None
+        return of_tokens(grad_TD.contiguous(), ctx.pairs, ctx.top_k), None, None, None
 
 
 class _Weighed(torch.autograd.Function):
@@ -101,7 +121,7 @@ class _Weighed(torch.autograd.Function):
 
         ctx.pairs = pairs
         ctx.save_for_backward(rows_ND, weights_TK)
-        return gather_sum(rows_ND.contiguous(), pairs, weights_TK, weights_TK.shape[1])
+        return gather_sum(rows_ND.contiguous(), pairs, weights_TK, weights_TK.shape[1], _anywhere)
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None]:

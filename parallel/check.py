@@ -34,6 +34,11 @@ def check_layout(
             "no layer with experts; set them to 1"
         )
     check_expert_parallel(model.moe, degrees.ep, degrees.etp)
+    if strategy.dispatcher is DispatcherName.symmetric_memory and degrees.etp > 1:
+        raise ConfigError(
+            f"strategy.dispatcher=symmetric_memory: with strategy.etp={degrees.etp} all pairs go to all ranks of a "
+            "part; set that to 1, or strategy.dispatcher=all_gather"
+        )
     if degrees.tp > 1:
         check_tensor_parallel(model, degrees.tp, sequence_length)
     check_overlap(model, strategy, overlap, degrees, n_micro_batches, sequence_length)
@@ -88,7 +93,7 @@ def _check_room(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees) 
             f"{said} model.expert_backend=loop asks the device how many rows each expert has; set that to auto, or "
             "strategy.rows=exact"
         )
-    if degrees.ep > 1 and strategy.dispatcher is not DispatcherName.all_gather:
+    if degrees.ep > 1 and strategy.dispatcher is DispatcherName.all_to_all:
         raise ConfigError(
             f"{said} strategy.dispatcher={strategy.dispatcher.value} waits for how many rows come; set that to "
             "all_gather, or strategy.rows=exact"
@@ -112,6 +117,28 @@ def check_room_device(model: ModelConfig, strategy: StrategyConfig, compute: Dty
             f"strategy.rows=static: with precision.compute={compute.value} experts are a loop on a GPU, which asks it "
             "how many rows each has; use precision=bf16, or strategy.rows=exact"
         )
+
+
+def check_peers(strategy: StrategyConfig, degrees: Degrees, device: torch.device) -> None:
+    """Refuse memory that ranks share where GPUs cannot address each other's. Ranks of a machine have its GPUs in order.
+
+    Raises:
+        ConfigError: saying which dispatcher to take.
+    """
+    if strategy.dispatcher is not DispatcherName.symmetric_memory:
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"strategy.dispatcher=symmetric_memory: GPUs read each other's memory, a {device.type} does not; set it to "
+            "all_gather"
+        )
+    first = device.index // degrees.ep * degrees.ep
+    for peer in range(first, first + degrees.ep):
+        if peer != device.index and not torch.cuda.can_device_access_peer(device, peer):
+            raise ConfigError(
+                f"strategy.dispatcher=symmetric_memory: GPU {device.index} cannot address the memory of GPU {peer}; "
+                "set it to all_gather"
+            )
 
 
 def _check_idle(strategy: StrategyConfig, degrees: Degrees) -> None:

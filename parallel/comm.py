@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,11 +25,12 @@ T = TypeVar("T")
 OPERATIONS = frozenset(
     [
         *("all_reduce", "all_reduce_max", "all_reduce_on_host", "all_gather", "all_gather_numbers", "reduce_scatter"),
-        *("all_to_all", "send", "receive", "broadcast", "barrier"),
+        *("all_to_all", "send", "receive", "broadcast", "barrier", "all_gather_wanted", "reduce_scatter_wanted"),
         *("broadcast_object", "all_gather_object", "gather_object", "scatter_object"),
     ]
 )
-"""What ranks are counted to say to each other, FSDP2 too."""
+"""What ranks are counted to say to each other, FSDP2 too. Of what is wanted the device alone knows the bytes: those of
+all_gather and reduce_scatter are counted, a bound."""
 
 # Renamed in torch 2.13, which warns at the old names; 2.11 has only those.
 _all_gather: Callable[..., Work | None] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -46,12 +47,22 @@ class Issued(NamedTuple):
     """That this rank puts in: 0 for a receive. So the ranks' sum does not depend on who sends how much to whom."""
 
 
+class Awaited(Protocol):
+    """torch.distributed's Work, or another's."""
+
+    def wait(self) -> object:
+        """Hold the current stream (on CPU: this thread) until it is done."""
+
+    def is_completed(self) -> bool:
+        """Whether it is known to be."""
+
+
 @dataclass(frozen=True)
 class Pending:
     """A collective under way. `output` is not to be read before `Communicator.wait` has taken this."""
 
     output: Tensor
-    work: Work
+    work: Awaited
     kind: CommKind
     operation: str
     group: ProcessGroup | None
@@ -151,6 +162,18 @@ class Communicator:
         with self._issuing(kind, "receive", group, None) as made:
             return made(buffer, dist.irecv(buffer, group=group, group_src=from_group_rank))
 
+    def start_own(
+        self,
+        operation: str,
+        tensor: Tensor,
+        group: ProcessGroup,
+        kind: CommKind,
+        start: Callable[[], tuple[Tensor, Awaited]],
+    ) -> Pending:
+        """Begin what kernels of ours do with `tensor`: `start` enqueues them, and gives the output."""
+        with self._issuing(kind, operation, group, tensor) as made:
+            return made(*start())
+
     def broadcast(self, tensor: Tensor, source: int, kind: CommKind) -> Tensor:
         """Give every rank of the world what rank `source` has in `tensor`, in place, and wait."""
         with self._issuing(kind, "broadcast", None, tensor) as made:
@@ -223,13 +246,13 @@ class Communicator:
     @contextmanager
     def _issuing(
         self, kind: CommKind, operation: str, group: ProcessGroup | None, put_in: Tensor | None
-    ) -> Iterator[Callable[[Tensor, Work | None], Pending]]:
+    ) -> Iterator[Callable[[Tensor, Awaited | None], Pending]]:
         """Count a collective and show it to a profiler; gives what makes a Pending of its output and its work."""
         self._count(kind, operation, group, put_in)
         self._n_begun += 1
         number = self._n_begun
 
-        def made(output: Tensor, work: Work | None) -> Pending:
+        def made(output: Tensor, work: Awaited | None) -> Pending:
             assert work is not None, "this rank is not in the group"
             return Pending(output, work, kind, operation, group, number)
 

@@ -56,9 +56,9 @@ class StrategyConfig:
     etp: int = 1
     """Ranks that split each routed expert by width: 1, or as many as tp."""
     dispatcher: DispatcherName = DispatcherName.all_to_all
-    """ep above 1: how rows reach their experts, all_to_all (each to its own) or all_gather (all to all)."""
+    """ep above 1: how rows reach experts: all_to_all, all_gather (all to all), symmetric_memory (by NVLink)."""
     rows: RowRoom = RowRoom.exact
-    """all_gather, capacity: room for as many rows as there are (exact: the host waits), or for all pairs (static)."""
+    """Not all_to_all, or capacity: room for as many rows as there are (exact: the host waits), or all (static)."""
     placement: PlacementName = PlacementName.contiguous
     """ep above 1: contiguous keeps a group of experts on few ranks (fewer peers), round_robin on many (even load)."""
     schedule: ScheduleName = ScheduleName.one_f_one_b

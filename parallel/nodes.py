@@ -2,21 +2,22 @@
 
 torchrun numbers ranks node by node, so a group of neighbours lies within a node if its size divides the node's ranks.
 Tensor-parallel ranks exchange all activations twice a layer and are to stay inside; expert-parallel ones may leave, as
-DeepSeek-V3's do, at the network's price.
+DeepSeek-V3's do, at the network's price; where they read each other's memory they may not.
 """
 
 import math
 
 from models.config import ConfigError
 from parallel.config import StrategyConfig
+from parallel.expert_parallel.build import DispatcherName
 from parallel.mesh import Degrees
 
 
 def check_nodes(strategy: StrategyConfig, degrees: Degrees, ranks_per_node: int) -> None:
-    """Refuse tensor parallelism across nodes of `ranks_per_node` ranks.
+    """Refuse tensor parallelism across nodes of `ranks_per_node` ranks, and memory that ranks of several nodes share.
 
     Raises:
-        ConfigError: naming strategy.tp.
+        ConfigError: naming strategy.tp, or strategy.dispatcher.
     """
     if strategy.nvlink_domain is not None and strategy.nvlink_domain < 1:
         raise ConfigError(f"strategy.nvlink_domain={strategy.nvlink_domain}: set it to at least 1, or null")
@@ -26,6 +27,12 @@ def check_nodes(strategy: StrategyConfig, degrees: Degrees, ranks_per_node: int)
             f"strategy.tp={degrees.tp} does not fit into {what}: tensor-parallel ranks would talk over the network in "
             f"every layer; set strategy.tp={math.gcd(degrees.tp, domain)} and another degree, as strategy.dp_shard, to "
             "-1 for the rest"
+        )
+    if strategy.dispatcher is DispatcherName.symmetric_memory and ranks_per_node % degrees.ep:
+        raise ConfigError(
+            f"strategy.dispatcher=symmetric_memory: strategy.ep={degrees.ep} does not fit into a node, which has "
+            f"{ranks_per_node} rank{'s' * (ranks_per_node > 1)}, and ranks of several share no memory; set it to "
+            "all_gather"
         )
 
 

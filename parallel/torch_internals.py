@@ -4,15 +4,20 @@ nothing from here.
 Checked on torch 2.11 and 2.13; a new torch is first tried against this file's tests.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Memory of GPUs of one host that address each other's, in alpha in torch.
+import torch.distributed._symmetric_memory as symmetric
 from torch import Tensor, nn
 
 # What torch.autograd.grad calls once it has looked its arguments over.
@@ -324,3 +329,25 @@ def torch_pipeline_order(
 
 def _plain(action: Any) -> TorchAction:
     return action.computation_type.value, action.stage_index, action.microbatch_index
+
+
+class SharedMemory:
+    """Bytes of each rank of a group, which all of its ranks read and write. Keep it: what is given back and made anew
+    may meet a peer's older memory."""
+
+    def __init__(self, n_bytes: int, device: torch.device, group: ProcessGroup) -> None:
+        """All ranks at once; the host waits for the others."""
+        # Where there is NVLink multicast, torch would set it up with the memory, for operators that are not used here.
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+        self.mine = symmetric.empty(n_bytes, dtype=torch.uint8, device=device)
+        """As torch gave it, which its own operators ask for."""
+        self._handle = symmetric.rendezvous(self.mine, group.group_name)
+
+    def of(self, rank: int, shape: Sequence[int], dtype: torch.dtype, n_bytes_before: int = 0) -> Tensor:
+        """A tensor in a rank's memory, behind so many bytes of it; no view of another one."""
+        return self._handle.get_buffer(rank, list(shape), dtype, n_bytes_before // dtype.itemsize)
+
+    def meet(self, patience: timedelta) -> None:
+        """Of all ranks, what comes behind on this stream waits for what stands before: a kernel does, and traps when it
+        has lost its patience."""
+        self._handle.barrier(channel=0, timeout_ms=int(patience.total_seconds() * 1000))

@@ -9,11 +9,14 @@ from models.rows import Rows
 from parallel.collective_functions import Among
 from parallel.expert_parallel.all_to_all import AllToAllDispatcher
 from parallel.expert_parallel.gathered import GatheredDispatcher
+from parallel.expert_parallel.taken import TakenWays
+from parallel.peer_memory import PeerMemory
 
 
 class DispatcherName(Enum):
     all_to_all = "all_to_all"
     all_gather = "all_gather"
+    symmetric_memory = "symmetric_memory"
 
 
 class RowRoom(Enum):
@@ -54,8 +57,13 @@ def build_dispatcher(
         dispatcher = LocalDispatcher(placement, rows=rows, room_for_all=room_for_all)
     elif name is DispatcherName.all_to_all:
         dispatcher = AllToAllDispatcher(placement, rank, among_ep, n_parts, rows)
-    else:
+    elif name is DispatcherName.all_gather:
         dispatcher = GatheredDispatcher(LocalDispatcher(placement, rank, rows, room_for_all), among_ep)
+    else:
+        memory = PeerMemory(among_ep.group)
+        into_it = (rows or Rows()).summing_into(memory.place_for_sums)
+        local = LocalDispatcher(placement, rank, into_it, room_for_all)
+        dispatcher = GatheredDispatcher(local, among_ep, TakenWays(placement, among_ep, memory))
     return dispatcher if among_etp is None else GatheredDispatcher(dispatcher, among_etp)
 
 

@@ -6,11 +6,13 @@
 
 Over expert-parallel ranks, each of which then takes the pairs of its own slots: R·T rows travel where all-to-all sends
 K·T, so it pays while few ranks share many experts per token, and nothing is uneven. Over tensor-parallel ranks that
-split experts by width: each takes all pairs, and makes a part of every row.
+split experts by width: each takes all pairs, and makes a part of every row. Other ways than these two collectives
+leave out what nobody wants (parallel/expert_parallel/taken.py).
 
 T tokens of this rank, R ranks, N = R·T of all, K experts per token, D model width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +25,18 @@ from parallel.collective_functions import Among, Exchange, Gather, Scatter, Trav
 from parallel.comm import Pending
 
 
+class Ways(NamedTuple):
+    """How all that a layer's tokens are travels between ranks."""
+
+    there: Exchange
+    """Tokens, as Gather, but for rows of tokens that have no expert here: these, and their gradients, may be left
+    undefined."""
+    back: Exchange
+    """Partial sums, as Scatter."""
+    choices_left: Callable[[Tensor, Pending], None] | None = None
+    """Is told of their message once it is under way, before tokens leave: of what was sent, [T, 2K], as below."""
+
+
 @dataclass(frozen=True)
 class _GatherRouting(Exchange):
     """The weights [T, K] of every rank's tokens, and beside them the choices, as [R·T, 2K]: one small message, which
@@ -31,10 +45,14 @@ class _GatherRouting(Exchange):
     among: Among
     choices_TK: Tensor
     """In the weights' dtype, which counts experts exactly; -1 for a pair that is dropped."""
+    left: Callable[[Tensor, Pending], None] | None
 
     def start(self, x: Tensor) -> Pending:
         both_TC = torch.cat((x, self.choices_TK), dim=1)
-        return self.among.comm.start_all_gather(both_TC, self.among.group, self.among.kind)
+        pending = self.among.comm.start_all_gather(both_TC, self.among.group, self.among.kind)
+        if self.left is not None:
+            self.left(both_TC, pending)
+        return pending
 
     def start_back(self, grad: Tensor) -> Pending:
         grad_NK = grad[:, : self.choices_TK.shape[1]]
@@ -47,6 +65,7 @@ class _Outlook(NamedTuple):
     routing: Travelling
     drops: bool
     """Whether pairs may be dropped."""
+    back: Exchange
 
 
 class _Ticket(NamedTuple):
@@ -55,23 +74,26 @@ class _Ticket(NamedTuple):
     inner_leaving: Any
     routing: Routing
     """Of all ranks' tokens."""
+    back: Exchange
 
 
 class GatheredDispatcher:
     """`inner` sees the tokens of all ranks of `among`, which must have the same number of them."""
 
-    def __init__(self, inner: Dispatcher, among: Among) -> None:
+    def __init__(self, inner: Dispatcher, among: Among, ways: Callable[[], Ways] | None = None) -> None:
+        """`ways`: asked for each layer; None: collectives of all rows."""
         self._inner, self._among = inner, among
+        self._ways = ways or (lambda: Ways(Gather(among), Scatter(among)))
         self.placement = inner.placement
 
     def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
         """See Dispatcher: the tokens themselves. Their choices and weights set off before them."""
-        among, choices_TK, drops = self._among, routing.experts_TK, routing.kept_TK is not None
+        choices_TK, drops, ways = routing.experts_TK, routing.kept_TK is not None, self._ways()
         if routing.kept_TK is not None:
             choices_TK = choices_TK.masked_fill(~routing.kept_TK, -1)
-        exchange = _GatherRouting(among, choices_TK.to(routing.weights_TK.dtype))
-        outlook = _Outlook(exchange.begin(routing.weights_TK), drops)
-        return Leaving((Outgoing(x_TD, Gather(among), outlook),), None)
+        exchange = _GatherRouting(self._among, choices_TK.to(routing.weights_TK.dtype), ways.choices_left)
+        outlook = _Outlook(exchange.begin(routing.weights_TK), drops, ways.back)
+        return Leaving((Outgoing(x_TD, ways.there, outlook),), None)
 
     def arrived(self, rows_ND: Tensor, ticket: _Outlook) -> Dispatched:
         """See Dispatcher."""
@@ -83,14 +105,14 @@ class GatheredDispatcher:
         leaving = self._inner.leaving(rows_ND, routing)
         (part,) = leaving.parts
         inner = self._inner.arrived(part.begin().arrive(), part.ticket)
-        ticket_of_all = _Ticket(inner.ticket, leaving.ticket, routing)
+        ticket_of_all = _Ticket(inner.ticket, leaving.ticket, routing, ticket.back)
         return Dispatched(inner.rows_ND, inner.offsets_E, inner.weights_N, ticket_of_all)
 
     def returning(self, rows_ND: Tensor, ticket: _Ticket) -> Outgoing:
         """See Dispatcher: partial sums of the tokens."""
         returned_ND = self._inner.returning(rows_ND, ticket.inner).begin().arrive()
         partial_TD = self._inner.returned(returned_ND, ticket.inner_leaving, ticket.routing)
-        return Outgoing(partial_TD, Scatter(self._among), None)
+        return Outgoing(partial_TD, ticket.back, None)
 
     def returned(self, rows_ND: Tensor, ticket: None, routing: Routing) -> Tensor:
         """See Dispatcher."""

@@ -1,7 +1,8 @@
 """What tokens cost: forward and backward of one micro-batch through all layers, call by call, on one rank.
 
     tp   sequences gathered before matrices and scattered after them; maxima and sums over the vocabulary
-    ep   counts, and rows to the experts and back; or all tokens to all ranks, and their sums back
+    ep   counts, and rows to the experts and back; or all tokens to all ranks, and their sums back; of tokens that
+         are taken by those that want them, the bound that the Communicator counts
 
 Backward mirrors what gradients flow through: of a gather it is a scatter. Recomputation says a part's forward again, up
 to the last result that backward needs; what comes after that is not repeated.
@@ -19,6 +20,7 @@ from parallel.traffic.step_shape import StepShape
 from parallel.traffic.tally import Channel, Traffic
 
 MIRROR = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather", "all_to_all": "all_to_all"}
+MIRROR |= {"all_gather_wanted": "reduce_scatter_wanted", "reduce_scatter_wanted": "all_gather_wanted"}
 INDEX_SIZE = 8
 """Bytes of an expert's number, and of a count."""
 
@@ -116,8 +118,9 @@ class MicroBatchTraffic:
             n_tokens *= degrees.etp
         if degrees.ep == 1:
             return
-        if self._strategy.dispatcher is DispatcherName.all_gather:
-            yield from self._all_tokens(CommKind.ep, degrees.ep, n_tokens)
+        if self._strategy.dispatcher is not DispatcherName.all_to_all:
+            wanted = "_wanted" if self._strategy.dispatcher is DispatcherName.symmetric_memory else ""
+            yield from self._all_tokens(CommKind.ep, degrees.ep, n_tokens, wanted)
             return
         channel = Channel(CommKind.ep, "all_to_all", degrees.ep)
         yield _Said(channel, self._model.moe.n_routed * INDEX_SIZE)
@@ -125,13 +128,15 @@ class MicroBatchTraffic:
         rows = n_tokens * self._model.moe.top_k * self._model.dim * self._itemsize
         yield from 2 * [_Said(channel, rows, rows, n_calls=self._overlap.dispatch_chunks)]
 
-    def _all_tokens(self, kind: CommKind, size: int, n_tokens: int | None = None) -> list[_Said]:
-        """Rows to all ranks, with choices and weights beside them, and the sum of what they make of them back."""
+    def _all_tokens(self, kind: CommKind, size: int, n_tokens: int | None = None, which: str = "") -> list[_Said]:
+        """Rows to all ranks, with choices and weights beside them, and the sum of what they make of them back; `which`
+        rows, at the end of an operation's name."""
         weights, row = self._model.moe.top_k * self._wide, self._model.dim * self._itemsize
         # A choice is sent as another weight; gradients are of the weights alone.
         said = [replace(both, n_bytes=2 * both.n_bytes) for both in self._gathered(kind, size, weights, n_tokens)]
-        said += self._gathered(kind, size, row, n_tokens)
-        return said + self._scattered(kind, size, row, n_tokens)
+        tokens = [*self._gathered(kind, size, row, n_tokens), *self._scattered(kind, size, row, n_tokens)]
+        named = [replace(one, channel=one.channel._replace(operation=one.channel.operation + which)) for one in tokens]
+        return said + named
 
     def _gather(self) -> list[_Said]:
         """The sequence, before matrices that are split."""

@@ -369,6 +369,16 @@ COMBINATIONS = [
         "strategy.etp=1: model.n_dense_layers=4 leaves no layer with experts; set",
     ),
     ("strategy=ddp strategy.dispatcher=all_gather", 2, "with strategy.ep=1 no row travels; leave it out"),
+    (
+        "strategy=ddp strategy.dispatcher=symmetric_memory",
+        2,
+        "strategy.dispatcher=symmetric_memory: with strategy.ep=1 no row travels; leave it out",
+    ),
+    (
+        "strategy=tp_ep strategy.etp=2 strategy.ep=2 strategy.dispatcher=symmetric_memory",
+        4,
+        "strategy.dispatcher=symmetric_memory: with strategy.etp=2 all pairs go to all ranks of a part; set that to 1,",
+    ),
     ("strategy=accelerate_ddp strategy.rows=static", 2, "strategy.engine=accelerate does not read it; leave it out"),
     ("strategy=ddp strategy.rows=static", 2, "every pair has a row and nobody waits; leave it out"),
     (
@@ -436,6 +446,11 @@ COMBINATIONS = [
         "overlap.dispatch_chunks=2: only strategy.dispatcher=all_to_all with strategy.etp=1 sends rows in parts;",
     ),
     (
+        "strategy=ep strategy.dispatcher=symmetric_memory overlap.dispatch_chunks=2",
+        2,
+        "overlap.dispatch_chunks=2: only strategy.dispatcher=all_to_all with strategy.etp=1 sends rows in parts;",
+    ),
+    (
         "strategy=ep overlap.dispatch_chunks=1000",
         2,
         "overlap.dispatch_chunks=1000: a rank has ",
@@ -452,6 +467,11 @@ COMBINATIONS = [
     ),
     (
         "strategy=ep strategy.dispatcher=all_gather overlap.forward_backward=true",
+        2,
+        "overlap.forward_backward=true hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to",
+    ),
+    (
+        "strategy=ep strategy.dispatcher=symmetric_memory overlap.forward_backward=true",
         2,
         "overlap.forward_backward=true hides strategy.dispatcher=all_to_all with strategy.etp=1; set these, or it to",
     ),
@@ -849,11 +869,17 @@ NODES = [
     ("strategy=fsdp_tp", 6, 3, "strategy.tp=2 does not fit into a node, which has 3 ranks"),
     ("strategy=tp strategy.nvlink_domain=2", 4, 4, "does not fit into an NVLink domain of 2 (strategy.nvlink_domain)"),
     ("strategy.nvlink_domain=0", 1, 1, "strategy.nvlink_domain=0: set it to at least 1, or null"),
+    (
+        "strategy=ep strategy.dispatcher=symmetric_memory strategy.nvlink_domain=4",
+        4,
+        2,
+        "strategy.dispatcher=symmetric_memory: strategy.ep=4 does not fit into a node, which has 2 ranks, and ranks of",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("words", "ranks", "per_node", "said"), NODES)
-def test_tensor_parallelism_across_nodes(words: str, ranks: int, per_node: int, said: str) -> None:
+def test_across_nodes(words: str, ranks: int, per_node: int, said: str) -> None:
     assert said in refusal(*words.split(), ranks=ranks, per_node=per_node)
 
 
@@ -864,9 +890,10 @@ def test_tensor_parallelism_across_nodes(words: str, ranks: int, per_node: int, 
         ("strategy=fsdp_tp", 8, 2),
         ("strategy=tp strategy.nvlink_domain=4", 4, 2),
         ("strategy=pp_tp", 4, 2),
+        ("strategy=ep strategy.ep=2 strategy.dispatcher=symmetric_memory strategy.rows=static", 4, 2),
     ],
 )
-def test_tensor_parallelism_inside_a_node(words: str, ranks: int, per_node: int) -> None:
+def test_inside_a_node(words: str, ranks: int, per_node: int) -> None:
     validate(compose(["model=tiny", *words.split()]).config, ranks, per_node)
 
 

@@ -26,6 +26,7 @@ FAST = (
     "model.loss_chunk_size=1024",
 )
 GATHERED = ("strategy.ep=2", "strategy.dispatcher=all_gather", "strategy.rows=static")
+TAKEN = ("strategy.ep=2", "strategy.dispatcher=symmetric_memory", "strategy.rows=static")
 LAYOUTS = {
     "one": (1, ()),
     "one_accumulated": (1, ("train.micro_batch_size=2",)),
@@ -39,6 +40,8 @@ LAYOUTS = {
     "all_gather": (2, GATHERED),
     "all_gather_halves": (2, (*GATHERED, "optim.halves=true")),
     "all_gather_hidden": (2, (*GATHERED, "overlap.shared_experts=true")),
+    "symmetric_memory": (2, TAKEN),
+    "symmetric_memory_hidden": (2, (*TAKEN, "overlap.shared_experts=true", "train.micro_batch_size=2")),
 }
 
 

@@ -85,6 +85,7 @@ LAYOUTS = [
     "zero1",
     "ep",
     "ep strategy.dispatcher=all_gather",
+    "ep strategy.dispatcher=symmetric_memory",
     "ep strategy.placement=round_robin",
     "fsdp_ep",
     "tp",

@@ -14,11 +14,16 @@ NEEDS_TRITON = pytest.mark.skipif(
 )
 
 
+def interpreted() -> dict[str, str]:
+    """What to add to the environment of a process that imports what this one does."""
+    return {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 def check_interpreted(module: str) -> None:
     """Run `python -m module`, which raises where a kernel is wrong."""
     done = subprocess.run(
         [sys.executable, "-m", module],
-        env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | interpreted(),
         capture_output=True,
         text=True,
         timeout=200,

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.distributed import ProcessGroup, Work
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.layout_run import Layout, batches_of, open_layout, this_world
-from parallel.comm import Communicator, Pending
+from parallel.comm import Awaited, Communicator, Pending
 from parallel.comm_kind import CommKind
 from train.step import OptimizerStep
 
@@ -62,10 +62,10 @@ class RecordedCommunicator(Communicator):
     @contextmanager
     def _issuing(
         self, kind: CommKind, operation: str, group: ProcessGroup | None, put_in: Tensor | None
-    ) -> Iterator[Callable[[Tensor, Work | None], Pending]]:
+    ) -> Iterator[Callable[[Tensor, Awaited | None], Pending]]:
         with super()._issuing(kind, operation, group, put_in) as made:
 
-            def noted(output: Tensor, work: Work | None) -> Pending:
+            def noted(output: Tensor, work: Awaited | None) -> Pending:
                 pending = made(output, work)
                 self.events.append(Issue(len(self._numbered), kind, operation))
                 self._numbered.append(pending)

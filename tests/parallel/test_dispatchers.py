@@ -21,6 +21,8 @@ from parallel.comm_kind import CommKind
 from parallel.expert_parallel.build import DispatcherName, RowRoom, build_dispatcher
 
 T, D, F, E, K = 11, 8, 4, 10, 3
+ON_CPU = (DispatcherName.all_to_all, DispatcherName.all_gather)
+"""Of symmetric_memory see test_symmetric_memory.py."""
 
 
 def tokens_of(rank: int, drop: bool) -> tuple[Tensor, Routing, Tensor]:
@@ -140,7 +142,7 @@ PLACEMENTS = {
 
 
 @pytest.mark.parametrize("drop", [False, True], ids=["dropless", "drop"])
-@pytest.mark.parametrize("name", list(DispatcherName), ids=lambda name: name.value)
+@pytest.mark.parametrize("name", ON_CPU, ids=lambda name: name.value)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_any_placement_equals_all_experts_on_one_rank(
     placement: str, name: DispatcherName, drop: bool, pool: WorkerPool

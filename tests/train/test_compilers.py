@@ -20,6 +20,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         ["optim.one_pass=true"],
         ["strategy.compile=true", "model.expert_backend=fused"],
         ["model.expert_backend=triton"],
+        ["strategy.dispatcher=symmetric_memory"],
     ],
 )
 def test_without_triton_what_is_asked_for_is_refused(words: list[str], monkeypatch: Any) -> None:

@@ -12,7 +12,7 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.hf_config import function_values, word
 from models.triton_here import triton_lacks
-from parallel.check import check_room_device
+from parallel.check import check_peers, check_room_device
 from parallel.check_cuda_graph import check_cuda_graph_device
 from parallel.check_engine import check_engine_device
 from parallel.check_fp8 import check_fp8_device
@@ -61,6 +61,7 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
     check_fp8_device(config.precision, device)
     check_room_device(config.model, config.strategy, config.precision.compute, device)
     check_compilers(config, device)
+    check_peers(config.strategy, degrees, device)
     if device.type == "cuda" and launch.rank == 0 and (lacks := triton_lacks()):
         print(f"switchyard: kernels that are auto are torch's, which are slower: {lacks}", file=sys.stderr)
     check_nvtx(config.measure.nvtx, device)

@@ -8,6 +8,7 @@ import torch
 from conf.schema import JobConfig
 from models.config import ConfigError, ExpertBackend
 from models.triton_here import hopper_lacks, triton_lacks
+from parallel.expert_parallel.build import DispatcherName
 
 CXX = ("c++", "g++", "clang++")
 
@@ -28,6 +29,8 @@ def check_compilers(config: JobConfig, device: torch.device) -> None:
     if device.type == "cuda":
         asked += ["optim.one_pass=true"] if config.optim.one_pass else []
         asked += [experts] if ours else []
+        taken = config.strategy.dispatcher is DispatcherName.symmetric_memory
+        asked += ["strategy.dispatcher=symmetric_memory"] if taken else []
     lacks = triton_lacks() if device.type == "cuda" else _cxx_lacks()
     if asked and lacks:
         raise ConfigError(f"{' '.join(asked)}: {lacks}, or leave that out")
