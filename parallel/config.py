@@ -70,7 +70,7 @@ class StrategyConfig:
     compile: bool = False
     """Compile what each block computes between collectives, one graph a part (torch.compile); the first step waits."""
     cuda_graph: bool = False
-    """Launch forward and backward of a micro-batch as two CUDA graphs, from the fourth step on; one rank a replica."""
+    """GPU: launch a micro-batch's forward and backward as a CUDA graph each, once two steps have compiled all in it."""
     recompute: Recompute = Recompute.none
     """What backward computes again: none, full (attention and experts) or selective (of these all but products)."""
 

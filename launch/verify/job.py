@@ -47,11 +47,13 @@ class Job:
         job = compose([*words, f"strategy={strategy}"], extra_dir).config
         n_ranks = nproc or _least_ranks(job.strategy)
         validate(job, n_ranks)
-        if job.strategy.compile:
-            raise ConfigError(
-                "strategy.compile=true: verify looks at each layer's choices while it computes, and cannot look into a "
-                "graph; leave it out, and see by switchyard sweep strategy.compile=false,true whether losses are equal"
-            )
+        for knob in ("compile", "cuda_graph"):
+            if getattr(job.strategy, knob):
+                raise ConfigError(
+                    f"strategy.{knob}=true: verify looks at each layer's choices while it computes, and cannot look "
+                    f"into a graph; leave it out, and see by switchyard sweep strategy.{knob}=false,true whether "
+                    "losses are equal"
+                )
         degrees = Degrees.resolve(job.strategy, n_ranks)
         typed = typed_value("train.steps", words)
         native = job.strategy.engine is EngineName.native

@@ -626,6 +626,50 @@ COMBINATIONS = [
         1,
         "sizes that are multiples of 16, and layers.0.attention.mixer.kv_down.weight is 40 × 64: change these, or set",
     ),
+    # graphs of a GPU
+    ("strategy.cuda_graph=true", 1, "with precision.compute=float32 experts are a loop on a GPU, and the host waits"),
+    (
+        "precision=bf16 strategy.cuda_graph=true strategy=accelerate_ddp",
+        2,
+        "strategy.cuda_graph=true: strategy.engine=accelerate has hooks within backward, which no graph runs; set",
+    ),
+    (
+        "precision=bf16 strategy.cuda_graph=true strategy=pp",
+        2,
+        "with strategy.pp=2 ranks wait for each other within forward and backward; set it to false, or strategy.pp=1",
+    ),
+    ("precision=bf16 strategy.cuda_graph=true strategy=tp", 2, "with strategy.tp=2 ranks wait for each other within"),
+    ("precision=bf16 strategy.cuda_graph=true strategy=ep", 2, "with strategy.ep=2 ranks wait for each other within"),
+    (
+        "precision=bf16 strategy.cuda_graph=true strategy=fsdp",
+        1,
+        "strategy.reduction=shard gathers weights within forward and backward; set it to false, or use strategy=zero1",
+    ),
+    (
+        "precision=bf16 strategy.cuda_graph=true strategy=zero1",
+        2,
+        "strategy.cuda_graph=true: overlap.grad_reduce=true starts collectives from hooks within backward",
+    ),
+    (
+        "precision=bf16 strategy.cuda_graph=true model.moe.batch_loss_weight=0.1 model.moe.balance=none",
+        1,
+        "with model.moe.batch_loss_weight=0.1 loads are summed over ranks within forward; set it to false, or",
+    ),
+    (
+        "precision=bf16 strategy.cuda_graph=true model.moe.capacity_factor=1.5",
+        1,
+        "with model.moe.capacity_factor=1.5 the host waits for how many rows there are; set strategy.rows=static",
+    ),
+    (
+        "precision=bf16 strategy.cuda_graph=true model.expert_backend=loop",
+        1,
+        "with model.expert_backend=loop the host waits for how many rows each expert has; set that to auto",
+    ),
+    (
+        "precision=bf16 strategy.cuda_graph=true model.moe.expert_dim=36",
+        1,
+        "model.moe.expert_dim=36 experts are a loop on a GPU, and the host waits for how many rows",
+    ),
     # the optimizer
     ("optim.beta1=1", 1, "optim.beta1=1.0: set it in [0, 1)"),
     ("optim.min_lr_ratio=1.1", 1, "optim.min_lr_ratio=1.1: set it in [0, 1]"),

@@ -381,6 +381,6 @@ def test_every_rung_of_the_ladder_can_run_and_changes_one_thing(ranks: int, more
 
 def test_the_points_of_the_tables_can_run() -> None:
     typed = ("model=moe_5b", "precision=bf16", "optim=adamw_large", "train.global_batch_size=8", "data=synthetic")
-    for name, ranks in (("one_gpu", 1), ("two_gpus", 2)):
+    for name, ranks in (("one_gpu", 1), ("two_gpus", 2), ("graph", 1)):
         for words in yaml.safe_load((ROOT / "benchmarks" / f"{name}.yaml").read_text()).values():
             validate(compose((*typed, *words)).config, ranks)

@@ -229,6 +229,10 @@ def test_layers_go_by_whole_rounds_of_stages() -> None:
             "does not divide over strategy.tp",
         ),
         (["strategy=ddp", "strategy.compile=true"], "verify looks at each layer's choices while it computes"),
+        (
+            ["strategy=ddp", "strategy.cuda_graph=true", "precision=bf16", "overlap.grad_reduce=false"],
+            "strategy.cuda_graph=true: verify looks at each layer's choices while it computes",
+        ),
         (["strategy=ddp", "train.stepz=1"], "unknown key 'train.stepz'"),
     ],
 )
