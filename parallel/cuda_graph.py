@@ -14,7 +14,7 @@ nobody else's: what it took at its largest it keeps between steps, where the upd
 Between two graphs the clock enters its phases, and after the last one gradients are reduced and weights move, as they
 would. Beside gradients Python does nothing within an action that a later one, or the update, sees: counts of the
 routers are added to in place. A number that the host knows is a constant of a graph; a step that has another one (a
-loss that is spoilt on purpose, a batch of another shape) is done as the first ones were.
+loss that is spoilt on purpose, a batch of another shape) is done as the first ones were, in memory beside the pool.
 """
 
 import gc
@@ -69,8 +69,8 @@ class GraphedSteps:
 
     def __init__(self, executor: Executor, gradients: Remade, clock: Clock, device: torch.device) -> None:
         self._executor, self._gradients, self._clock = executor, gradients, clock
-        # Nothing can be written down on the default stream; and where autograd adds up a weight's gradients must be a
-        # stream of before.
+        # On the default stream nothing can be written down. What runs as it is runs there too: autograd adds a weight's
+        # gradients up on the stream of its first use, and a library keeps memory for each stream.
         self._side = torch.cuda.Stream(device)
         self._before: tuple[Any, ...] | None = None
         self._n_alike = 0
