@@ -131,7 +131,7 @@ def numbers(outcome: Outcome) -> dict[str, np.ndarray]:
 
 def apart(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
     assert ours.keys() == theirs.keys()
-    return {name: float(np.abs(ours[name] - theirs[name]).max()) for name in ours}
+    return {name: float(np.abs(ours[name] - theirs[name]).max(initial=0.0)) for name in ours}
 
 
 def assert_as_near(got: dict[str, np.ndarray], plain: dict[str, np.ndarray], again: dict[str, np.ndarray]) -> None:
