@@ -1,11 +1,17 @@
 """What every test can count on: the import path, one worker pool a session, and which tests need asking for."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+# Before torch, and for all that is started from here: where several processes have two threads each on two cores, most
+# of their time goes to waiting for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 TESTS = Path(__file__).resolve().parent
 # The pool hands this path to its workers, which is how they find the module a test function lives in.
@@ -24,6 +30,7 @@ def pool() -> Iterator[WorkerPool]:
 
 LONGEST = (
     "test_readme.py",
+    "test_readme_story.py",
     "test_layouts_agree.py",
     "test_resume.py",
     "test_parity.py",
