@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,24 +16,30 @@ import psutil
 import torch.distributed as dist
 
 from harness.torchrun import CompletedRun, free_port
-from harness.train_alone import train_alone
+from harness.train_alone import stand_alone
 from harness.worker_pool import WorkerFailure, WorkerPool
 from train.__main__ import main
 
 
 def job_in_pool(
-    pool: WorkerPool, ranks: int, *words: str, cwd: Path | str | None = None, timeout: float = 120.0
+    pool: WorkerPool,
+    ranks: int,
+    *words: str,
+    program: Callable[[list[str]], None] = main,
+    cwd: Path | str | None = None,
+    timeout: float = 120.0,
 ) -> CompletedRun:
-    """`ranks` ranks of `python -m train words…`, one of them by itself as without torchrun, to their end.
+    """`ranks` ranks of `python -m train words…`, or of another `program`, to their end; one rank alone is launched by
+    nobody.
 
     What the ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next case has
-    new workers then.
+    new workers then. A program that changes more than itself wants a pool of its own.
     """
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="job-") as folder:
         code = 0
         try:
-            pool.run(ranks, _rank, words, free_port(), cwd or folder, Path(folder), timeout=timeout)
+            pool.run(ranks, _rank, program, words, free_port(), cwd or folder, Path(folder), timeout=timeout)
         except WorkerFailure as failure:
             code = _exit_code(failure)
         out, err = ("".join(_file(folder, n, rank).read_text() for rank in range(ranks)) for n in (1, 2))
@@ -47,18 +53,20 @@ def _exit_code(failure: WorkerFailure) -> int:
     return int(said[1])
 
 
-def _rank(words: tuple[str, ...], port: int, cwd: Path | str, folder: Path) -> None:
-    """The worker's group goes, and the job makes its own."""
+def _rank(
+    program: Callable[[list[str]], None], words: tuple[str, ...], port: int, cwd: Path | str, folder: Path
+) -> None:
+    """In a worker: its group goes, and the job makes its own."""
     rank, ranks = os.environ["RANK"], os.environ["WORLD_SIZE"]
     os.chdir(cwd)
     with _written_to(_file(folder, 1, rank), _file(folder, 2, rank)):
         if ranks == "1":
-            train_alone(*words)
-            return
-        dist.destroy_process_group()
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": ranks}
+            stand_alone()
+        else:
+            dist.destroy_process_group()
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": ranks}
         try:
-            main(list(words))
+            program(list(words))
         finally:
             _end_watchers()
 
