@@ -126,7 +126,7 @@ CASES = {
     "tp_ep": (4, Layout(replace(ep(4), tp=2), model=replace(MODEL, moe=replace(MODEL.moe, n_routed=8)))),
     "fsdp_tp": (4, Layout(replace(FSDP, tp=2), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
     "tp_etp": (2, Layout(replace(TP, etp=2), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
-    "pp": (2, Layout(pipeline(2))),
+    "pp": (2, Layout(pipeline(2), eval_sequences=40)),  # more micro-batches than go through at once
     "pp_ep": (4, Layout(replace(ep(2), pp=2), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
     "pp_fsdp": (4, Layout(replace(FSDP, pp=2))),
     "pp_tp": (4, Layout(replace(pipeline(2), tp=2), model=MODEL_MLA_SOFTMAX)),
