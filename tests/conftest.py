@@ -11,7 +11,7 @@ import pytest
 # of their time goes to waiting for each other's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 TESTS = Path(__file__).resolve().parent
 # The pool hands this path to its workers, which is how they find the module a test function lives in.

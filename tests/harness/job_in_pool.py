@@ -1,6 +1,6 @@
 """A job whose ranks are workers of the pool: it costs its steps, and no torchrun and no interpreters.
 
-For what a job computes, writes and says. How ranks are started, signalled and ended is torchrun's (harness/torchrun.py).
+For what a job computes, writes and says. How ranks are started, signalled and ended is torchrun's, in torchrun.py.
 """
 
 import os

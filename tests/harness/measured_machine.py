@@ -1,4 +1,4 @@
-"""A bench's folder in which this machine has been measured: that takes as long as a job, and the README's bench does it."""
+"""A bench's folder in which the machine has been measured, which takes as long as a job; the README's bench does it."""
 
 import json
 from dataclasses import asdict

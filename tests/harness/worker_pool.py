@@ -162,7 +162,7 @@ class WorkerPool:
 
 
 def _start_server() -> None:
-    """The one of this process, unless it runs. It must import our code, and of our path it is not told (Python 3.11)."""
+    """The one of this process, unless it runs. It must import our code, and Python 3.11 does not tell it our path."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         forkserver.ensure_running()

@@ -204,8 +204,9 @@ def values_left(layout: Layout, in_segments: bool) -> tuple[int, int]:
     until = time.monotonic() + 5
     while (left := sum(row() is not None for row in rows)) and time.monotonic() < until:
         time.sleep(0.01)
+    counted = len(rows), left
     alone(passage.backward(None))
-    return len(rows), left
+    return counted
 
 
 @pytest.mark.parametrize("in_segments", [False, True])
