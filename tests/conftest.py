@@ -31,15 +31,18 @@ def pool() -> Iterator[WorkerPool]:
 LONGEST = (
     "test_readme.py",
     "test_readme_story.py",
-    "test_layouts_agree.py",
-    "test_resume.py",
     "test_parity.py",
-    "test_verify.py",
     "test_bench.py",
+    "test_engines.py",
+    "test_life_and_death.py",
+    "test_verify.py",
+    "test_wandb_online.py",
+    "test_resume.py",
+    "test_engines_state.py",
+    "test_nodes.py",
     "test_sweep.py",
-    "test_where_time_goes.py",
 )
-"""Files that take longest. Where two processes share the files (`make test`), they are begun first, so that both end
+"""Files that take longest. Where processes share the files (`make test`), they are begun first, so that all end
 together; a file goes to one process, and its tests may build on each other."""
 
 
