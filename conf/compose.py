@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def compose(words: Sequence[str], extra_dir: Path | None = None) -> Composed:
     overrides = check_overrides(words, keys, Options.find(extra_dir))
     if extra_dir:
         overrides.append(f"hydra.searchpath=[{quoted(f'file://{extra_dir.resolve()}')}]")
-    ConfigStore.instance().store(name="schema", node=JobConfig)
+    _store_schema()
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="switchyard"):
             composed = hydra_compose("config", overrides=overrides)
@@ -52,6 +53,12 @@ def compose(words: Sequence[str], extra_dir: Path | None = None) -> Composed:
         raise ConfigError(complaint(error, words, keys)) from error
     assert isinstance(typed, JobConfig)
     return Composed(typed, text)
+
+
+@cache
+def _store_schema() -> None:
+    """Where Hydra finds it. Once a process: it is a tenth of what composing takes, and a sweep composes many."""
+    ConfigStore.instance().store(name="schema", node=JobConfig)
 
 
 def schema_defaults() -> dict[str, Any]:

@@ -1,10 +1,16 @@
 """What every test can count on: the import path, one worker pool a session, and which tests need asking for."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch, and for all that is started from here: where several processes have two threads each on two cores, most
+# of their time goes to waiting for each other's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 TESTS = Path(__file__).resolve().parent
@@ -24,15 +30,19 @@ def pool() -> Iterator[WorkerPool]:
 
 LONGEST = (
     "test_readme.py",
-    "test_layouts_agree.py",
-    "test_resume.py",
+    "test_readme_story.py",
     "test_parity.py",
-    "test_verify.py",
     "test_bench.py",
+    "test_engines.py",
+    "test_life_and_death.py",
+    "test_verify.py",
+    "test_wandb_online.py",
+    "test_resume.py",
+    "test_engines_state.py",
+    "test_nodes.py",
     "test_sweep.py",
-    "test_where_time_goes.py",
 )
-"""Files that take longest. Where two processes share the files (`make test`), they are begun first, so that both end
+"""Files that take longest. Where processes share the files (`make test`), they are begun first, so that all end
 together; a file goes to one process, and its tests may build on each other."""
 
 

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness.job_in_pool import job_in_pool
 from harness.run_record import RunRecord, reproducible
 from harness.torchrun import CompletedRun, torchrun
+from harness.worker_pool import WorkerPool
 
 JOB = ("model=tiny", "train.device=cpu", "train.steps=12", "train.eval_sequences=0", "checkpoint.every=4")
 JOB += ("optim.warmup_steps=5", "logging=off")
@@ -49,11 +51,14 @@ JOBS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[CompletedRun, RunRecord]]:
+def job(tmp_path_factory: pytest.TempPathFactory, pool: WorkerPool) -> Callable[[str], tuple[CompletedRun, RunRecord]]:
+    """By torchrun the jobs of whose end torchrun has something to say."""
+
     @cache
     def run(name: str) -> tuple[CompletedRun, RunRecord]:
         record = RunRecord(tmp_path_factory.mktemp("run") / "run")
-        return torchrun(2, *JOB, *JOBS[name], f"run.dir={record.folder}"), record
+        launch = torchrun if name in ("diverged", "failed") else partial(job_in_pool, pool)
+        return launch(2, *JOB, *JOBS[name], f"run.dir={record.folder}"), record
 
     return run
 

@@ -1,7 +1,7 @@
 """How a test runs an engine of another library: in a worker that forgets it, or as if on a GPU."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def run_engine(layout: Layout) -> Outcome:
     return outcome
 
 
-def sampled(every_run: set, cases: Iterable) -> list:
+def sampled(every_run: Set, cases: Iterable) -> list:
     """All of `cases` for `make soak`; those of `every_run` for `make test` too."""
     return [case if case in every_run else pytest.param(*_tuple(case), marks=pytest.mark.soak) for case in cases]
 

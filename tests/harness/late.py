@@ -9,7 +9,8 @@ EVENTS are `STEP:WHAT:RANK:SECONDS,…` with RANK `all` or a number; WHAT is
     KIND         the first collective of that kind (dp, tp, ep, pp, control) in the step is late: its wait ends late
     fsdp         FSDP2's first reduce-scatter of the step is late
 
-Each rank writes what it did to STAMPS-RANK.json: `[{step, what, seconds}]`, seconds from its own two stamps.
+Each rank writes what it did to STAMPS-RANK.json: `[{step, what, seconds}]`, seconds from its own two stamps; `what` is
+also `waited`, for every wait for a collective of ours in the order of the waits.
 """
 
 import json
@@ -50,7 +51,11 @@ class Events:
             return
         begin = time.perf_counter()
         time.sleep(seconds)
-        self.done.append({"step": self.step, "what": what, "seconds": time.perf_counter() - begin})
+        self.stamp(what, time.perf_counter() - begin)
+
+    def stamp(self, what: str, seconds: float) -> None:
+        """Say that it took so long."""
+        self.done.append({"step": self.step, "what": what, "seconds": seconds})
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,10 @@ class LateWork:
     events: Events
 
     def wait(self) -> None:
+        begin = time.perf_counter()
         self.work.wait()
         self.events.happen(self.kind)
+        self.events.stamp("waited", time.perf_counter() - begin)
 
     def is_completed(self) -> bool:
         return False
@@ -119,10 +126,10 @@ def _late_start(function: Any, events: Events) -> Any:
     return start
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Run the job; the stamps are written however it ends."""
-    stamps, text, *words = sys.argv[1:]
-    rank = os.environ["RANK"]
+    stamps, text, *words = arguments
+    rank = os.environ.get("RANK", "0")
     events = Events.parse(text, rank)
     install(events)
     try:
@@ -133,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -93,7 +93,7 @@ class Layout:
     steps: int = 3
     rate: float = 1e-2
     clip_norm: float | None = 1.0
-    eval_sequences: int = 32
+    eval_sequences: int = 16
     batching: BatchMaker = field(default_factory=lambda: BatchMaker(None, split_attention=False))
     optim: OptimConfig = field(default_factory=OptimConfig)
 

@@ -20,17 +20,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pytest
 import torch
 import torch.distributed as dist
 
-# Imported once, in the fork server. `torch.manual_seed` and every optimiser import dynamo, a second for each worker.
+# Imported once, in the fork server: a second or two for each worker. The last brings nearly all of ours.
 PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo"]
+PRELOAD += ["train.__main__"]
 COLLECTIVE_TIMEOUT = timedelta(seconds=30)
 GRACE = 2.0  # seconds the peers of a failed rank have left to say what they saw
 
@@ -77,6 +80,7 @@ class WorkerPool:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
+        _start_server()
         self._workers: list[_Worker] = []
 
     def run(
@@ -155,6 +159,13 @@ class WorkerPool:
         for rank, stack in _stacks(workers, list(silent), folder).items():
             reports[rank] = _Report(time.monotonic(), error=f"{line}\n{stack}", line=line)
         return [reports[rank] for rank in range(len(workers))]
+
+
+def _start_server() -> None:
+    """The one of this process, unless it runs. It must import our code, and Python 3.11 does not tell it our path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
 
 
 def _raise_first(reports: list[_Report]) -> None:

@@ -85,7 +85,9 @@ def leave(launch: TorchrunLaunch) -> None:
         pass
 
 
-@pytest.mark.parametrize("end", [wait_too_long, wait_in_vain, leave])
+@pytest.mark.parametrize(
+    "end", [wait_too_long, *(pytest.param(end, marks=pytest.mark.soak) for end in (wait_in_vain, leave))]
+)
 def test_however_it_ends_no_worker_or_child_of_one_is_left(end: Callable[[TorchrunLaunch], None], folder: Path) -> None:
     launch = start_hanging(folder)
     assert all(map(lives, pids(launch)))

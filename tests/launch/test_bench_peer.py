@@ -2,18 +2,17 @@
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from harness.measured_machine import make_measured
 from harness.train_alone import train_alone
 from harness.worker_pool import WorkerPool
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conf.compose import compose
-from launch.bench.ceilings import Ceilings
 from launch.cli import main
 from models import hf_config
 from models.router import Router
@@ -36,9 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pool: WorkerPool) -> Path:
     run, folder = parent / "run", parent / "b"
     pool.run(1, train_alone, *MODEL, "data=synthetic", "train.steps=1", "logging=off", f"run.dir={run}")
     assert main(["export", str(run), "--format", "hf"]) == 0
-    folder.mkdir()
-    (folder / "ceilings.json").write_text(json.dumps(asdict(Ceilings("cpu", "float32", 0.2, 0.1, 0.1, 0.1, 30.0))))
-    (folder / "bus-2.json").write_text("{}")
+    make_measured(folder, nproc=2)
     words = [f"to={folder}", "nproc=2", "rounds=1", *MODEL, "strategy=fsdp", "train.steps=12", "train.log_every=1"]
     words += [f"model.init_from={run / 'hf'}", "optim.warmup_steps=2"]
     assert main(["bench", *words, "peer=transformers", "peer.compile=false"]) == 0

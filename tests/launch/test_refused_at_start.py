@@ -30,6 +30,7 @@ def test_one_line_and_code_2(module: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.soak  # of two nodes' torchruns: tests/train/test_nodes.py
 def test_torchrun_gives_the_cause_once_more_in_its_summary(tmp_path: Path) -> None:
     done = torchrun(2, "train.stepz=3", cwd=tmp_path)
     assert done.returncode == 1  # torchrun's own

@@ -66,15 +66,15 @@ def with_recompute(name: str, what: Recompute) -> Layout:
 
 
 CASES = {
-    "tp": (2, Layout(strategy("tp"), chunks(4), model=EIGHT, micro_batch_size=2)),
+    "tp": (2, Layout(strategy("tp"), chunks(4), model=EIGHT, micro_batch_size=4, steps=2)),
     "documents": (2, Layout(strategy("tp"), chunks(2), model=MODEL_ALL_OPTIONS, batching=DOCUMENTS)),
     "mla_recomputed": (
         2,
-        replace(with_recompute("tp", Recompute.selective), model=MODEL_MLA_SOFTMAX, micro_batch_size=4),
+        replace(with_recompute("tp", Recompute.selective), model=MODEL_MLA_SOFTMAX, steps=2),
     ),
     "pp_tp_zbv": (
         4,
-        Layout(replace(strategy("pp_tp"), schedule=ScheduleName.zbv), chunks(2), model=DEEP, global_batch_size=16),
+        Layout(replace(strategy("pp_tp"), schedule=ScheduleName.zbv), chunks(2), model=DEEP, steps=2),
     ),
 }
 LONG = {

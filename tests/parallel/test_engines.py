@@ -88,7 +88,7 @@ def assert_equal_in_float32(outcomes: list[Outcome], reference: Outcome) -> None
         assert np.linalg.norm(got[key] - weight) <= 1e-3 * np.linalg.norm(weight), key
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", sampled(ENGINES.keys() - {"deepspeed_zero1"}, ENGINES))
 def test_an_engine_equals_one_process_in_float32(name: str, pool: WorkerPool, references: dict) -> None:
     """Every option of the model, documents, accumulation, clipping, evaluation between steps."""
     reference = reference_of(LAYOUT, 2, pool, references)
@@ -142,7 +142,7 @@ def test_accelerate_equals_one_process_in_float64(pool: WorkerPool, references: 
         np.testing.assert_allclose(outcome.grad_norms, reference.grad_norms, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", sampled({"deepspeed_zero1", "deepspeed_zero3"}, ENGINES))
+@pytest.mark.parametrize("name", sampled({"deepspeed_zero3"}, ENGINES))
 def test_bfloat16(name: str, pool: WorkerPool, references: dict) -> None:
     """The first loss is of weights that are rounded alike everywhere; then gradients are rounded in other places."""
     layout = replace(LAYOUT, precision=BF16)

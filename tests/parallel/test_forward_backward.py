@@ -1,5 +1,6 @@
 """overlap.forward_backward: a forward and a backward take turns, and nothing else comes of it."""
 
+import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -199,7 +200,11 @@ def values_left(layout: Layout, in_segments: bool) -> tuple[int, int]:
     batch = layout.batching(next(batches_of(layout, parallel.data))[0])
     passage = Passage(next(iter(parallel.stages.values())), batch.tokens_BS, batch, LossScale(1, 1))
     alone(passage.forward(in_segments))
-    counted = len(rows), sum(row() is not None for row in rows)
+    # Gloo's own thread lets go of an exchange a moment after it was waited for.
+    until = time.monotonic() + 5
+    while (left := sum(row() is not None for row in rows)) and time.monotonic() < until:
+        time.sleep(0.01)
+    counted = len(rows), left
     alone(passage.backward(None))
     return counted
 

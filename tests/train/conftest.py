@@ -3,12 +3,14 @@ seconds, and many tests look at one."""
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from harness.job_in_pool import job_in_pool
 from harness.run_record import RunRecord
-from harness.torchrun import alone, torchrun
+from harness.torchrun import torchrun
+from harness.worker_pool import WorkerPool
 
 from train.data.file_lock import FileLock
 
@@ -59,8 +61,9 @@ def launch_folder(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(launch_folder: Path, shared_folder: Path) -> Callable[[str], RunRecord]:
-    """The record of a job in WORDS, started by the first test that asks for it.
+def trained(launch_folder: Path, shared_folder: Path, pool: WorkerPool) -> Callable[[str], RunRecord]:
+    """The record of a job in WORDS, started by the first test that asks for it; the one with wandb by torchrun, the
+    others in the pool.
 
     All three ways to say where a run goes are among them: float32 jobs by `run.dir`, outside the folder they are
     started from; "single fp64" by `run.name`; the other two not at all.
@@ -73,8 +76,8 @@ def trained(launch_folder: Path, shared_folder: Path) -> Callable[[str], RunReco
             where = ["run.name=foo"]
         elif name.endswith("fp32"):
             where = [f"run.dir={shared_folder / name.replace(' ', '_') / 'elsewhere'}"]
-        launch = alone if nproc == 1 else lambda *args, cwd: torchrun(nproc, *args, cwd=cwd)
-        done = launch(*JOB, *words, *where, cwd=launch_folder)
+        launch = partial(job_in_pool, pool) if "logging=off" in words else torchrun
+        done = launch(nproc, *JOB, *words, *where, cwd=launch_folder)
         assert done.returncode == 0, done.stderr
         return Path(done.stdout.split()[-1])  # the last line: switchyard show FOLDER
 

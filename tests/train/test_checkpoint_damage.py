@@ -59,8 +59,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(1, SINGLE), (2, FSDP), (4, DDP)])
-@pytest.mark.parametrize("kind", DAMAGE)
+CASES = [(kind, *by) for kind in DAMAGE for by in ((1, SINGLE), (2, FSDP), (4, DDP))]
+OFTEN = ("a bit", "half a manifest")
+"""With any number of ranks in `make test`; the others there with two."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "strategy"),
+    [pytest.param(*case, marks=() if case[0] in OFTEN or case[1] == 2 else pytest.mark.soak) for case in CASES],
+)
 def test_the_one_before_counts(
     kind: str, ranks: int, strategy: StrategyConfig, pool: WorkerPool, tmp_path: Path
 ) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.job_in_pool import job_in_pool
 from harness.layout_run import DDP, FP32, FSDP, HSDP, MODEL, SINGLE, Layout, lay_out
 from harness.run_record import RunRecord
-from harness.torchrun import alone
 from harness.worker_pool import WorkerPool
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -38,12 +38,13 @@ INDEX = "model.safetensors.index.json"
 
 
 def test_a_run_starts_where_another_ended(
-    trained: Callable[[str], RunRecord], words_of: Callable[[str], tuple[str, ...]], tmp_path: Path
+    trained: Callable[[str], RunRecord], words_of: Callable[[str], tuple[str, ...]], pool: WorkerPool, tmp_path: Path
 ) -> None:
     """Two FSDP ranks' checkpoint into one process, which takes a step of no length: the held-out loss stays."""
     donor = trained("fsdp fp64")
     still = ("optim.lr=0", "model.moe.bias_update_rate=0", "train.steps=1")
-    done = alone(*words_of("single fp64"), *still, f"model.init_from={donor.folder}", f"run.dir={tmp_path / 'run'}")
+    words = (*words_of("single fp64"), *still, f"model.init_from={donor.folder}")
+    done = job_in_pool(pool, 1, *words, f"run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     row, _ = RunRecord(tmp_path / "run").rows  # the last one has the books
     assert row["eval/loss"] == pytest.approx(donor.column("eval/loss")[-1], rel=0, abs=1e-12)
@@ -52,8 +53,7 @@ def test_a_run_starts_where_another_ended(
     assert row["train/loss"] < donor.column("train/loss")[0] - 1  # the same first batch, read by a trained model
     assert "was trained with" not in done.stderr
     other = ("model.attention.rope_theta=500", "model.moe.route_scale=2")
-    where = f"run.dir={tmp_path / 'other'}"
-    done = alone(*words_of("single fp64"), *still, *other, f"model.init_from={donor.folder}", where)
+    done = job_in_pool(pool, 1, *words, *other, f"run.dir={tmp_path / 'other'}")
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "was trained with" in line)
     assert line.endswith("was trained with model.moe.route_scale=1.0 model.attention.rope_theta=10000.0")

@@ -6,8 +6,10 @@ from functools import cache
 
 import pytest
 import torch
+from harness.job_in_pool import job_in_pool
 from harness.run_record import RunRecord, reproducible
 from harness.torchrun import start_torchrun, torchrun
+from harness.worker_pool import WorkerPool
 from metrics.wandb_file import read_wandb_file, wandb_files
 
 Job = Callable[[str], RunRecord]
@@ -32,13 +34,14 @@ def killed(words_of: Callable[[str], tuple[str, ...]], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="module")
-def resumed(killed: Job, words_of: Callable[[str], tuple[str, ...]]) -> Job:
-    """The same job after the same words were typed again."""
+def resumed(killed: Job, words_of: Callable[[str], tuple[str, ...]], pool: WorkerPool) -> Job:
+    """The same job after the same words were typed again; the one with wandb by torchrun."""
 
     @cache
     def resume(name: str) -> RunRecord:
         record = RunRecord(killed(name).folder.with_name("run"))
-        done = torchrun(2, *words_of(name), f"run.dir={record.folder}")
+        words = (*words_of(name), f"run.dir={record.folder}")
+        done = job_in_pool(pool, 2, *words) if "logging=off" in words else torchrun(2, *words)
         assert done.returncode == 0, done.stderr
         assert f"resuming after step {killed(name).saved_steps[-1]}\n" in done.stdout
         return record
@@ -68,11 +71,11 @@ def test_the_last_checkpoint_is_bit_equal(name: str, trained: Job, resumed: Job)
 
 
 def test_another_layout_goes_on_to_rounding(
-    trained: Job, killed: Job, words_of: Callable[[str], tuple[str, ...]]
+    trained: Job, killed: Job, words_of: Callable[[str], tuple[str, ...]], pool: WorkerPool
 ) -> None:
     """The shards of two FSDP ranks, taken up by DDP in other micro-batches."""
     folder = shutil.copytree(killed("fsdp fp64").folder, killed("fsdp fp64").folder.with_name("as_ddp"), symlinks=True)
-    done = torchrun(2, *words_of("ddp fp64"), f"run.dir={folder}")
+    done = job_in_pool(pool, 2, *words_of("ddp fp64"), f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
     first = killed("fsdp fp64").saved_steps[-1]
     expected = trained("fsdp fp64").column("train/loss")[first:]

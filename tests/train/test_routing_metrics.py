@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness.job_in_pool import job_in_pool
 from harness.run_record import RunRecord
-from harness.torchrun import alone
+from harness.worker_pool import WorkerPool
 
 WORDS = (
     "model=tiny",
@@ -20,10 +21,10 @@ OPTIONAL = {"train/router_loss", "moe/dropped_fraction", "moe/rank_load_max_over
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+def rows(pool: WorkerPool, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     folder: Path = tmp_path_factory.mktemp("run")
     options = ("model.moe.capacity_factor=0.5", "model.moe.z_loss_weight=0.01")
-    done = alone(*WORDS, *options, "strategy=single", "checkpoint=off", "logging=off", f"run.dir={folder}", cwd=folder)
+    done = job_in_pool(pool, 1, *WORDS, *options, "strategy=single", "checkpoint=off", f"run.dir={folder}")
     assert done.returncode == 0, done.stderr
     return RunRecord(folder).step_rows
 

@@ -38,7 +38,7 @@ def test_two_runs_of_one_second_get_two_folders(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nothing_lies_outside_the_folder(trained: Job, launch_folder: Path) -> None:
-    outside = {trained(name).folder for name in ("single fp32", "ddp fp32", "fsdp fp32")}
+    outside = {trained(name).folder for name in ("single fp32", "ddp fp32")}
     assert not any(launch_folder in folder.parents for folder in outside)
     trained("single fp64")
     assert os.listdir(launch_folder) == ["runs"]  # no outputs/, .hydra/, multirun/ or wandb/

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness.job_in_pool import job_in_pool
 from harness.run_record import RunRecord
-from harness.torchrun import alone
+from harness.worker_pool import WorkerPool
 
 from conf.compose import compose, schema_defaults
 from models.config import ConfigError
@@ -112,10 +113,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("word", ["train.seed=1", "train.steps=19"])
 def test_a_refusal_is_one_line_and_touches_nothing(
-    finished: RunRecord, word: str, words_of: Callable[[str], tuple[str, ...]]
+    finished: RunRecord, word: str, words_of: Callable[[str], tuple[str, ...]], pool: WorkerPool
 ) -> None:
     before = files(finished.folder)
-    done = alone(*words_of("single fp32"), word, f"run.dir={finished.folder}")
+    done = job_in_pool(pool, 1, *words_of("single fp32"), word, f"run.dir={finished.folder}")
     assert done.returncode == 2
     assert done.stderr.startswith(f"switchyard: {word}, ")
     assert done.stderr.count("\n") == 1
@@ -123,10 +124,10 @@ def test_a_refusal_is_one_line_and_touches_nothing(
 
 
 def test_a_finished_run_prints_its_table_again_and_touches_nothing(
-    finished: RunRecord, words_of: Callable[[str], tuple[str, ...]]
+    finished: RunRecord, words_of: Callable[[str], tuple[str, ...]], pool: WorkerPool
 ) -> None:
     before = files(finished.folder)
-    done = alone(*words_of("single fp32"), "logging=default", f"run.dir={finished.folder}")
+    done = job_in_pool(pool, 1, *words_of("single fp32"), "logging=default", f"run.dir={finished.folder}")
     assert done.returncode == 0, done.stderr
     summary = yaml.safe_load(before["summary.json"])
     assert f"{summary['loss_first']:.4f} → {summary['loss_last']:.4f}" in done.stdout
@@ -144,11 +145,13 @@ def test_a_summary_counts_only_for_the_step_it_is_of(finished: RunRecord) -> Non
     assert finished_summary(finished.folder.parent, 20) is None
 
 
-def test_a_finished_run_goes_on_to_more_steps(finished: RunRecord, words_of: Callable[[str], tuple[str, ...]]) -> None:
+def test_a_finished_run_goes_on_to_more_steps(
+    finished: RunRecord, words_of: Callable[[str], tuple[str, ...]], pool: WorkerPool
+) -> None:
     """And in another layout, with other overlap."""
     rows = finished.step_rows
     words = (*words_of("single fp32"), "strategy=fsdp", "overlap=max", "train.steps=22")
-    done = alone(*words, f"run.dir={finished.folder}")
+    done = job_in_pool(pool, 1, *words, f"run.dir={finished.folder}")
     assert done.returncode == 0, done.stderr
     assert finished.step_rows[:20] == rows
     assert [row["train/step"] for row in finished.step_rows] == list(range(1, 23))

@@ -5,17 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.job_in_pool import job_in_pool
 from harness.run_record import RunRecord
 from harness.torchrun import start_torchrun, torchrun
+from harness.worker_pool import WorkerPool
 
 COMMON = ("model=tiny", "train.device=cpu", "train.eval_sequences=0", "checkpoint=off", "logging=off")
 
 
-def test_every_n_steps_on_chosen_ranks(tmp_path: Path) -> None:
+def test_every_n_steps_on_chosen_ranks(pool: WorkerPool, tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "run")
     words = (*COMMON, "strategy=ep", "train.steps=14", "train.log_every=5", f"run.dir={record.folder}")
     late = "faults.inject=[{what: slow, rank: 0, step: 6, place: forward, seconds: 0.5}]"
-    done = torchrun(2, *words, late, "measure.trace_every=6", "measure.trace_ranks=[1]", "measure.trace_limit=1")
+    traced = ("measure.trace_every=6", "measure.trace_ranks=[1]", "measure.trace_limit=1")
+    done = job_in_pool(pool, 2, *words, late, *traced)
     assert done.returncode == 0, done.stderr
     written = sorted(str(path.relative_to(record.folder)) for path in (record.folder / "traces").rglob("*.*"))
     assert written == [
