@@ -32,7 +32,7 @@ def speed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_table_is_four_benches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.sweep.order.look_over", validate)  # that a GPU is not here is no matter
+    monkeypatch.setattr("launch.bench.order.look_over", validate)  # that a GPU is not here is no matter
     done = speed(tmp_path, "speed", "24", "2")
     assert done.returncode == 0, done.stderr
     orders = [line.split()[3:] for line in done.stdout.splitlines()]  # behind -m launch.cli bench
