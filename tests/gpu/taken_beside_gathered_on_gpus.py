@@ -116,15 +116,15 @@ def compare(name: str, layout: Layout, launch: Launch, world: World, kept: list[
         results.append(run(chosen, Poisoning(), world, kept))
     (losses, gradients, _, waits), (taken, taken_gradients, traffic, taken_waits) = results
     scale = max(np.abs(one).max() for one in gradients.values())
-    off = max(np.abs(taken_gradients[key] - one).max() for key, one in gradients.items())  # NaN, if one is
+    off = np.max([np.abs(taken_gradients[key] - one).max() for key, one in gradients.items()])  # NaN, if one is
     of_all: list[tuple[Traffic, float, float]] = [(Traffic(), 0.0, 0.0)] * world.size
     dist.all_gather_object(of_all, (traffic, float(off / scale), float(np.abs(taken - losses).max())))
     predicted = predicted_traffic(chosen, world.size).rows()
     row = {
         "layout": name,
         "losses": taken.tolist(),
-        "losses_off": max(each[2] for each in of_all),
-        "gradients_off": max(each[1] for each in of_all),
+        "losses_off": float(np.max([each[2] for each in of_all])),
+        "gradients_off": float(np.max([each[1] for each in of_all])),
         "as_predicted": Traffic.total(each[0] for each in of_all).rows() == predicted,
         "waits": [waits, taken_waits],
     }

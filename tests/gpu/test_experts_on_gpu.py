@@ -88,7 +88,7 @@ def test_selective_recomputation_keeps_products(monkeypatch: pytest.MonkeyPatch)
     tokens_BS = torch.randint(0, 128, (4, 96), device="cuda")
     counts = {}
     for what in Recompute:
-        model = model_on("cuda", torch.bfloat16, RowBackend.auto, 1, True)
+        model = model_on("cuda", torch.bfloat16, RowBackend.auto, 1, True, ExpertBackend.triton)
         recompute_parts(model, what, shared_in_halves=False)
         launched.clear()
         step(model, tokens_BS)

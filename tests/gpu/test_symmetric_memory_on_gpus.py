@@ -39,5 +39,5 @@ def test_it_is_all_gather(n_ranks: int) -> None:
         assert row["losses_off"] < LOSSES[precision], row
         assert row["gradients_off"] < GRADIENTS[precision], row
         assert row["as_predicted"], row
-        if precision == "bf16":
-            assert row["waits"][1] <= row["waits"][0], row
+        if precision == "bf16":  # rows=static; stages of a pipeline wait for each other's shapes
+            assert row["waits"][1] == 0 or row["layout"].startswith("pp"), row

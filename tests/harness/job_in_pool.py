@@ -1,6 +1,7 @@
 """A job whose ranks are workers of the pool: it costs its steps, and no torchrun and no interpreters.
 
-For what a job computes, writes and says. How ranks are started, signalled and ended is torchrun's, in torchrun.py.
+For what a job computes, writes and says. How ranks are started, signalled and ended is torchrun's, in torchrun.py; and
+the books of such a job begin with its worker, whose earlier cases they take for its start.
 """
 
 import os
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -32,9 +33,11 @@ def job_in_pool(
     """`ranks` ranks of `python -m train words…`, or of another `program`, to their end; one rank alone is launched by
     nobody.
 
-    What the ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next case has
+    A job of several ranks names its folder (run.dir, run.name): without, workers of one pool would have one. What the
+    ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next case has
     new workers then. A program that changes more than itself wants a pool of its own.
     """
+    assert ranks == 1 or program is not main or any(word.startswith(("run.dir=", "run.name=")) for word in words)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="job-") as folder:
         code = 0
@@ -94,6 +97,7 @@ def _written_to(*files: Path) -> Iterator[None]:
 def _end_watchers() -> None:
     """Those of ranks that a launcher started end after their process, and this one goes on."""
     for child in psutil.Process().children():
-        if "train.faults.watch" in child.cmdline():
-            child.kill()
-            child.wait()
+        with suppress(psutil.Error):  # it has just ended
+            if "train.faults.watch" in child.cmdline():
+                child.kill()
+                child.wait()
