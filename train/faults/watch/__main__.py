@@ -47,8 +47,9 @@ class Watcher:
                 self._end(beat, seen_s, limit_s, stopped)
                 break
         self._watched.ended(None)
+        gone_ns = now_ns()  # before any file is opened: on a busy machine that takes its time
         last = read_beat(self._folder, self._rank)
-        self._stamp("gone", beat=last and last.event())
+        self._stamp("gone", gone_ns, beat=last and last.event())
         path = stacks_path(self._folder, self._rank)
         with suppress(OSError):
             if path.stat().st_size == 0:
@@ -68,7 +69,7 @@ class Watcher:
                 leave_stacks(stacks_path(self._folder, self._rank), self._watched, self._pid)
 
     def _end(self, beat: LastBeat, seen_s: float, limit_s: float, stopped: frozenset[int]) -> None:
-        self._stamp("hang", phase=beat.phase, limit_s=limit_s, beat=beat.event())
+        self._stamp("hang", now_ns(), phase=beat.phase, limit_s=limit_s, beat=beat.event())
         stands = ", stopped by a signal" if self._rank in stopped else ""
         line = (
             f"switchyard: rank {self._rank} has been in {beat.phase} of step {beat.step} for {seen_s:.0f} s "
@@ -79,10 +80,10 @@ class Watcher:
         if not self._watched.ended(OTHERS_STACKS_S):
             self._watched.signal(signal.SIGKILL)  # takes one that is stopped, too
 
-    def _stamp(self, event: str, **fields: Any) -> None:
+    def _stamp(self, event: str, at_ns: int, **fields: Any) -> None:
         with suppress(OSError):  # a full disk keeps no rank alive that hangs
             pen = Ledger(watch_path(self._folder, self._rank))  # made when there is something to say, see stamps.py
-            pen.write(event, sync=True, t=now_ns(), **fields)
+            pen.write(event, sync=True, t=at_ns, **fields)
             pen.close()
 
 
