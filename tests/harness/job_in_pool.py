@@ -33,11 +33,10 @@ def job_in_pool(
     """`ranks` ranks of `python -m train words…`, or of another `program`, to their end; one rank alone is launched by
     nobody.
 
-    A job of several ranks names its folder (run.dir, run.name): without, workers of one pool would have one. What the
-    ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next case has
+    Jobs of several ranks that name no folder (run.dir, run.name) want a root each: workers of one pool would have one
+    name. What the ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next case has
     new workers then. A program that changes more than itself wants a pool of its own.
     """
-    assert ranks == 1 or program is not main or any(word.startswith(("run.dir=", "run.name=")) for word in words)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="job-") as folder:
         code = 0
