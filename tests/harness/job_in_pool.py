@@ -34,8 +34,8 @@ def job_in_pool(
     nobody.
 
     Jobs of several ranks that name no folder (run.dir, run.name) want a root each: workers of one pool would have one
-    name. What the ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next case has
-    new workers then. A program that changes more than itself wants a pool of its own.
+    name. What the ranks print is in rank order. The code is that of the rank that ended the job, and the pool's next
+    case has new workers then. A program that changes more than itself wants a pool of its own.
     """
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="job-") as folder:
