@@ -18,10 +18,10 @@ from conf.compose import compose
 from conf.schema import JobConfig, validate
 from launch.ranks import code_environment, take_count
 from models.config import ConfigError
-from parallel.check_engine import check_engine_device
 from parallel.mesh import Degrees
 from parallel.nodes import experts_across_nodes
 from train.config import Device
+from train.start.device_check import check_kind
 
 SCRIPT = Path(__file__).with_name("slurm.sbatch")
 PROGRAM = "switchyard submit nodes=N gpus_per_node=G [--dry-run] [--partition=P --time=T …]"
@@ -163,7 +163,7 @@ def check_submitted(config: JobConfig, order: Order) -> None:
     validate(config, world_size, order.ranks_per_node)
     if config.train.device is Device.cuda and not order.gpus:
         raise ConfigError("train.device=cuda with ranks_per_node, which asks for no GPU: write gpus_per_node=G")
-    check_engine_device(config.strategy, torch.device("cuda" if order.gpus else "cpu"))
     degrees = Degrees.resolve(config.strategy, world_size)
+    check_kind(config, degrees, torch.device("cuda" if order.gpus and config.train.device is not Device.cpu else "cpu"))
     if note := experts_across_nodes(config.strategy, degrees, order.ranks_per_node):
         print(f"switchyard: {note}", file=sys.stderr)

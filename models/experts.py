@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.config import ExpertBackend, MoEConfig
+from models.config import ExpertBackend, ModelConfig, MoEConfig
 from models.dispatcher import Dispatcher, Travelling
 from models.fused_experts import fused
 from models.grouped_products import Products, TritonProducts
@@ -20,6 +20,8 @@ from models.triton_here import triton_lacks
 STACKED = {"gate_up_E2FD": ("gate_EFD", "up_EFD")}
 """Parameters in which an expert has several matrices, along dimension 1, and their names: by these they start, and by
 these they are in checkpoints."""
+GROUPED_ON = (9, 10)
+"""First numbers of compute capabilities where grouped_mm is a kernel, in bf16; elsewhere it is a loop (torch 2.13)."""
 
 
 class RoutedExperts(nn.Module):
@@ -124,6 +126,29 @@ def choose_backend(
 def grouped_mm_takes(dim: int, expert_dim: int, element_size: int) -> bool:
     """Whether rows of both widths are whole multiples of 16 bytes, as grouped_mm demands."""
     return dim * element_size % 16 == 0 and expert_dim * element_size % 16 == 0
+
+
+def loops_on_gpu(
+    model: ModelConfig, dtype: torch.dtype, n_parts: int, device: torch.device
+) -> tuple[str, str | None] | None:
+    """Why experts are a loop on a GPU, for which the host waits for how many rows each has, and what to set to what;
+    None: they are none. `n_parts`: of an expert's width.
+
+    A `device` without an index is any GPU; one with an index is a GPU of this machine, which may be a reason too: then
+    there is nothing to set.
+    """
+    said = "experts are a loop on a GPU"
+    if model.expert_backend is ExpertBackend.loop:
+        return f"with model.expert_backend=loop {said}", "set that to auto"
+    if dtype is not torch.bfloat16:
+        return f"with precision.compute={str(dtype).removeprefix('torch.')} {said}", "use precision=bf16"
+    if not grouped_mm_takes(model.dim, model.moe.expert_dim // n_parts, dtype.itemsize):
+        sizes = f"model.dim={model.dim} model.moe.expert_dim={model.moe.expert_dim}"
+        return f"with {sizes} {said}", f"set them to multiples of {8 * n_parts}"
+    if device.index is not None and (has := torch.cuda.get_device_capability(device))[0] not in GROUPED_ON:
+        name = torch.cuda.get_device_name(device)
+        return "experts are a loop on {} (compute capability {}.{})".format(name, *has), None
+    return None
 
 
 def _grouped(

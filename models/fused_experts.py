@@ -36,7 +36,7 @@ class _Narrowed(torch.autograd.Function):
 
         ctx.save_for_backward(gate_up_NW, down_EDF, weights_N)
         ctx.products = products
-        return products.forward(swiglu(gate_up_NW, products.offsets_E, weights_N), down_EDF)
+        return products.product(swiglu(gate_up_NW, products.offsets_E, weights_N), down_EDF)
 
     @staticmethod
     @once_differentiable

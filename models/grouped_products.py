@@ -26,9 +26,13 @@ class Products:
     def __init__(self, offsets_E: Tensor) -> None:
         self.offsets_E = offsets_E
 
-    def forward(self, rows_NK: Tensor, weight_EMK: Tensor) -> Tensor:
-        """[N, M]. Differentiable."""
+    def product(self, rows_NK: Tensor, weight_EMK: Tensor) -> Tensor:
+        """[N, M]. For who differentiates it by hand."""
         return F.grouped_mm(rows_NK, weight_EMK.transpose(1, 2), offs=self.offsets_E)
+
+    def forward(self, rows_NK: Tensor, weight_EMK: Tensor) -> Tensor:
+        """The same, differentiable."""
+        return self.product(rows_NK, weight_EMK)
 
     def of_rows(self, grad_NM: Tensor, weight_EMK: Tensor) -> Tensor:
         """[N, K]."""
@@ -49,18 +53,18 @@ class TritonProducts(Products):
         self.tiles_X2 = tiles_of(offsets_E, n_rows)
         """For forward and backward."""
 
+    def product(self, rows_NK: Tensor, weight_EMK: Tensor) -> Tensor:
+        """See Products."""
+        return self._call(rows_NK, weight_EMK, transposed=True)
+
     def forward(self, rows_NK: Tensor, weight_EMK: Tensor) -> Tensor:
         """See Products."""
         y_NM: Tensor = _Product.apply(rows_NK, weight_EMK, self)
         return y_NM
 
-    def by_weight(self, rows_NK: Tensor, weight_EMK: Tensor) -> Tensor:
-        """As forward, and not differentiable."""
-        return self._product(rows_NK, weight_EMK, transposed=True)
-
     def of_rows(self, grad_NM: Tensor, weight_EMK: Tensor) -> Tensor:
         """See Products."""
-        return self._product(grad_NM, weight_EMK, transposed=False)
+        return self._call(grad_NM, weight_EMK, transposed=False)
 
     def of_weights(self, grad_NM: Tensor, rows_NK: Tensor) -> Tensor:
         """See Products."""
@@ -68,7 +72,7 @@ class TritonProducts(Products):
         gradient_EMK: Tensor = operator(grad_NM.contiguous(), rows_NK.contiguous(), self.offsets_E)
         return gradient_EMK
 
-    def _product(self, rows: Tensor, weight_EMK: Tensor, transposed: bool) -> Tensor:
+    def _call(self, rows: Tensor, weight_EMK: Tensor, transposed: bool) -> Tensor:
         operator = torch.ops.switchyard.grouped_product.default
         made: Tensor = operator(rows.contiguous(), weight_EMK.contiguous(), self.offsets_E, self.tiles_X2, transposed)
         return made
@@ -79,7 +83,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, rows_NK: Tensor, weight_EMK: Tensor, products: TritonProducts) -> Tensor:
         ctx.save_for_backward(rows_NK, weight_EMK)
         ctx.products = products
-        return products.by_weight(rows_NK, weight_EMK)
+        return products.product(rows_NK, weight_EMK)
 
     @staticmethod
     @once_differentiable

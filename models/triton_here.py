@@ -23,9 +23,7 @@ def kernels_run(x: Tensor) -> bool:
 
 @cache
 def hopper_lacks(device: torch.device) -> str | None:
-    """What `device` has that is not what models/grouped_product_kernel.py is made for; None: it is that."""
-    if not torch.cuda.is_available():
-        return "there is no GPU"
+    """What `device`, a GPU, has that is not what models/grouped_product_kernel.py is made for; None: it is that."""
     capability = torch.cuda.get_device_capability(device)
     return None if capability == HOPPER else "this GPU's compute capability is {}.{}".format(*capability)
 

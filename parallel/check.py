@@ -3,6 +3,7 @@
 import torch
 
 from models.config import ConfigError, ExpertBackend, ModelConfig
+from models.experts import loops_on_gpu
 from parallel.check_overlap import check_hand_made_gradients, check_overlap
 from parallel.config import Dtype, OverlapConfig, Recompute, StrategyConfig
 from parallel.expert_parallel.build import DispatcherName, RowRoom, check_expert_parallel
@@ -105,22 +106,27 @@ def _check_room(model: ModelConfig, strategy: StrategyConfig, degrees: Degrees) 
         )
 
 
-def check_room_device(model: ModelConfig, strategy: StrategyConfig, compute: Dtype, device: torch.device) -> None:
-    """Refuse room for all rows on a GPU where auto computes experts by the loop.
+def check_room_device(
+    model: ModelConfig, strategy: StrategyConfig, compute: Dtype, degrees: Degrees, device: torch.device
+) -> None:
+    """Refuse room for all rows on a GPU where experts are a loop: see models/experts.py.
 
     Raises:
-        ConfigError: naming the precision to change.
+        ConfigError: naming the value to change.
     """
-    chosen = model.expert_backend is ExpertBackend.auto and device.type == "cuda"
-    if strategy.rows is RowRoom.static and chosen and compute is not Dtype.bfloat16:
+    if strategy.rows is not RowRoom.static or device.type != "cuda":
+        return
+    if why := loops_on_gpu(model, compute.torch, degrees.etp, device):
+        said, remedy = why
         raise ConfigError(
-            f"strategy.rows=static: with precision.compute={compute.value} experts are a loop on a GPU, which asks it "
-            "how many rows each has; use precision=bf16, or strategy.rows=exact"
+            f"strategy.rows=static: {said}, and the host waits for how many rows each has; "
+            f"{f'{remedy}, or' if remedy else 'use'} strategy.rows=exact"
         )
 
 
 def check_peers(strategy: StrategyConfig, degrees: Degrees, device: torch.device) -> None:
     """Refuse memory that ranks share where GPUs cannot address each other's. Ranks of a machine have its GPUs in order.
+    Of a `device` without an index only the kind is known.
 
     Raises:
         ConfigError: saying which dispatcher to take.
@@ -132,6 +138,8 @@ def check_peers(strategy: StrategyConfig, degrees: Degrees, device: torch.device
             f"strategy.dispatcher=symmetric_memory: GPUs read each other's memory, a {device.type} does not; set it to "
             "all_gather"
         )
+    if device.index is None:  # of another machine
+        return
     first = device.index // degrees.ep * degrees.ep
     for peer in range(first, first + degrees.ep):
         if peer != device.index and not torch.cuda.can_device_access_peer(device, peer):

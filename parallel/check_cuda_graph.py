@@ -6,9 +6,9 @@ may wait for no number, and no rank for another.
 
 import torch
 
-from models.config import ConfigError, ExpertBackend, ModelConfig
-from models.experts import grouped_mm_takes
-from parallel.config import Dtype, EngineName, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
+from models.config import ConfigError, ModelConfig
+from models.experts import loops_on_gpu
+from parallel.config import EngineName, OverlapConfig, PrecisionConfig, Reduction, StrategyConfig
 from parallel.expert_parallel.build import RowRoom
 from parallel.mesh import Degrees
 
@@ -50,7 +50,6 @@ def check_cuda_graph(
 
 def _check_experts(model: ModelConfig, strategy: StrategyConfig, precision: PrecisionConfig) -> None:
     """Refuse those that ask the device how many rows they have."""
-    dim, expert_dim = model.dim, model.moe.expert_dim
     if model.moe.batch_loss_weight:
         raise ConfigError(
             f"{SAID}: with model.moe.batch_loss_weight={model.moe.batch_loss_weight} loads are summed over ranks "
@@ -61,27 +60,28 @@ def _check_experts(model: ModelConfig, strategy: StrategyConfig, precision: Prec
             f"{SAID}: with model.moe.capacity_factor={model.moe.capacity_factor} the host waits for how many rows "
             "there are; set strategy.rows=static"
         )
-    if precision.compute is not Dtype.bfloat16:
+    _check_loop(model, precision, torch.device("cuda"))
+
+
+def _check_loop(model: ModelConfig, precision: PrecisionConfig, device: torch.device) -> None:
+    if why := loops_on_gpu(model, precision.compute.torch, 1, device):
+        said, remedy = why
         raise ConfigError(
-            f"{SAID}: with precision.compute={precision.compute.value} experts are a loop on a GPU, and the host waits "
-            "for how many rows each has; use precision=bf16"
-        )
-    if model.expert_backend is ExpertBackend.loop:
-        raise ConfigError(
-            f"{SAID}: with model.expert_backend=loop the host waits for how many rows each expert has; set that to auto"
-        )
-    if not grouped_mm_takes(dim, expert_dim, precision.compute.torch.itemsize):
-        raise ConfigError(
-            f"{SAID}: with model.dim={dim} model.moe.expert_dim={expert_dim} experts are a loop on a GPU, and the host "
-            "waits for how many rows each has; set them to multiples of 8"
+            f"{SAID}: {said}, and the host waits for how many rows each has; {remedy or 'set it to false'}"
         )
 
 
-def check_cuda_graph_device(strategy: StrategyConfig, device: torch.device) -> None:
-    """Refuse a device that has no such graphs.
+def check_cuda_graph_device(
+    model: ModelConfig, strategy: StrategyConfig, precision: PrecisionConfig, device: torch.device
+) -> None:
+    """Refuse a device that has no such graphs, and one on which experts are a loop: see models/experts.py.
 
     Raises:
         ConfigError: saying which has.
     """
-    if strategy.cuda_graph and device.type != "cuda":
+    if not strategy.cuda_graph:
+        return
+    if device.type != "cuda":
         raise ConfigError(f"{SAID}: there are graphs on a GPU, and none on {device.type}; leave it out")
+    if model.n_dense_layers < model.n_layers:
+        _check_loop(model, precision, device)

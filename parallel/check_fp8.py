@@ -43,12 +43,12 @@ def check_fp8(
 
 
 def check_fp8_device(precision: PrecisionConfig, device: torch.device) -> None:
-    """Refuse a GPU that has no such products.
+    """Refuse a GPU that has no such products; of a `device` without an index that is not known.
 
     Raises:
         ConfigError: saying which have.
     """
-    if precision.matmul is Matmul.default or device.type != "cuda":
+    if precision.matmul is Matmul.default or device.type != "cuda" or device.index is None:
         return
     capability = torch.cuda.get_device_capability(device)
     if capability < FIRST_CAPABILITY:

@@ -76,10 +76,12 @@ class GraphedSteps:
         self._n_alike = 0
         """Steps in a row with the constants of `_before`."""
         self._written: _Written | None = None
+        self.wrote = False
+        """Whether the last step was the one that was written down: its pool is as large as it gets."""
 
     def forward_backward(self, batches: Sequence[Batch], scale: LossScale) -> Tensor:
         """See Executor."""
-        inputs = _Inputs.of(batches, scale)
+        inputs, self.wrote = _Inputs.of(batches, scale), False
         if self._written is not None:
             if inputs.constants == self._written.inputs.constants:
                 return self._launch(self._written, inputs.tensors)
@@ -122,6 +124,7 @@ class GraphedSteps:
 
         gc.collect()  # or what is left of an earlier backward could be met in this one
         losses = self._executor.forward_backward(batches, scale, write)
+        self.wrote = True
         self._written = _Written(kept, graphs, losses, self._gradients.sums())
         return losses.clone()
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def part(whole: Tensor, copy: Tensor, low: Tensor) -> None:
+def split_bits(whole: Tensor, copy: Tensor, low: Tensor) -> None:
     """Fill `copy`, bfloat16, and `low`, int16, from `whole`, float32, of the same shape."""
     bits = whole.view(torch.int32)
     upper = (bits + 0x8000).bitwise_right_shift_(16)
@@ -34,8 +34,8 @@ def part(whole: Tensor, copy: Tensor, low: Tensor) -> None:
 
 
 @torch.no_grad()
-def join(whole: Tensor, copy: Tensor, low: Tensor) -> None:
-    """Fill `whole` with what `part` made two of."""
+def join_bits(whole: Tensor, copy: Tensor, low: Tensor) -> None:
+    """Fill `whole` with what `split_bits` made two of."""
     whole.view(torch.int32).copy_(copy.view(torch.int16)).bitwise_left_shift_(16).add_(low)
 
 
@@ -50,8 +50,11 @@ class Halves:
     def __init__(self, copies: Mapping[nn.Parameter, Tensor]) -> None:
         """`copies`: by master, contiguous, in bfloat16; masters are whole, in float32, and in halves from here on."""
         self._copies = copies
-        self.lows = {master: torch.empty_like(master, dtype=torch.int16) for master in copies}
+        self.lows: dict[nn.Parameter, Tensor] = {}
         """By master; they have memory while that is in halves."""
+        for master in copies:
+            self.lows[master] = torch.empty_like(master, dtype=torch.int16)
+            _free(self.lows[master])  # until it is that master's turn
         self._whole = True
         self.part()
 
@@ -60,7 +63,7 @@ class Halves:
         if self._whole:
             for master, low in self.lows.items():
                 _allocate(low)
-                part(master, self._copies[master], low)
+                split_bits(master, self._copies[master], low)
                 _free(master)
         self._whole = False
 
@@ -69,7 +72,7 @@ class Halves:
         if not self._whole:
             for master, low in self.lows.items():
                 _allocate(master)
-                join(master, self._copies[master], low)
+                join_bits(master, self._copies[master], low)
                 _free(low)
         self._whole = True
 

@@ -1,6 +1,6 @@
 """Our own engine: every layout of parallel/parallelize.py, by the one executor."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +59,10 @@ class NativeEngine:
             parallel.overlap.pipeline_p2p,
             parallel.overlap.forward_backward,
         )
-        self._forward_backward: Callable[[Sequence[Batch], LossScale], Tensor] = self._executor.forward_backward
+        self._graphed: GraphedSteps | None = None
         if parallel.cuda_graph:
             assert isinstance(parallel.gradients, Remade), "parallel/check_cuda_graph.py refuses the others"
-            steps = GraphedSteps(self._executor, parallel.gradients, comm.clock, groups[0][0].device)
-            self._forward_backward = steps.forward_backward
+            self._graphed = GraphedSteps(self._executor, parallel.gradients, comm.clock, groups[0][0].device)
 
     @property
     def data(self) -> Axis:
@@ -94,7 +93,7 @@ class NativeEngine:
         """See Engine."""
         self._parallel.gradients.begin_step()
         self._halves.part()  # in memory that gradients had
-        losses = self._forward_backward(batches, scale)
+        losses = (self._graphed or self._executor).forward_backward(batches, scale)
         self._parallel.gradients.finish_step()
         if not self._parallel.counts_loss:
             losses[0].zero_()  # assigned, the number would be copied, which waits for the GPU
@@ -110,6 +109,10 @@ class NativeEngine:
         if not self._early:
             step_unless(left_out, self._optimizers[0], clip_coefficient(norm, max_norm))
         parallel.gradients.publish(self._copies_are_made)
+        for master in self._halves.lows:  # done with: whole masters can have their memory
+            master.grad = None
+        if self._graphed and self._graphed.wrote:  # what a save will need, beside a pool: who has it not, ends now
+            self._halves.join()
         return Update(norm, left_out)
 
     def cross_entropy_sum(self, batches: Sequence[Batch]) -> Tensor:

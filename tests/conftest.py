@@ -28,6 +28,13 @@ def pool() -> Iterator[WorkerPool]:
     shared.close()
 
 
+@pytest.fixture
+def older_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every GPU that is asked about says that it is an A100."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An Older GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+
+
 LONGEST = (
     "test_readme.py",
     "test_readme_story.py",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from parallel.halves import join, part
+from parallel.halves import join_bits, split_bits
 
 
 class Hyper(NamedTuple):
@@ -59,14 +59,14 @@ def update(
     if low is not None:
         assert copy is not None
         p = torch.empty_like(p)
-        join(p, copy, low)
+        join_bits(p, copy, low)
     g = grad.to(p.dtype) * clip
     mean = m.to(p.dtype).lerp(g, 1 - hyper.beta1)
     square = v.to(p.dtype).mul(hyper.beta2).addcmul(g, g, value=1 - hyper.beta2)
     denominator = square.sqrt().div_(correction2**0.5).add_(hyper.eps)
     p.mul_(1 - hyper.lr * hyper.decay).addcdiv_(mean, denominator, value=-hyper.lr / correction1)
     if copy is not None and low is not None:
-        part(p, copy, low)
+        split_bits(p, copy, low)
     elif copy is not None:
         copy.copy_(p)
     if m.dtype is p.dtype:

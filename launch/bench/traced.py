@@ -6,12 +6,17 @@ from pathlib import Path
 from conf.compose import compose
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
+from train.trace.plan import plain_steps
 
 
 def in_second_half(config: JobConfig) -> int:
-    """A step of a job to trace, from which no speed is to be read: not before the third, which is the first that can be
-    (train/trace/plan.py)."""
-    return max(3, config.train.steps // 2 + 1)
+    """A step of a job to trace, from which no speed is to be read: not before the first that can be."""
+    return max(_first(config), config.train.steps // 2 + 1)
+
+
+def _first(config: JobConfig) -> int:
+    """That can be traced (train/trace/plan.py), after its warm-up."""
+    return plain_steps(config.strategy) + 2
 
 
 def trace_words(step: int) -> list[str]:
@@ -27,9 +32,10 @@ def look_over_traced(
     Raises:
         ConfigError: that begins with what asked for the trace.
     """
-    if config.train.steps < 3:
+    if config.train.steps < (first := _first(config)):
         raise ConfigError(
-            f"{asked_by} with train.steps={config.train.steps}: two steps come before a traced one; set train.steps=3"
+            f"{asked_by} with train.steps={config.train.steps}: {first - 1} steps come before a traced one; set "
+            f"train.steps={first}"
         )
     if not config.measure.clock:
         raise ConfigError(f"{asked_by} shows what the clock times: set measure.clock=true")

@@ -8,10 +8,9 @@ from conf.compose import Composed, compose
 from conf.schema import JobConfig, validate
 from launch.jobs.points import Point
 from models.config import ConfigError
-from parallel.check_cuda_graph import check_cuda_graph_device
-from parallel.check_engine import check_engine_device
+from parallel.mesh import Degrees
 from parallel.world import Launch, choose_device
-from train.start.compilers import check_compilers
+from train.start.device_check import check_device
 
 
 def compose_points(points: Sequence[Point], config_dir: Path | None) -> dict[str, Composed]:
@@ -46,6 +45,4 @@ def look_over(config: JobConfig, nproc: int) -> None:
     """
     validate(config, nproc)
     device = choose_device(config.train.device.value, Launch(0, nproc, 0, nproc, launched=False))
-    check_engine_device(config.strategy, device)
-    check_cuda_graph_device(config.strategy, device)
-    check_compilers(config, device)
+    check_device(config, Degrees.resolve(config.strategy, nproc), device)

@@ -10,7 +10,6 @@ process chose: losses, norms and the first step's gradients.
 import sys
 from collections.abc import Sequence
 
-import torch
 from omegaconf import OmegaConf
 from rich.progress import Progress, TextColumn
 
@@ -25,7 +24,6 @@ from launch.verify.job import Job
 from launch.verify.report import print_verdicts
 from launch.verify.verdict import References, judge
 from models.config import ConfigError
-from parallel.check_engine import check_engine_device
 from parallel.world import Launch, choose_device
 from train.config import Device
 
@@ -65,7 +63,7 @@ def verify(words: Sequence[str]) -> int:
     most = max(job.n_ranks for job in jobs)
     choose_device(device, Launch(0, most, 0, most, launched=False))
     if len(jobs) == 1:
-        check_engine_device(jobs[0].scaled.strategy, torch.device(device))
+        jobs[0].check_device(device)
     console = table_console()
     references = References(device)
     verdicts = []

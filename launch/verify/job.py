@@ -6,16 +6,21 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from conf.compose import compose
 from conf.overrides import typed_value
 from conf.schema import JobConfig, validate
 from launch.verify.scale_down import STEPS, scale_down
 from launch.verify.trial import Trial
-from models.config import ConfigError
+from models.config import ConfigError, ExpertBackend
 from parallel.config import Dtype, EngineName, PrecisionConfig, StrategyConfig
+from parallel.expert_parallel.build import RowRoom
 from parallel.mesh import DENSE, Degrees
 from train.batch import BatchMaker
 from train.data.config import Boundaries
+from train.start.compilers import OURS
+from train.start.device_check import check_device
 
 MOST_REST = 9
 FP64 = PrecisionConfig("fp64", Dtype.float64, Dtype.float64, Dtype.float64)
@@ -36,6 +41,8 @@ class Job:
     n_ranks: int
     scaled: JobConfig
     degrees: Degrees
+    not_compared: tuple[str, ...]
+    """Words of the job's that its dtype has nothing of."""
 
     @classmethod
     def compose(cls, strategy: str, words: Sequence[str], extra_dir: Path | None, nproc: int | None) -> "Job":
@@ -60,10 +67,26 @@ class Job:
         if not native:  # whose routing is pinned in training only
             job = replace(job, train=replace(job.train, eval_sequences=0))
         precision = FP64 if native else FP32
-        job = replace(job, precision=precision, optim=replace(job.optim, halves=False))  # which are of a float32
+        job, not_compared = _in(precision, job)
         scaled = scale_down(job, degrees, job.train.steps if typed else STEPS)
         validate(scaled, n_ranks)
-        return cls(strategy, n_ranks, scaled, degrees)
+        return cls(strategy, n_ranks, scaled, degrees, not_compared)
+
+    def check_device(self, device: str) -> None:
+        """Refuse what the first of this machine's devices of that kind cannot do. What a job only promises of its speed
+        float64 does not keep, and nobody holds it to that: experts are a loop, AdamW has no kernel, nothing is timed.
+
+        Raises:
+            ConfigError: one line that says what to change.
+        """
+        job = self.scaled
+        unpromised = replace(
+            job,
+            strategy=replace(job.strategy, rows=RowRoom.exact),
+            optim=replace(job.optim, one_pass=False),
+            measure=replace(job.measure, nvtx=False),
+        )
+        check_device(unpromised, self.degrees, torch.device(device, 0))
 
     @property
     def native(self) -> bool:
@@ -105,6 +128,18 @@ class Job:
         if self.degrees.pp > 1:
             parts.append(strategy.schedule.value)
         return " ".join(parts)
+
+
+def _in(precision: PrecisionConfig, job: JobConfig) -> tuple[JobConfig, tuple[str, ...]]:
+    """`job` in `precision`, and its words that are left out: float64 has no halves, and no grouped products."""
+    backend, words = job.model.expert_backend, []
+    if backend in OURS or (backend is ExpertBackend.grouped_mm and precision is FP64):
+        words.append(f"model.expert_backend={backend.value}")
+        job = replace(job, model=replace(job.model, expert_backend=ExpertBackend.auto))
+    if job.optim.halves:
+        words.append("optim.halves=true")
+        job = replace(job, optim=replace(job.optim, halves=False))
+    return replace(job, precision=precision), tuple(words)
 
 
 def _least_ranks(strategy: StrategyConfig) -> int:

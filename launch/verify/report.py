@@ -22,6 +22,8 @@ def print_verdicts(verdicts: Sequence[Verdict], impossible: Mapping[str, str], c
         "libraries: float32): largest relative differences from one process",
         highlight=False,
     )
+    if left_out := sorted({word for verdict in verdicts for word in verdict.job.not_compared}):
+        console.print(f"not compared, since that dtype has no such thing: {' '.join(left_out)}", highlight=False)
     console.print(_strategies(verdicts))
     if len(verdicts) == 1 and verdicts[0].comparison:
         console.print(_steps(verdicts[0]))
@@ -67,7 +69,7 @@ def _strategies(verdicts: Sequence[Verdict]) -> Table:
 
 def _word(verdict: Verdict) -> str:
     if verdict.elsewhere:
-        return "[yellow]on GPU only[/]"
+        return "[yellow]not here[/]"
     if verdict.comparison is None:
         return "[red]failed[/]"
     return "[green]equal[/]" if verdict.equal else "[red]differs[/]"

@@ -4,15 +4,12 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
 from launch.verify.compare import FLOAT32, FLOAT64, Comparison, compare
 from launch.verify.job import Job
 from launch.verify.ranks import RankFailed, run_ranks
 from launch.verify.routing import Choices
 from launch.verify.trial import Trial, WholeStep, run_trial, whole_steps
 from models.config import ConfigError
-from parallel.check_engine import check_engine_device
 from parallel.traffic.tally import Traffic
 
 
@@ -59,7 +56,7 @@ def judge(job: Job, device: str, references: References) -> Verdict:
     """Run `job` and its reference, and compare them."""
     started = time.monotonic()
     try:
-        check_engine_device(job.scaled.strategy, torch.device(device))
+        job.check_device(device)
     except ConfigError as elsewhere:
         return Verdict(job, None, None, 0.0, elsewhere=str(elsewhere))
     trial = job.trial

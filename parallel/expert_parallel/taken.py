@@ -83,10 +83,20 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class _Taken(Exchange):
+class Taken(Exchange):
+    """As Gather, of the rows that are wanted: undefined are the others, and their gradients may be. Or, if `sums`, as
+    Scatter, over the ranks that have a part of a sum: of the others' parts nothing is read."""
+
     among: Among
     memory: PeerMemory
     wanted: Wanted
+    sums: bool
+
+    def start(self, x: Tensor) -> Pending:
+        return self._sums(x) if self.sums else self._rows(x)
+
+    def start_back(self, grad: Tensor) -> Pending:
+        return self._rows(grad) if self.sums else self._sums(grad)
 
     def _rows(self, x_TD: Tensor) -> Pending:
         def start() -> tuple[Tensor, Taking]:
@@ -101,26 +111,6 @@ class _Taken(Exchange):
         return self.among.comm.start_own("reduce_scatter_wanted", partial_ND, self.among.group, self.among.kind, start)
 
 
-class TakenGather(_Taken):
-    """As Gather, of the rows that are wanted; undefined are the others, and their gradients may be."""
-
-    def start(self, x: Tensor) -> Pending:
-        return self._rows(x)
-
-    def start_back(self, grad: Tensor) -> Pending:
-        return self._sums(grad)
-
-
-class TakenScatter(_Taken):
-    """As Scatter, over the ranks that have a part of a sum; of the others' parts nothing is read."""
-
-    def start(self, x: Tensor) -> Pending:
-        return self._sums(x)
-
-    def start_back(self, grad: Tensor) -> Pending:
-        return self._rows(grad)
-
-
 class TakenWays:
     """For each layer anew: what GatheredDispatcher asks for."""
 
@@ -129,5 +119,5 @@ class TakenWays:
 
     def __call__(self) -> Ways:
         wanted = Wanted(self._tables, self._among)
-        there, back = (way(self._among, self._memory, wanted) for way in (TakenGather, TakenScatter))
+        there, back = (Taken(self._among, self._memory, wanted, sums) for sums in (False, True))
         return Ways(there, back, wanted.choices_left)

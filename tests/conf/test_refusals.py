@@ -663,7 +663,7 @@ COMBINATIONS = [
     (
         "precision=bf16 strategy.cuda_graph=true model.expert_backend=loop",
         1,
-        "with model.expert_backend=loop the host waits for how many rows each expert has; set that to auto",
+        "with model.expert_backend=loop experts are a loop on a GPU, and the host waits for how many rows each has; s",
     ),
     (
         "precision=bf16 strategy.cuda_graph=true model.moe.expert_dim=36",

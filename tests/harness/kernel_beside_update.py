@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from parallel.halves import join, part
+from parallel.halves import join_bits, split_bits
 from train import adamw_kernel, adamw_update
 from train.adamw_update import Hyper, scalars
 
@@ -56,7 +56,7 @@ def halves(device: str) -> None:
             grad = (0.1 * torch.randn(n, generator=generator)).bfloat16().to(device)
             copy, expected_copy, joined = whole.bfloat16(), whole.bfloat16(), torch.empty_like(whole)
             low, expected_low = (torch.empty(n, dtype=torch.int16, device=device) for _ in range(2))
-            part(whole, copy, low)
+            split_bits(whole, copy, low)
             nowhere = torch.empty_like(whole)
             nowhere.untyped_storage().resize_(0)
             for left_out in (False, True, False):
@@ -64,10 +64,10 @@ def halves(device: str) -> None:
                 theirs, ours = ([x.clone() for x in (m, v)] for _ in range(2))
                 adamw_kernel.update(whole, *theirs, grad, HYPER, known, 3)
                 adamw_kernel.update(nowhere, *ours, grad, HYPER, known, 3, copy, low)
-                part(whole, expected_copy, expected_low)
+                split_bits(whole, expected_copy, expected_low)
                 assert torch.equal(copy.view(torch.int16), expected_copy.view(torch.int16))
                 assert torch.equal(low, expected_low)
-                join(joined, copy, low)
+                join_bits(joined, copy, low)
                 assert torch.equal(joined[1:], whole[1:])
                 assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
 

@@ -148,7 +148,7 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
         (["to=", "strategy=ddp"], "where do results go? write to=FOLDER"),
         (["to=b", "rounds=0"], "rounds=0: set it to the number of rounds, at least 1"),
         (["to=b", "trace=yes"], "trace=yes: set it to true or false"),
-        (["to=b", "trace=true", "train.steps=2"], "trace=true with train.steps=2: two steps come before a traced one"),
+        (["to=b", "trace=true", "train.steps=2"], "trace=true with train.steps=2: 2 steps come before a traced one"),
         (["to=b", "trace=true", "measure=off"], "trace=true shows what the clock times: set measure.clock=true"),
         (["to=b", "trace=true", "measure.clock=true,false"], "clock=false: trace=true shows what the clock times: "),
         (["to=b", "limits=nowhere.yaml"], "limits=nowhere.yaml: No such file or directory; name a YAML file"),
@@ -167,6 +167,10 @@ def test_a_trace_is_of_one_step_beside_the_rounds(tmp_path: Path) -> None:
         (
             ["to=b", "peer=transformers", "model=tiny_mla", "model.init_from=nowhere"],
             "transformers: model.init_from=nowhere: no checkpoint there",
+        ),
+        (
+            ["to=b", "nproc=2", "strategy=ep", "strategy.dispatcher=symmetric_memory"],
+            "strategy.dispatcher=symmetric_memory: GPUs read each other's memory, a cpu does not; set it to all_gather",
         ),
         (
             ["to=b", "peer=transformers", "model=tiny", "model.moe.score=softmax"],

@@ -44,6 +44,18 @@ def flags(slurm: Path) -> list[str]:
         ),
         ("nodes=2 gpus_per_node=8 strategy=single", "strategy=single is 1 rank, and 16 were started"),
         ("nodes=2 ranks_per_node=1 strategy=tp", "strategy.tp=2 does not fit into a node, which has 1 rank"),
+        (
+            "nodes=2 ranks_per_node=2 strategy=ep strategy.ep=2 strategy.dispatcher=symmetric_memory",
+            "strategy.dispatcher=symmetric_memory: GPUs read each other's memory, a cpu does not; set it to all_gather",
+        ),
+        (
+            "nodes=2 ranks_per_node=1 precision=bf16 model.expert_backend=fused",
+            "model.expert_backend=fused: its kernels run on a GPU, not on cpu; set it to auto",
+        ),
+        (
+            "nodes=2 ranks_per_node=1 precision=bf16 strategy.cuda_graph=true overlap.grad_reduce=false",
+            "strategy.cuda_graph=true: there are graphs on a GPU, and none on cpu; leave it out",
+        ),
         ("nodes=2 gpus_per_node=8 --nodes=3", "--nodes=3: write nodes=N"),
         ("nodes=2 gpus_per_node=8 --export=NONE", "--export=NONE: write nothing: the job gets this shell's variables"),
         ("nodes=2 gpus_per_node=8 --partition gpu", "--partition gpu: write --partition=gpu"),
@@ -59,6 +71,18 @@ def test_wrong_words_are_refused_before_they_queue(
     assert err.startswith(f"switchyard: {said}")
     assert err.count("\n") == 1
     assert (out, flags(slurm)) == ("", [])
+
+
+def test_cards_of_other_machines_are_not_asked(
+    slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither what they can do, nor whether they are peers."""
+    words = ["precision=bf16", "strategy=ep", "strategy.ep=2", "strategy.dispatcher=symmetric_memory"]
+    words += ["strategy.rows=static", "model.expert_backend=triton", "strategy.compile=true"]
+    for asked in ("get_device_capability", "can_device_access_peer"):
+        monkeypatch.delattr(f"torch.cuda.{asked}")
+    assert main(["submit", "nodes=2", "gpus_per_node=2", *words, "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dry_run_prints_the_command_and_queues_nothing(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_engines_are_compared_with_their_routing_pinned(capsys: pytest.CaptureFi
     assert main(["verify", "model=tiny", "strategy=accelerate_ddp,accelerate_fsdp,deepspeed_zero3", *words]) == 0
     out = capsys.readouterr().out
     assert "2 layouts equal to one process" in out
-    assert "on GPU only" in out
+    assert "not here" in out
     assert "accelerate_fsdp runs on GPUs only: on CPU Accelerate ignores its FSDP2 settings" in out
     assert main(["verify", "model=tiny", "strategy=accelerate_fsdp"]) == 2
     assert "accelerate_fsdp runs on GPUs only" in capsys.readouterr().err
@@ -139,8 +139,11 @@ BROKEN = {
 }
 
 
+IN_EVERY_RUN = ("ddp reduces twice", "nothing is clipped where there are ranks")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.soak] if index else []) for index, name in enumerate(BROKEN)]
+    "name", [pytest.param(name, marks=[] if name in IN_EVERY_RUN else [pytest.mark.soak]) for name in BROKEN]
 )
 def test_what_is_wrong_is_named(name: str, tmp_path: Path) -> None:
     """With the code broken in every process, as a user's own change would."""
@@ -233,6 +236,10 @@ def test_layers_go_by_whole_rounds_of_stages() -> None:
             ["strategy=ddp", "strategy.cuda_graph=true", "precision=bf16", "overlap.grad_reduce=false"],
             "strategy.cuda_graph=true: verify looks at each layer's choices while it computes",
         ),
+        (
+            ["strategy=ep", "strategy.dispatcher=symmetric_memory"],
+            "strategy.dispatcher=symmetric_memory: GPUs read each other's memory, a cpu does not; set it to all_gather",
+        ),
         (["strategy=ddp", "train.stepz=1"], "unknown key 'train.stepz'"),
     ],
 )
@@ -259,6 +266,33 @@ def test_the_job_that_is_compared_can_be_printed(capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "# ep on 2 ranks, as it is compared" in out
     assert "n_routed: 64" in out
+
+
+WITHOUT = ["precision=bf16", "model.expert_backend=fused", "optim.one_pass=true", "optim.halves=true"]
+
+
+def test_what_its_dtype_has_nothing_of_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "model=tiny", "strategy=zero1", "nproc=1", "train.steps=1", *WITHOUT]) == 0
+    out = capsys.readouterr().out
+    said = "not compared, since that dtype has no such thing: model.expert_backend=fused optim.halves=true"
+    assert said in " ".join(out.split())
+
+
+@pytest.mark.parametrize("backend", ["loop", "grouped_mm", "fused", "triton"])
+def test_experts_are_those_of_the_dtype(backend: str) -> None:
+    """An engine's is float32, which grouped_mm has."""
+    words = ["model=tiny", "precision=bf16", f"model.expert_backend={backend}"]
+    for strategy, kept in (("ddp", ["loop"]), ("deepspeed_zero2", ["loop", "grouped_mm"])):
+        job = Job.compose(strategy, words, None, 2)
+        assert job.scaled.model.expert_backend.value == (backend if backend in kept else "auto")
+        assert job.not_compared == (() if backend in kept else (f"model.expert_backend={backend}",))
+
+
+def test_what_float64_does_not_keep_is_no_reason_to_refuse(older_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without a wait, on a GPU without Triton: the layout can be compared all the same."""
+    monkeypatch.setattr("train.start.compilers.triton_lacks", lambda: "there is no package triton; install it")
+    words = ["model=tiny", "precision=bf16", "strategy.dispatcher=all_gather", "strategy.rows=static"]
+    Job.compose("ep", [*words, "optim.one_pass=true", "measure.nvtx=true"], None, 2).check_device("cuda")
 
 
 def step(**changes: object) -> WholeStep:

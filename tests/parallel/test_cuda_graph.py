@@ -27,12 +27,13 @@ from harness.layout_run import (
 )
 from harness.worker_pool import WorkerPool
 
-from models.config import ConfigError
+from models.config import ConfigError, ModelConfig
 from parallel.check_cuda_graph import check_cuda_graph_device
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig, Recompute, StrategyConfig
 from parallel.cuda_graph import WARM_UP
 from parallel.expert_parallel.build import RowRoom
+from parallel.native_engine import NativeEngine
 from train.config import OptimConfig
 from train.faults.config import Fault, FaultConfig
 from train.faults.injector import Injector
@@ -42,6 +43,7 @@ STEPS = 6
 PLAIN = Layout(ZERO1, precision=FP32, steps=STEPS, eval_sequences=8)
 THREE = replace(PLAIN, global_batch_size=6, micro_batch_size=2)
 HALVES = OptimConfig(one_pass=True, halves=True)
+ON = StrategyConfig(cuda_graph=True)
 AFTER = OverlapConfig(grad_reduce=False, bucket_mib=0.01)
 LOSSES = replace(MODEL.moe, sequence_loss_weight=0.02, z_loss_weight=0.01)
 CAPACITY = replace(MODEL, moe=replace(MODEL.moe, capacity_factor=0.9))
@@ -84,6 +86,26 @@ def test_steps_are_the_same_to_the_bit(name: str, pool: WorkerPool) -> None:
             np.testing.assert_array_equal((got.weights | got.moments)[key].array, piece.array, key)
 
 
+def whole_after(layout: Layout) -> list[int]:
+    """Steps after which masters are whole."""
+    whole = []
+    with graphs_on_cpu():
+        comm = Communicator()
+        engine = open_layout(graphed(layout), this_world(), comm)
+        assert isinstance(engine, NativeEngine)
+        step = OptimizerStep(engine, comm, layout.batching, layout.global_batch_size, 1.0)
+        tokens = batches_of(layout, engine.data)
+        for number in range(1, STEPS + 1):
+            step(next(tokens), layout.rate)
+            whole += [number] * (not any(low.untyped_storage().nbytes() for low in engine._halves.lows.values()))
+    return whole
+
+
+def test_what_a_save_needs_is_had_beside_the_pool_once(pool: WorkerPool) -> None:
+    """Where it is not to be had the job ends in that step, and not at its first save."""
+    assert pool.run(1, whole_after, CASES["halves"][1]) == [[WARM_UP + 1]]
+
+
 def losses_of(layout: Layout, spoilt: tuple[int, ...]) -> list[float]:
     """With a loss that is not finite at those steps."""
     comm = Communicator()
@@ -124,7 +146,23 @@ def test_rows_of_a_capacity_are_asked_for(pool: WorkerPool) -> None:
 
 
 def test_a_cpu_has_no_graphs() -> None:
-    check_cuda_graph_device(StrategyConfig(cuda_graph=True), torch.device("cuda"))
-    check_cuda_graph_device(StrategyConfig(), torch.device("cpu"))
+    check_device("cuda")
+    check_device("cpu", StrategyConfig())
     with pytest.raises(ConfigError, match=r"^strategy\.cuda_graph=true: there are graphs on a GPU, and none on cpu"):
-        check_cuda_graph_device(StrategyConfig(cuda_graph=True), torch.device("cpu"))
+        check_device("cpu")
+
+
+def check_device(device: str, strategy: StrategyConfig = ON, model: ModelConfig = MODEL) -> None:
+    check_cuda_graph_device(model, strategy, BF16, torch.device(device))
+
+
+def test_experts_that_are_a_loop_are_not_written_down(older_gpu: None) -> None:
+    check_device("cuda")  # which GPU it is is not known
+    check_device("cuda:0", model=replace(MODEL, n_dense_layers=MODEL.n_layers))
+    check_device("cuda:0", StrategyConfig())
+    said = (
+        r"^strategy\.cuda_graph=true: experts are a loop on An Older GPU \(compute capability 8\.0\), and the host "
+        r"waits for how many rows each has; set it to false$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        check_device("cuda:0")

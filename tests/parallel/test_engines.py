@@ -88,7 +88,7 @@ def assert_equal_in_float32(outcomes: list[Outcome], reference: Outcome) -> None
         assert np.linalg.norm(got[key] - weight) <= 1e-3 * np.linalg.norm(weight), key
 
 
-@pytest.mark.parametrize("name", sampled(ENGINES.keys() - {"deepspeed_zero1"}, ENGINES))
+@pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_equals_one_process_in_float32(name: str, pool: WorkerPool, references: dict) -> None:
     """Every option of the model, documents, accumulation, clipping, evaluation between steps."""
     reference = reference_of(LAYOUT, 2, pool, references)

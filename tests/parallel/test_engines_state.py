@@ -88,7 +88,7 @@ def test_state_passes_between_engines_to_the_bit(pool: WorkerPool, tmp_path: Pat
 
 
 PRECISIONS = {"fp32": FP32, "bf16": BF16}
-RESUMED = {("accelerate_ddp", "fp32"), ("deepspeed_zero1", "bf16")}
+RESUMED = {("accelerate_ddp", "fp32"), ("deepspeed_zero1", "bf16"), ("deepspeed_zero3", "fp32")}
 
 
 @pytest.mark.parametrize(("name", "precision"), sampled(RESUMED, product(ENGINES, PRECISIONS)))

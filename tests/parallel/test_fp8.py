@@ -80,10 +80,11 @@ def test_a_gpu_without_such_products_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An Older GPU")
     for capability, refused in (((8, 0), True), ((9, 0), False), ((10, 0), False)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
-        check_fp8_device(PrecisionConfig(), torch.device("cuda"))
+        check_fp8_device(PrecisionConfig(), torch.device("cuda", 0))
+        check_fp8_device(FP8, torch.device("cuda"))
         check_fp8_device(FP8, torch.device("cpu"))
         if refused:
             with pytest.raises(ConfigError, match=r"An Older GPU \(compute capability 8.0\) has no such products"):
-                check_fp8_device(FP8, torch.device("cuda"))
+                check_fp8_device(FP8, torch.device("cuda", 0))
         else:
-            check_fp8_device(FP8, torch.device("cuda"))
+            check_fp8_device(FP8, torch.device("cuda", 0))

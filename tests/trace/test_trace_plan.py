@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from parallel.config import StrategyConfig
 from train.metrics.config import MeasureConfig
-from train.trace.plan import TRACE_FILE, Role, TracePlan
+from train.trace.plan import TRACE_FILE, Role, TracePlan, plain_steps
 
 
 def roles(plan: TracePlan, steps: range) -> dict[str, list[int]]:
@@ -66,6 +67,22 @@ def test_the_first_step_of_an_attempt_is_plain(tmp_path: Path) -> None:
     """It compiles; and what is traced has no speed, so a job of nothing else would have none."""
     plan = TracePlan(MeasureConfig(trace_every=4), range(7, 13), tmp_path)
     assert roles(plan, range(7, 13)) == {"warm-up": [11], "traced": [12]}
+
+
+def test_the_step_that_is_written_down_is_plain(tmp_path: Path) -> None:
+    """Nor is its warm-up asked for: the request waits."""
+    plain = plain_steps(StrategyConfig(cuda_graph=True))
+    assert (plain, plain_steps(StrategyConfig())) == (3, 1)
+    plan = TracePlan(MeasureConfig(trace_every=2), range(7, 15), tmp_path, plain)
+    assert roles(plan, range(7, 15)) == {"warm-up": [11, 13], "traced": [12, 14]}
+    plan = TracePlan(MeasureConfig(), range(7, 15), tmp_path, plain)
+    (tmp_path / TRACE_FILE).touch()
+    for step in (7, 8):
+        plan.ask(step, 0)
+        assert (tmp_path / TRACE_FILE).exists()
+    plan.ask(9, 0)
+    assert not (tmp_path / TRACE_FILE).exists()
+    assert roles(plan, range(7, 15)) == {"warm-up": [10], "traced": [11]}
 
 
 def test_a_step_that_took_three_deviations_more_than_the_median_asks(tmp_path: Path) -> None:

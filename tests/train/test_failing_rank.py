@@ -29,7 +29,8 @@ def seconds_since_last_row(record: RunRecord) -> float:
 def test_the_rank_that_raised_has_the_last_word(rank: int, strategy: str, tmp_path: Path) -> None:
     harness = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     record = RunRecord(tmp_path / "run")
-    words = (*COMMON, f"strategy={strategy}", "logging=off", f"run.dir={record.folder}")
+    # With wandb, offline: its process neither holds up the end nor has the last word.
+    words = (*COMMON, f"strategy={strategy}", f"run.dir={record.folder}")
     done = torchrun(2, str(rank), *words, module="harness.failing_rank", env={"PYTHONPATH": harness})
     assert seconds_since_last_row(record) < PROMPTLY_S
     assert done.returncode != 0

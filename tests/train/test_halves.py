@@ -15,7 +15,7 @@ from torch import nn
 from launch.verify.pieces import Piece, pieces
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig
-from parallel.halves import Halves, join, part
+from parallel.halves import Halves, join_bits, split_bits
 from parallel.native_engine import NativeEngine
 from train.adamw_update import Hyper, scalars, update
 from train.checkpoint.manifest import Progress
@@ -31,7 +31,7 @@ ALONE = Layout(ZERO1, precision=BF16, eval_sequences=8, micro_batch_size=4, opti
 
 def halves_of(whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     copy, low = whole.bfloat16(), torch.empty_like(whole, dtype=torch.int16)
-    part(whole, copy, low)
+    split_bits(whole, copy, low)
     return copy, low
 
 
@@ -47,7 +47,7 @@ def test_every_number_comes_back() -> None:
             whole = floats(sign + (upper << 16) + lower)
             copy, low = halves_of(whole)
             back = torch.empty_like(whole)
-            join(back, copy, low)
+            join_bits(back, copy, low)
             nan = whole.isnan()
             assert torch.equal(back.view(torch.int32)[~nan], whole.view(torch.int32)[~nan])
             assert torch.equal(copy.isnan(), nan)
@@ -62,8 +62,27 @@ def test_any_bits_come_back() -> None:
     whole = floats(torch.randint(-1 << 31, 1 << 31, (1 << 20,), generator=torch.Generator().manual_seed(2)))
     whole = whole[~whole.isnan()]
     back = torch.empty_like(whole)
-    join(back, *halves_of(whole))
+    join_bits(back, *halves_of(whole))
     assert torch.equal(back.view(torch.int32), whole.view(torch.int32))
+
+
+def test_masters_go_into_halves_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start: what is made of the next one has no memory before this one's is free."""
+    copies = {nn.Parameter(torch.ones(8)): torch.ones(8, dtype=torch.bfloat16) for _ in range(3)}
+    make, lows, seen = torch.empty_like, [], []
+
+    def make_and_keep(*args: Any, **kwargs: Any) -> torch.Tensor:
+        lows.append(make(*args, **kwargs))
+        return lows[-1]
+
+    def split_and_look(*args: torch.Tensor) -> None:
+        seen.append(tuple(sum(t.untyped_storage().nbytes() for t in some) for some in (copies, lows)))
+        split_bits(*args)
+
+    monkeypatch.setattr("parallel.halves.torch.empty_like", make_and_keep)
+    monkeypatch.setattr("parallel.halves.split_bits", split_and_look)
+    Halves(copies)
+    assert seen == [(96, 16), (64, 32), (32, 48)]
 
 
 @pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
@@ -125,7 +144,7 @@ def run_whole(layout: Layout) -> Outcome:
 
     def round_away(engine: NativeEngine) -> None:
         for master, copy in engine._parallel.gradients.copies().items():
-            part(master, copy, torch.empty_like(master, dtype=torch.int16))
+            split_bits(master, copy, torch.empty_like(master, dtype=torch.int16))
 
     def forward(self: NativeEngine, *args: Any) -> Any:
         round_away(self)
@@ -200,6 +219,7 @@ def bytes_of_masters(layout: Layout) -> tuple[list[int], list[int], int]:
     told = []
     for _ in range(2):
         step(next(tokens), layout.rate)
+        assert all(master.grad is None for master in alone)
         told.append(sizes())
         engine.weights()
         told.append(sizes())

@@ -12,10 +12,6 @@ from conf.schema import JobConfig, validate
 from models.config import ConfigError
 from models.hf_config import function_values, word
 from models.triton_here import triton_lacks
-from parallel.check import check_peers, check_room_device
-from parallel.check_cuda_graph import check_cuda_graph_device
-from parallel.check_engine import check_engine_device
-from parallel.check_fp8 import check_fp8_device
 from parallel.mesh import Degrees
 from parallel.nodes import experts_across_nodes
 from parallel.world import Launch, choose_device
@@ -26,8 +22,7 @@ from train.faults.restarts import restarted
 from train.faults.stop import STOP_FILE
 from train.init_from import CheckpointWeights, Weights, find_weights
 from train.run_folder import check_same_job, named_folder
-from train.start.compilers import check_compilers
-from train.trace.ranges import check_nvtx
+from train.start.device_check import check_device
 
 
 @dataclass(frozen=True)
@@ -56,15 +51,9 @@ def accept(config: JobConfig, plain: dict[str, Any], launch: Launch) -> Accepted
     if launch.rank == 0 and (note := experts_across_nodes(config.strategy, degrees, launch.local_world_size)):
         print(f"switchyard: {note}", file=sys.stderr)
     device = choose_device(config.train.device.value, launch)
-    check_engine_device(config.strategy, device)
-    check_cuda_graph_device(config.strategy, device)
-    check_fp8_device(config.precision, device)
-    check_room_device(config.model, config.strategy, config.precision.compute, device)
-    check_compilers(config, device)
-    check_peers(config.strategy, degrees, device)
+    check_device(config, degrees, device)
     if device.type == "cuda" and launch.rank == 0 and (lacks := triton_lacks()):
         print(f"switchyard: kernels that are auto are torch's, which are slower: {lacks}", file=sys.stderr)
-    check_nvtx(config.measure.nvtx, device)
     corpus = open_corpus(config.data, config.model.vocab_size, config.train.seed)
     folder = named_folder(config.run)
     if folder:

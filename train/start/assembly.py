@@ -1,7 +1,7 @@
 """A job put together: what the configuration names is built, each part once, and runs."""
 
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from train.counting import Counting
 from train.data.config import Boundaries
 from train.data.loader import BatchLoader
 from train.faults.config import Place
+from train.faults.fence import Fence
 from train.faults.guard import Guard
 from train.faults.injector import Injector
 from train.faults.non_finite import NonFiniteSteps
@@ -40,7 +41,7 @@ from train.report import Report
 from train.run_folder import describe_environment, device_name, write_config
 from train.start.accepted import Accepted
 from train.step import OptimizerStep
-from train.trace.plan import TracePlan
+from train.trace.plan import TracePlan, plain_steps
 from train.trace.ranges import nvtx_range
 from train.trace.traced_steps import TracedSteps
 from train.trace.tracer import Tracer
@@ -79,7 +80,8 @@ def run(
     described = _describe_attempt(config, world, engine, comm, progress.step, peak)
     report = _open_report(job, folder, described, started, attempt.number) if world.rank == 0 else None
     loader = open_loader(job, engine, degrees, world, progress.step)
-    plan = TracePlan(config.measure, range(progress.step + 1, config.train.steps + 1), folder)
+    steps = range(progress.step + 1, config.train.steps + 1)
+    plan = TracePlan(config.measure, steps, folder, plain_steps(config.strategy))
     non_finite = NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None)
     native = config.strategy.engine is EngineName.native
     counting = Counting(comm, metered=native) if config.measure.counts else None
@@ -114,7 +116,7 @@ def run(
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)  # the start's temporaries are not the run's memory
     if report and progress.step < config.train.steps:
-        (folder / COUNTS_FILE).unlink(missing_ok=True)  # an earlier attempt's: this one may be stopped before its own
+        forget_counts(folder, guard.fence)
     with loader, report or nullcontext():
         trainer.run(progress)
     if injector.left:
@@ -123,6 +125,13 @@ def run(
         if counting and (counts := counting.counts()):
             counts.write(folder / COUNTS_FILE)
         report.summarise()
+
+
+def forget_counts(folder: Path, fence: Fence) -> None:
+    """An earlier attempt's: this one may be stopped before its own. Losing them, or keeping them, stops no training."""
+    if fence.still_ours(at_once=True):
+        with suppress(OSError):
+            (folder / COUNTS_FILE).unlink(missing_ok=True)
 
 
 def _open_store(

@@ -12,6 +12,8 @@ from collections import deque
 from enum import Enum
 from pathlib import Path
 
+from parallel.config import StrategyConfig
+from parallel.cuda_graph import WARM_UP
 from train.metrics.config import MeasureConfig
 
 TRACE_FILE = "TRACE"
@@ -28,12 +30,19 @@ class Role(Enum):
     traced = "traced"
 
 
+def plain_steps(strategy: StrategyConfig) -> int:
+    """How many of an attempt's first steps no profiler is to see: the one that compiles; with CUDA graphs up to the one
+    that is written down."""
+    return WARM_UP + 1 if strategy.cuda_graph else 1
+
+
 class TracePlan:
     """See above."""
 
-    def __init__(self, config: MeasureConfig, steps: range, run_folder: Path) -> None:
-        """`steps`: of this attempt. The first of them is neither traced nor a warm-up: it is a warm-up of its own."""
-        self._config, self._steps, self._file = config, steps, run_folder / TRACE_FILE
+    def __init__(self, config: MeasureConfig, steps: range, run_folder: Path, n_plain: int = 1) -> None:
+        """`steps`: of this attempt. The first `n_plain` are neither traced nor a warm-up: they are one of their own."""
+        self._config, self._file = config, run_folder / TRACE_FILE
+        self._may_be_traced = steps[n_plain + 1 :]
         self._asked: int | None = None
         self._left = config.trace_limit
         self._step_s: deque[float] = deque(maxlen=REMEMBERED)
@@ -63,11 +72,11 @@ class TracePlan:
 
     def ask(self, step: int, rank: int) -> None:
         """All ranks heard, after `step`, that one wants a trace: the step after the next one is traced. One that is
-        under way, or comes next, does for it; where the job ends before, the file stays."""
+        under way, or comes next, does for it; where none may be traced then, the file stays."""
         if self._asked is not None or Role.traced in (self.role(step), self.role(step + 1)):
             granted = True
         else:
-            granted = step + 2 in self._steps
+            granted = step + 2 in self._may_be_traced
             self._asked = step + 2 if granted else None
         if granted and rank == 0:
             self._file.unlink(missing_ok=True)
@@ -75,7 +84,7 @@ class TracePlan:
     def _is_traced(self, step: int) -> bool:
         every = self._config.trace_every
         periodic = self._left > 0 and every > 0 and step % every == 0
-        return step in self._steps[2:] and (step == self._asked or periodic)
+        return step in self._may_be_traced and (step == self._asked or periodic)
 
     def _slow_s(self) -> float:
         """The median step and three median deviations."""
