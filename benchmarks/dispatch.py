@@ -29,6 +29,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from dispatch_ways import EXPERTS, PATIENCE, TOP_K, Case, Copies, Memory, Rows, Tokens, TorchsOwn, Transport, Wanted
+from timed import Call
 
 from parallel.comm import Communicator
 
@@ -37,8 +38,6 @@ CALLS, REPEATS, PRODUCTS = 5, 3, 16
 PROGRAMS = (16, 32)
 """Of 132 multiprocessors: what kernels that move rows may take."""
 RUNS_NOT = (RuntimeError, ValueError, NotImplementedError, AttributeError, ImportError, AssertionError)
-
-Call = Callable[[], object]
 
 
 class Stopwatch:

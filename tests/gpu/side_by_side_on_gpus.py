@@ -7,7 +7,7 @@ there: the lane before rows start, the compute stream before they are read. What
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from harness.layout_run import BF16, DDP, FP64, FSDP, MODEL, ZERO1, Layout, batc
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from parallel.comm import Communicator, Pending
+from parallel.comm import Awaited, Communicator, Pending
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, Recompute
 from parallel.native_engine import NativeEngine
@@ -50,6 +50,19 @@ class Poisoning(Communicator):
     ) -> Pending:
         spoil(tensor)
         pending = super().start_all_to_all(tensor, sent, received, group, kind)
+        spoil(tensor)
+        return pending
+
+    def start_own(
+        self,
+        operation: str,
+        tensor: Tensor,
+        group: ProcessGroup,
+        kind: CommKind,
+        start: Callable[[], tuple[Tensor, Awaited]],
+    ) -> Pending:
+        spoil(tensor)
+        pending = super().start_own(operation, tensor, group, kind, start)
         spoil(tensor)
         return pending
 

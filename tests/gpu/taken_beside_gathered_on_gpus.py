@@ -6,22 +6,18 @@ spoilt, and rows that nobody wants are NaN.
 """
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from gpu.side_by_side_on_gpus import WIDE, spoil, tell
+from gpu.side_by_side_on_gpus import WIDE, Poisoning, tell
 from harness.layout_run import BF16, DDP, FP32, FP64, FSDP, ZERO1, Layout, batches_of, lay_out
 from harness.predicted_traffic import predicted_traffic
-from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from launch.verify.pieces import pieces
-from parallel.comm import Awaited, Communicator, Pending
-from parallel.comm_kind import CommKind
+from parallel.comm import Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Recompute
 from parallel.engine import Engine
 from parallel.expert_parallel.build import DispatcherName, RowRoom
@@ -38,29 +34,6 @@ from train.step import OptimizerStep
 HIDDEN = OverlapConfig(shared_experts=True)
 PRECISIONS = {"fp64": FP64, "fp32": FP32, "bf16": BF16}
 STEPS = 6
-
-
-class Poisoning(Communicator):
-    """Fills what is free with NaN."""
-
-    def start_own(
-        self,
-        operation: str,
-        tensor: Tensor,
-        group: ProcessGroup,
-        kind: CommKind,
-        start: Callable[[], tuple[Tensor, Awaited]],
-    ) -> Pending:
-        spoil(tensor)
-        pending = super().start_own(operation, tensor, group, kind, start)
-        spoil(tensor)
-        return pending
-
-    def wait(self, pending: Pending) -> Tensor:
-        spoil(pending.output)
-        output = super().wait(pending)
-        spoil(output)
-        return output
 
 
 def layouts(n_ranks: int) -> dict[str, Layout]:
