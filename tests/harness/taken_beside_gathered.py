@@ -29,7 +29,6 @@ from parallel.collective_functions import Among
 from parallel.comm import Communicator
 from parallel.comm_kind import CommKind
 from parallel.config import OverlapConfig, Recompute
-from parallel.expert_parallel import build
 from parallel.expert_parallel.build import DispatcherName, RowRoom, build_dispatcher
 from parallel.pipeline.schedules import ScheduleName
 from parallel.traffic.tally import Traffic
@@ -166,7 +165,7 @@ def run_with(layout: Layout, dispatcher: DispatcherName) -> Outcome:
 
 if __name__ == "__main__":
     peer_memory.SharedMemory = SharedFile  # type: ignore[misc,assignment]
-    build.PeerMemory = Watched  # type: ignore[misc]
+    peer_memory.PeerMemory = Watched  # type: ignore[misc]
     dist.init_process_group("gloo")
     check_layers()
     check_layouts()
