@@ -38,6 +38,6 @@ def timed_rows(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
         ConfigError: if that is another version's.
     """
     try:
-        return steady_rows(rows, settings["environment"]["resumed_after_step"])
+        return steady_rows(rows, settings["environment"]["resumed_after_step"], settings)
     except KeyError as error:
         raise ConfigError(f"a config.yaml without {error}: another version wrote it; name another run") from error

@@ -30,11 +30,17 @@ from parallel.clock.phase_clock import Clock, Phase
 from parallel.gradient_sync import Remade
 from parallel.pipeline.loss_scale import LossScale
 
-if TYPE_CHECKING:  # commands ask for WARM_UP alone
+if TYPE_CHECKING:  # commands ask for settling_steps alone
     from parallel.pipeline.executor import Executor
 
 WARM_UP = 2
 """Steps before the one that is written down: what a library makes at its second call is made by then too."""
+
+
+def settling_steps(cuda_graph: bool) -> int:
+    """How many of an attempt's first steps are slower than those that follow, so that no speed is read from them and no
+    profiler sees them: the one that compiles; with CUDA graphs up to the one that is written down."""
+    return WARM_UP + 1 if cuda_graph else 1
 
 
 class _Inputs(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 from conf.compose import compose
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
-from train.trace.plan import plain_steps
+from parallel.cuda_graph import settling_steps
 
 
 def in_second_half(config: JobConfig) -> int:
@@ -16,7 +16,7 @@ def in_second_half(config: JobConfig) -> int:
 
 def _first(config: JobConfig) -> int:
     """That can be traced (train/trace/plan.py), after its warm-up."""
-    return plain_steps(config.strategy) + 2
+    return settling_steps(config.strategy.cuda_graph) + 2
 
 
 def trace_words(step: int) -> list[str]:

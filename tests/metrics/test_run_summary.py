@@ -23,8 +23,9 @@ def _row(step: int, seconds: float = 0.5, **more: float) -> dict[str, Any]:
 ATTEMPT = Attempt(0, 4, "NVIDIA H200", Peak(989.0, "data sheet NVIDIA H200"), 4_890_000_000, 813_000_000)
 
 
-def _summary(rows: list[dict[str, Any]], attempt: Attempt = ATTEMPT) -> RunSummary:
-    return summarise(rows, Path("runs/a"), attempt, wall_s=12.5, settings={"overlap": {"name": "max"}})
+def _summary(rows: list[dict[str, Any]], attempt: Attempt = ATTEMPT, cuda_graph: bool = False) -> RunSummary:
+    settings = {"overlap": {"name": "max"}, "strategy": {"cuda_graph": cuda_graph}}
+    return summarise(rows, Path("runs/a"), attempt, wall_s=12.5, settings=settings)
 
 
 def test_medians_leave_the_warm_up_out() -> None:
@@ -41,6 +42,15 @@ def test_medians_leave_the_warm_up_out() -> None:
 def test_warm_up_is_a_fifth_and_at_most_ten(steps: int, kept: int) -> None:
     rows = [_row(step, 1.0 if step > steps - kept else 100.0) for step in range(1, steps + 1)]
     assert (_summary(rows).step_time_s, _summary(rows).step_time_iqr_s) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("logged", "kept"), [((1, 5, 10), 1), ((1, 2, 3, 4, 5), 2), ((1, 2, 4), 1), ((3, 6, 7), 2)])
+def test_the_step_that_is_written_down_is_warm_up(logged: tuple[int, ...], kept: int) -> None:
+    """The third; a row holds all steps since the one before it. One row stays, whatever it holds."""
+    rows = [_row(20 + step, 1.0 if step in logged[-kept:] else 100.0) for step in logged]
+    resumed = replace(ATTEMPT, resumed_after_step=20)
+    summary = _summary([*(_row(step, 7.0) for step in range(1, 21)), *rows], resumed, cuda_graph=True)
+    assert (summary.step_time_s, summary.step_time_iqr_s) == (1.0, 0.0)
 
 
 def test_a_rollback_takes_back_the_steps_after_it() -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from parallel.config import StrategyConfig
+from parallel.cuda_graph import settling_steps
 from train.metrics.config import MeasureConfig
-from train.trace.plan import TRACE_FILE, Role, TracePlan, plain_steps
+from train.trace.plan import TRACE_FILE, Role, TracePlan
 
 
 def roles(plan: TracePlan, steps: range) -> dict[str, list[int]]:
@@ -71,11 +71,11 @@ def test_the_first_step_of_an_attempt_is_plain(tmp_path: Path) -> None:
 
 def test_the_step_that_is_written_down_is_plain(tmp_path: Path) -> None:
     """Nor is its warm-up asked for: the request waits."""
-    plain = plain_steps(StrategyConfig(cuda_graph=True))
-    assert (plain, plain_steps(StrategyConfig())) == (3, 1)
-    plan = TracePlan(MeasureConfig(trace_every=2), range(7, 15), tmp_path, plain)
+    settling = settling_steps(cuda_graph=True)
+    assert (settling, settling_steps(cuda_graph=False)) == (3, 1)
+    plan = TracePlan(MeasureConfig(trace_every=2), range(7, 15), tmp_path, settling)
     assert roles(plan, range(7, 15)) == {"warm-up": [11, 13], "traced": [12, 14]}
-    plan = TracePlan(MeasureConfig(), range(7, 15), tmp_path, plain)
+    plan = TracePlan(MeasureConfig(), range(7, 15), tmp_path, settling)
     (tmp_path / TRACE_FILE).touch()
     for step in (7, 8):
         plan.ask(step, 0)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from parallel.cuda_graph import settling_steps
 from train.metrics.breakdown import mean_breakdown
 from train.metrics.jsonl import plain_value, strict_value
 from train.metrics.label import label_of
@@ -182,8 +183,7 @@ def summarise(
 ) -> RunSummary:
     """A run's summary from its rows of metrics, as `read_jsonl` returns them, and its configuration as plain values.
 
-    The medians are over the attempt's own steps, less the first min(10, n // 5) of n, and at least the first:
-    compilation, and caches that fill. The losses leave out nothing.
+    The medians are over the attempt's own steps less its warm-up, see `steady_rows`. The losses leave out nothing.
 
     Raises ValueError if no row holds a loss and a speed; KeyError for a loss without `train/tokens`.
     """
@@ -191,7 +191,7 @@ def summarise(
     trained = [row for row in standing if "train/loss" in row]
     if not any("perf/step_time_s" in row for row in trained):
         raise ValueError("no step was logged: there is nothing to summarise")
-    steady = steady_rows(trained, attempt.resumed_after_step)
+    steady = steady_rows(trained, attempt.resumed_after_step, settings)
     step_times = _column(steady, "perf/step_time_s")
     evals = _column(standing, "eval/loss")
     return RunSummary(
@@ -232,11 +232,19 @@ def standing_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(by_step.values())
 
 
-def steady_rows(rows: Sequence[Mapping[str, Any]], resumed_after_step: int) -> list[dict[str, Any]]:
-    """Those of the `rows` that stand which an attempt's speed is read from: its own that have one, less the first
-    min(10, n // 5) of n, and at least the first: the warm-up. One alone stays."""
+def steady_rows(
+    rows: Sequence[Mapping[str, Any]], resumed_after_step: int, settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Those of the `rows` that stand which an attempt's speed is read from: its own that have one, less the warm-up:
+    the first min(10, n // 5) of n, where caches fill, and all that hold a step which compiles or writes CUDA graphs
+    down. One alone stays.
+
+    Raises KeyError for `settings` of another version.
+    """
     own = _own_rows(rows, resumed_after_step)
-    return own[min(10, max(1, len(own) // 5)) :] or own
+    settled = resumed_after_step + settling_steps(settings["strategy"]["cuda_graph"])
+    n_settling = 1 + sum(resumed_after_step < row["train/step"] < settled for row in own)
+    return own[max(n_settling, min(10, len(own) // 5)) :] or own[-1:]
 
 
 def _own_rows(rows: Sequence[Mapping[str, Any]], resumed_after_step: int) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from conf.schema import JobConfig
 from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
 from parallel.config import EngineName
+from parallel.cuda_graph import settling_steps
 from parallel.engine import Engine
 from parallel.mesh import Degrees
 from parallel.open_engine import open_engine
@@ -41,7 +42,7 @@ from train.report import Report
 from train.run_folder import describe_environment, device_name, write_config
 from train.start.accepted import Accepted
 from train.step import OptimizerStep
-from train.trace.plan import TracePlan, plain_steps
+from train.trace.plan import TracePlan
 from train.trace.ranges import nvtx_range
 from train.trace.traced_steps import TracedSteps
 from train.trace.tracer import Tracer
@@ -81,7 +82,7 @@ def run(
     report = _open_report(job, folder, described, started, attempt.number) if world.rank == 0 else None
     loader = open_loader(job, engine, degrees, world, progress.step)
     steps = range(progress.step + 1, config.train.steps + 1)
-    plan = TracePlan(config.measure, steps, folder, plain_steps(config.strategy))
+    plan = TracePlan(config.measure, steps, folder, settling_steps(config.strategy.cuda_graph))
     non_finite = NonFiniteSteps(config.recovery, attempt.ledger, report.note if report else None)
     native = config.strategy.engine is EngineName.native
     counting = Counting(comm, metered=native) if config.measure.counts else None

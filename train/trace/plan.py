@@ -12,8 +12,6 @@ from collections import deque
 from enum import Enum
 from pathlib import Path
 
-from parallel.config import StrategyConfig
-from parallel.cuda_graph import WARM_UP
 from train.metrics.config import MeasureConfig
 
 TRACE_FILE = "TRACE"
@@ -30,19 +28,13 @@ class Role(Enum):
     traced = "traced"
 
 
-def plain_steps(strategy: StrategyConfig) -> int:
-    """How many of an attempt's first steps no profiler is to see: the one that compiles; with CUDA graphs up to the one
-    that is written down."""
-    return WARM_UP + 1 if strategy.cuda_graph else 1
-
-
 class TracePlan:
     """See above."""
 
-    def __init__(self, config: MeasureConfig, steps: range, run_folder: Path, n_plain: int = 1) -> None:
-        """`steps`: of this attempt. The first `n_plain` are neither traced nor a warm-up: they are one of their own."""
+    def __init__(self, config: MeasureConfig, steps: range, run_folder: Path, n_settling: int = 1) -> None:
+        """`steps`: of this attempt. The first `n_settling` are neither traced nor a warm-up."""
         self._config, self._file = config, run_folder / TRACE_FILE
-        self._may_be_traced = steps[n_plain + 1 :]
+        self._may_be_traced = steps[n_settling + 1 :]
         self._asked: int | None = None
         self._left = config.trace_limit
         self._step_s: deque[float] = deque(maxlen=REMEMBERED)
