@@ -25,6 +25,7 @@ from harness.strategies import NAMES, overlap, strategy
 from harness.worker_pool import WorkerPool
 
 from models.config import Balance, ExpertBackend, ModelConfig, MoEConfig, RoutingChoice, ScoreFunction
+from models.experts import STACKED
 from models.parameter_shapes import parameter_shapes
 from parallel.check import check_layout
 from parallel.config import OverlapConfig, Recompute, Reduction, StrategyConfig
@@ -189,7 +190,8 @@ def logical_names(model: ModelConfig) -> set[str]:
     for name in parameter_shapes(model):
         path, _, leaf = name.rpartition(".")
         if path.endswith(".routed"):
-            names |= {f"{path}.{expert}.{leaf.replace('_E', '_')}" for expert in range(model.moe.n_routed)}
+            leaves = [part.replace("_E", "_") for part in STACKED.get(leaf, (leaf,))]
+            names |= {f"{path}.{expert}.{part}" for expert in range(model.moe.n_routed) for part in leaves}
         else:
             names.add(name)
     return names
