@@ -124,7 +124,9 @@ class Gathered:
         case = self._case
         came_PTD = came.view_as(self._partial_PTD)
         if self._wanted_alone:
-            assert torch.equal(came_PTD.isnan().all(2), ~case.wanted_PTR[:, :, case.rank]), "other rows came"
+            here_PT = case.wanted_PTR[:, :, case.rank].clone()
+            here_PT[case.rank] = True  # its own are there
+            assert torch.equal(came_PTD.isnan().all(2), ~here_PT), "other rows came"
         self._partial_PTD.copy_(came_PTD * case.factor_PTR[:, :, case.rank].unsqueeze(-1))
 
     def summed(self, back: Tensor) -> Tensor:
@@ -262,12 +264,14 @@ class Wanted(OverLinks):
         wanted_PTR = case.wanted_PTR.byte()
         by_others_PT = wanted_PTR[case.rank].T.contiguous()
         by_me_PT = wanted_PTR[:, :, case.rank].contiguous()
+        self._came_PTD = memory.came.mine.fill_(math.nan)
         came_ND = self._came_PTD.flatten(0, 1)
-        self._take = partial(take, addresses(self._there.of), by_me_PT, case.rank, came_ND, programs)
+        self._take = partial(take, addresses(memory.came.of), by_me_PT, case.rank, came_ND, programs=programs)
         shares = addresses(self._from_back)
         self._add_up = partial(add_up, shares, 0, by_others_PT, case.rank, self._y_TD, programs)
 
     def dispatch(self) -> Tensor:
+        self._came_PTD[self._case.rank].copy_(self._case.x_TD)
         self._there.meet()
         self._take()
         self._there.meet()

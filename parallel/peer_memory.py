@@ -1,16 +1,18 @@
 """What ranks of one host take out of each other's memory: rows of tokens, and partial sums of them.
 
-    compute    x is made │                                                       │ y is read
-    side                 └→ x is laid where peers see it │ all meet │ y is taken ┘
+    compute    x is made │                                                                          │ y is read
+    side                 └→ x, and who wants it, are laid where peers see them │ all meet │ others' are taken ┘
 
-Taken, not put: y is memory like any other, and what is shared holds nothing longer than its exchange. So one place for
-rows and one for sums serve all layers. The two take turns, on all ranks: who has met for one has taken all that it
-wanted of the other, which may be written again. A meeting at the end, before y is read, is thus not needed.
+Taken, not put. One place for rows, with who wants them, and one for sums serve all layers: y is that place, beside
+others' rows this rank's own, and is to be read before rows leave again. The two take turns, on all ranks: who has met
+for one has taken all that it wanted of the other, which may be written again. A meeting at the end, before y is read,
+is thus not needed. On the side little is launched: beside products that fill a GPU each kernel waits until a block of
+theirs ends.
 
-T tokens of a rank, R ranks, N = R·T, D model width.
+T tokens of a rank, R ranks, N = R·T, K experts per token, E experts, D model width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from parallel.torch_internals import SharedMemory
 from parallel.world import TIMEOUT
 
 ALIGNED = 256
-"""Bytes, of which the place for rows is a multiple."""
+"""Bytes, of which each place is a multiple."""
 
 
 class Taking:
@@ -44,12 +46,30 @@ class Taking:
         return self.ended is None or self.ended.query()
 
 
+class Wanted(NamedTuple):
+    """Which tokens are wanted where, uint8; on the side stream."""
+
+    by_me_RT: Tensor
+    """Of others' tokens those that have an expert here."""
+    by_others_RT: Tensor
+    """Of this rank's tokens those that each rank has an expert of."""
+
+
+class Chosen(NamedTuple):
+    """What that is found out from."""
+
+    experts_TK: Tensor
+    """Of this rank's tokens, int64; -1: none."""
+    rank_of_E: Tensor
+    """Where each expert is, int32."""
+
+
 class _Room(NamedTuple):
-    """Of each rank: a place for rows [T, D], and behind it one for sums [N, D]."""
+    """Of each rank: a place for rows [N, D] and who wants its own [R, T], and behind it one for sums [N, D]."""
 
     shared: SharedMemory
     n_bytes: int
-    """For rows."""
+    """Of each place."""
     rows_R: Tensor
     """int64: the address of each rank's."""
     sums_R: Tensor
@@ -66,57 +86,65 @@ class PeerMemory:
         self._side: torch.cuda.Stream | None = None
         self._rows_are_there: bool | None = None
 
-    def take(self, x_TD: Tensor, wanted_RT: Callable[[], Tensor], *read_for_it: Tensor) -> tuple[Tensor, Taking]:
-        """Begin to bring the rows of all ranks, [N, D]; those that are not wanted here are undefined.
+    def take(self, x_TD: Tensor, wanted: Wanted, chosen: Chosen | None = None) -> tuple[Tensor, Taking]:
+        """Begin to bring the rows of all ranks, [N, D], until rows leave again; those that are not wanted here are
+        undefined.
 
         Args:
             x_TD: this rank's.
-            wanted_RT: called on the side stream, gives uint8 there; of it alone, so that it is given back to it.
-            read_for_it: what `wanted_RT` reads of others.
+            wanted: where they are.
+            chosen: from this it is found out first; None: it has been.
         """
-        from parallel.peer_row_kernels import take  # Triton comes with torch for CUDA alone
+        from parallel.peer_row_kernels import find_wanted, take  # Triton comes with torch for CUDA alone
 
-        room = self._room(x_TD.nbytes, x_TD.device)
-        y_ND = x_TD.new_empty(self._size * len(x_TD), x_TD.shape[1])
-        with self._aside(x_TD, *read_for_it) as taking:
-            room.shared.of(self._rank, x_TD.shape, x_TD.dtype).copy_(x_TD)
-            wanted = wanted_RT()
+        room, y_ND = self._room(len(x_TD), x_TD), self.place_for_rows(x_TD)
+        behind = _aligned(y_ND.nbytes)
+        with self._aside(x_TD, *wanted, *(chosen or ())) as taking:
+            y_ND.chunk(self._size)[self._rank].copy_(x_TD)
+            if chosen is not None:
+                told_RT = room.shared.of(self._rank, wanted.by_others_RT.shape, torch.uint8, behind)
+                find_wanted(*chosen, wanted.by_others_RT, told_RT)
             self._meet(room, rows=True)
-            take(room.rows_R, wanted, self._rank, y_ND)
+            take(room.rows_R, wanted.by_me_RT, self._rank, y_ND, None if chosen is None else behind)
         return y_ND, taking
 
-    def add_up(self, partial_ND: Tensor, wanted_RT: Callable[[], Tensor]) -> tuple[Tensor, Taking]:
+    def add_up(self, partial_ND: Tensor, wanted: Wanted) -> tuple[Tensor, Taking]:
         """Begin to bring the sums of this rank's tokens, [T, D], over the ranks that have a part of them.
 
         Args:
             partial_ND: this rank's parts, of the tokens of all; those that nobody wants may hold anything.
-            wanted_RT: of this rank's tokens; see `take`.
+            wanted: of this rank's tokens.
         """
         from parallel.peer_row_kernels import add_up
 
         place_ND = self.place_for_sums(partial_ND, len(partial_ND))
         room, n_tokens = self._rooms[-1], len(partial_ND) // self._size
         y_TD = partial_ND.new_empty(n_tokens, partial_ND.shape[1])
-        with self._aside(partial_ND) as taking:
+        with self._aside(partial_ND, *wanted) as taking:
             if partial_ND.data_ptr() != place_ND.data_ptr():
                 place_ND.copy_(partial_ND)
-            wanted = wanted_RT()
             self._meet(room, rows=False)
-            add_up(room.sums_R, self._rank * n_tokens, wanted, self._rank, y_TD)
+            add_up(room.sums_R, self._rank * n_tokens, wanted.by_others_RT, self._rank, y_TD)
         return y_TD, taking
+
+    def place_for_rows(self, x_TD: Tensor) -> Tensor:
+        """Where `take` will bring them, [N, D]."""
+        shape = self._size * len(x_TD), x_TD.shape[1]
+        return self._room(len(x_TD), x_TD).shared.of(self._rank, shape, x_TD.dtype)
 
     def place_for_sums(self, like: Tensor, n_rows: int) -> Tensor:
         """Where partial sums [N, D] may be made that `add_up` is given next: then nobody copies them. From when the
         rows that they are made of have arrived."""
-        shape = n_rows, like.shape[1]
-        room = self._room(n_rows // self._size * shape[1] * like.element_size(), like.device)
-        return room.shared.of(self._rank, shape, like.dtype, room.n_bytes)
+        room = self._room(n_rows // self._size, like)
+        return room.shared.of(self._rank, (n_rows, like.shape[1]), like.dtype, room.n_bytes)
 
-    def _room(self, n_bytes: int, device: torch.device) -> _Room:
-        """With place for rows of so many bytes; where there is none, the host waits for all ranks."""
+    def _room(self, n_tokens: int, like: Tensor) -> _Room:
+        """With place for as many rows; where there is none, the host waits for all ranks."""
+        n_rows = self._size * n_tokens
+        n_bytes = _aligned(n_rows * like.shape[1] * like.element_size()) + _aligned(n_rows)
         if not self._rooms or self._rooms[-1].n_bytes < n_bytes:
-            n_bytes = -(-n_bytes // ALIGNED) * ALIGNED
-            shared = SharedMemory((1 + self._size) * n_bytes, device, self._group)
+            device = like.device
+            shared = SharedMemory(2 * n_bytes, device, self._group)
             rows, sums = (
                 [shared.of(rank, (1,), torch.uint8, before).data_ptr() for rank in range(self._size)]
                 for before in (0, n_bytes)
@@ -144,3 +172,8 @@ class PeerMemory:
         assert self._rows_are_there is not rows, "rows and sums take turns"
         self._rows_are_there = rows
         room.shared.meet(TIMEOUT)
+
+
+def _aligned(n_bytes: int) -> int:
+    """At least so many."""
+    return -(-n_bytes // ALIGNED) * ALIGNED

@@ -1,13 +1,14 @@
 """Rows out of the memories of GPUs that can address each other's: taken, and summed, by few programs.
 
-    peer_rows_taken     y[r·T + t] = x_r[t]                  where wanted[r][t]
+    peer_rows_wanted    wanted[r][t] = any_k rank of choice[t][k] = r
+    peer_rows_taken     y[r·T + t] = y_r[r·T + t]            where wanted[r][t], which rank r may say; r another one
     peer_rows_summed    y[t] = Σ_r x_r[first + t]            over wanted[r][t]      in float32 or more, one rounding
 
-x_r is rank r's, known by its address alone. Each program takes every n-th block of rows: as many programs as
-multiprocessors are to be spent, each with all threads that one holds. A rank begins with its neighbour's, so that all
-links are in use.
+y_r and x_r are rank r's, known by their addresses alone. What moves rows is few programs, each of which takes every
+n-th block of rows: as many as multiprocessors are to be spent, each with all threads that one holds. A rank begins with
+its neighbour's, so that all links are in use.
 
-T tokens, R ranks, N = R·T, D model width.
+T tokens, R ranks, N = R·T, K experts per token, E experts, D model width.
 """
 
 import torch
@@ -19,11 +20,47 @@ PROGRAMS = 16
 """Of some 130 multiprocessors. Twice as many are no faster over NVLink on an H100, and cost what runs beside more."""
 TAKEN, SUMMED, WARPS = 2**15, 2**14, 32
 """Elements that a program has in flight, of a rank if it sums: of 2048 bfloat16s in a row, 64 bytes a thread."""
+TOKENS = 128
+"""That a program looks through for who wants them."""
 ELEMENT = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def take(addresses_R: Tensor, wanted_RT: Tensor, rank: int, y_ND: Tensor, programs: int = PROGRAMS) -> None:
-    """Copy the rows that are wanted (uint8), of `y_ND`'s dtype; the others there stay as they are."""
+def find_wanted(choices_TK: Tensor, rank_of_E: Tensor, *found_RT: Tensor) -> None:
+    """Which tokens each rank has an expert of: 1 or 0 (uint8), in two places.
+
+    Args:
+        choices_TK: experts (int64); -1: none.
+        rank_of_E: on which rank each is, int32.
+        found_RT: contiguous.
+    """
+    (n_tokens, top_k), (here_RT, there_RT) = choices_TK.shape, found_RT
+    peer_rows_wanted[(triton.cdiv(n_tokens, TOKENS),)](
+        choices_TK,
+        rank_of_E,
+        here_RT,
+        there_RT,
+        n_tokens,
+        *choices_TK.stride(),
+        len(here_RT),
+        top_k,
+        triton.next_power_of_2(top_k),
+        TOKENS,
+    )
+
+
+def take(
+    addresses_R: Tensor,
+    wanted_RT: Tensor,
+    rank: int,
+    y_ND: Tensor,
+    said_behind: int | None = None,
+    programs: int = PROGRAMS,
+) -> None:
+    """Copy others' rows that are wanted (uint8) to where they lie with them; what else is there stays as it is.
+
+    So many bytes behind its address, if `said_behind` is given, each rank says what others want of it, [R, T]; then
+    `wanted_RT` is filled from there, but for `rank`'s own.
+    """
     n_ranks, n_tokens = wanted_RT.shape
     dim = y_ND.shape[1]
     block = triton.next_power_of_2(dim)
@@ -33,6 +70,8 @@ def take(addresses_R: Tensor, wanted_RT: Tensor, rank: int, y_ND: Tensor, progra
         y_ND,
         n_tokens,
         rank,
+        said_behind or 0,
+        said_behind is not None,
         n_ranks,
         dim,
         block,
@@ -67,12 +106,42 @@ def add_up(
 
 
 @triton.jit
-def peer_rows_taken(  # type: ignore[no-untyped-def]  # Triton's types are its own
+def peer_rows_wanted(  # type: ignore[no-untyped-def]  # Triton's types are its own
+    choices_ptr,
+    rank_of_ptr,
+    here_ptr,
+    there_ptr,
+    n_tokens,
+    stride_t,
+    stride_k,
+    n_ranks: tl.constexpr,
+    top_k: tl.constexpr,
+    block: tl.constexpr,
+    tokens: tl.constexpr,
+):
+    token = tl.program_id(0) * tokens + tl.arange(0, tokens)
+    at = tl.arange(0, block)
+    in_T = token < n_tokens
+    in_TK = in_T[:, None] & (at[None, :] < top_k)
+    choice = tl.load(
+        choices_ptr + token.to(tl.int64)[:, None] * stride_t + at[None, :] * stride_k, mask=in_TK, other=-1
+    )
+    owner = tl.load(rank_of_ptr + choice, mask=choice >= 0, other=-1)
+    for rank in tl.static_range(n_ranks):
+        wanted = tl.max((owner == rank).to(tl.int32), axis=1).to(tl.uint8)
+        tl.store(here_ptr + rank * n_tokens + token, wanted, mask=in_T)
+        tl.store(there_ptr + rank * n_tokens + token, wanted, mask=in_T)
+
+
+@triton.jit
+def peer_rows_taken(  # type: ignore[no-untyped-def]
     from_ptr,
     wanted_ptr,
     y_ptr,
     n_tokens,
     rank,
+    behind,
+    said: tl.constexpr,
     n_ranks: tl.constexpr,
     dim: tl.constexpr,
     block: tl.constexpr,
@@ -82,16 +151,21 @@ def peer_rows_taken(  # type: ignore[no-untyped-def]  # Triton's types are its o
     """Neighbouring tasks are of different ranks."""
     at = tl.arange(0, block)
     task = tl.program_id(0)
-    while task < tl.cdiv(n_tokens, rows) * n_ranks:
-        peer = (task + rank + 1) % n_ranks
-        token = (task // n_ranks) * rows + tl.arange(0, rows)
-        wanted = tl.load(wanted_ptr + peer * n_tokens + token, mask=token < n_tokens, other=0) != 0
+    while task < tl.cdiv(n_tokens, rows) * (n_ranks - 1):
+        peer = (task % (n_ranks - 1) + rank + 1) % n_ranks
+        token = (task // (n_ranks - 1)) * rows + tl.arange(0, rows)
+        at_wanted = wanted_ptr + peer * n_tokens + token
+        if said:
+            said_ptr = tl.load(from_ptr + peer).to(tl.pointer_type(tl.uint8)) + behind
+            wanted = tl.load(said_ptr + rank * n_tokens + token, mask=token < n_tokens, other=0)
+            tl.store(at_wanted, wanted, mask=token < n_tokens)
+        else:
+            wanted = tl.load(at_wanted, mask=token < n_tokens, other=0)
         # An address that was loaded: that it is aligned, so that a thread moves 16 bytes at once, Triton can't know.
         source = tl.multiple_of(tl.load(from_ptr + peer).to(tl.pointer_type(element)), 16)
-        mask = wanted[:, None] & (at[None, :] < dim)
-        values = tl.load(source + token.to(tl.int64)[:, None] * dim + at[None, :], mask=mask)
+        mask = (wanted != 0)[:, None] & (at[None, :] < dim)
         place = (peer * n_tokens + token).to(tl.int64)[:, None] * dim + at[None, :]
-        tl.store(y_ptr + place, values, mask=mask)
+        tl.store(y_ptr + place, tl.load(source + place, mask=mask), mask=mask)
         task += tl.num_programs(0)
 
 

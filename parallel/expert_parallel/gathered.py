@@ -33,8 +33,6 @@ class Ways(NamedTuple):
     undefined."""
     back: Exchange
     """Partial sums, as Scatter."""
-    choices_left: Callable[[Tensor, Pending], None] | None = None
-    """Is told of their message once it is under way, before tokens leave: of what was sent, [T, 2K], as below."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,10 @@ class _GatherRouting(Exchange):
     among: Among
     choices_TK: Tensor
     """In the weights' dtype, which counts experts exactly; -1 for a pair that is dropped."""
-    left: Callable[[Tensor, Pending], None] | None
 
     def start(self, x: Tensor) -> Pending:
         both_TC = torch.cat((x, self.choices_TK), dim=1)
-        pending = self.among.comm.start_all_gather(both_TC, self.among.group, self.among.kind)
-        if self.left is not None:
-            self.left(both_TC, pending)
-        return pending
+        return self.among.comm.start_all_gather(both_TC, self.among.group, self.among.kind)
 
     def start_back(self, grad: Tensor) -> Pending:
         grad_NK = grad[:, : self.choices_TK.shape[1]]
@@ -80,18 +74,20 @@ class _Ticket(NamedTuple):
 class GatheredDispatcher:
     """`inner` sees the tokens of all ranks of `among`, which must have the same number of them."""
 
-    def __init__(self, inner: Dispatcher, among: Among, ways: Callable[[], Ways] | None = None) -> None:
-        """`ways`: asked for each layer; None: collectives of all rows."""
+    def __init__(self, inner: Dispatcher, among: Among, ways: Callable[[Tensor], Ways] | None = None) -> None:
+        """`ways`: asked for each layer, of its choices [T, K], -1 for a pair that is dropped; None: collectives of all
+        rows."""
         self._inner, self._among = inner, among
-        self._ways = ways or (lambda: Ways(Gather(among), Scatter(among)))
+        self._ways = ways or (lambda choices_TK: Ways(Gather(among), Scatter(among)))
         self.placement = inner.placement
 
     def leaving(self, x_TD: Tensor, routing: Routing) -> Leaving:
         """See Dispatcher: the tokens themselves. Their choices and weights set off before them."""
-        choices_TK, drops, ways = routing.experts_TK, routing.kept_TK is not None, self._ways()
+        choices_TK, drops = routing.experts_TK, routing.kept_TK is not None
         if routing.kept_TK is not None:
             choices_TK = choices_TK.masked_fill(~routing.kept_TK, -1)
-        exchange = _GatherRouting(self._among, choices_TK.to(routing.weights_TK.dtype), ways.choices_left)
+        ways = self._ways(choices_TK)
+        exchange = _GatherRouting(self._among, choices_TK.to(routing.weights_TK.dtype))
         outlook = _Outlook(exchange.begin(routing.weights_TK), drops, ways.back)
         return Leaving((Outgoing(x_TD, ways.there, outlook),), None)
 

@@ -4,8 +4,9 @@ torch's operators, on memory of one device."""
 import sys
 
 import torch
+from torch import Tensor
 
-from parallel.peer_row_kernels import add_up, take
+from parallel.peer_row_kernels import add_up, find_wanted, take
 
 
 def main(device: str) -> None:
@@ -30,13 +31,41 @@ def main(device: str) -> None:
                 y_TD = torch.full((n_tokens, dim), torch.nan, device=device, dtype=dtype)
                 add_up(addresses_R, 3, wanted_RT.view(torch.uint8), rank, y_TD)
                 torch.testing.assert_close(y_TD, exact_TD.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
-                firsts_R = addresses_R + 3 * dim * dtype.itemsize
-                if firsts_R.remainder(16).any():  # tokens' rows begin where memory does
-                    continue
-                y_ND = torch.full((n_ranks * n_tokens, dim), -1.0, device=device, dtype=dtype)
-                take(firsts_R, wanted_RT.view(torch.uint8), rank, y_ND)
-                taken_RTD = read_RTD.masked_fill(~wanted_RT.unsqueeze(2), -1.0)
-                assert torch.equal(y_ND.view_as(taken_RTD), taken_RTD)
+                for told in (False, True):
+                    rows_are_taken(read_RTD, wanted_RT, rank, told)
+        wanted_is_found(n_ranks, n_tokens, device, generator)
+
+
+def rows_are_taken(x_RTD: Tensor, wanted_RT: Tensor, rank: int, told: bool) -> None:
+    """Out of the ranks' memories, each with room for the rows of all. `told`: behind it each says who wants its own."""
+    (n_ranks, n_tokens, _), device = x_RTD.shape, x_RTD.device
+    n_bytes = -(-x_RTD.nbytes // 256) * 256
+    memories = [torch.full((n_bytes + n_ranks * n_tokens,), 255, device=device, dtype=torch.uint8) for _ in x_RTD]
+    places = [memory[: x_RTD.nbytes].view(x_RTD.dtype).view_as(x_RTD) for memory in memories]
+    for peer, (memory, place, wanted_T) in enumerate(zip(memories, places, wanted_RT, strict=True)):
+        place[peer] = x_RTD[peer]
+        memory[n_bytes:].view(n_ranks, n_tokens)[rank] = wanted_T
+    addresses_R = torch.tensor([memory.data_ptr() for memory in memories], device=device)
+    found_RT = torch.full_like(wanted_RT, 3, dtype=torch.uint8) if told else wanted_RT.byte()
+    take(addresses_R, found_RT, rank, places[rank].flatten(0, 1), n_bytes if told else None)
+    others_R = torch.arange(n_ranks, device=device) != rank
+    here_RT = torch.where(others_R[:, None], wanted_RT, True)
+    expected_RTD = x_RTD.masked_fill(~here_RT.unsqueeze(2), torch.nan)
+    torch.testing.assert_close(places[rank], expected_RTD, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found_RT[others_R], wanted_RT[others_R].byte())
+
+
+def wanted_is_found(n_ranks: int, n_tokens: int, device: str, generator: torch.Generator) -> None:
+    """Of choices some of which are none, laid out either way."""
+    rank_of_E = torch.arange(4 * n_ranks).remainder(n_ranks).to(device, torch.int32)
+    choices_TK = torch.randint(-1, 4 * n_ranks, (n_tokens, 3), generator=generator).to(device)
+    owners_TK = rank_of_E[choices_TK].masked_fill(choices_TK < 0, -1)
+    expected_RT = torch.stack([(owners_TK == rank).any(1) for rank in range(n_ranks)]).byte()
+    for choices in (choices_TK, choices_TK.T.contiguous().T):
+        found_RT, also_RT = (torch.full_like(expected_RT, 3) for _ in range(2))
+        find_wanted(choices, rank_of_E, found_RT, also_RT)
+        assert torch.equal(found_RT, expected_RT)
+        assert torch.equal(also_RT, expected_RT)
 
 
 if __name__ == "__main__":

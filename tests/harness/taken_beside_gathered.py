@@ -4,7 +4,7 @@ float64: its kernels interpreted, and a file for the memory that GPUs share. Rai
 What nobody wants is NaN: new tensors are, and so are rows of tokens that have no expert on a rank, and their gradients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -60,16 +60,18 @@ class Watched(peer_memory.PeerMemory):
     in_place: ClassVar[list[bool]] = []
 
     def take(
-        self, x_TD: Tensor, wanted_RT: Callable[[], Tensor], *read_for_it: Tensor
+        self, x_TD: Tensor, wanted: peer_memory.Wanted, chosen: peer_memory.Chosen | None = None
     ) -> tuple[Tensor, peer_memory.Taking]:
-        y_ND, taking = super().take(x_TD, wanted_RT, *read_for_it)
+        place_RTD = self.place_for_rows(x_TD).unflatten(0, (-1, len(x_TD)))
+        place_RTD[torch.arange(len(place_RTD)) != dist.get_rank()] = torch.nan  # of which peers read nothing
+        y_ND, taking = super().take(x_TD, wanted, chosen)
         self.n_came.append(int((~y_ND.isnan().any(1)).sum()))
         return y_ND, taking
 
-    def add_up(self, partial_ND: Tensor, wanted_RT: Callable[[], Tensor]) -> tuple[Tensor, peer_memory.Taking]:
+    def add_up(self, partial_ND: Tensor, wanted: peer_memory.Wanted) -> tuple[Tensor, peer_memory.Taking]:
         place_ND = self.place_for_sums(partial_ND, len(partial_ND))
         self.in_place.append(place_ND.data_ptr() == partial_ND.data_ptr())
-        return super().add_up(partial_ND, wanted_RT)
+        return super().add_up(partial_ND, wanted)
 
 
 def layer(name: DispatcherName, placement: ExpertPlacement, room: RowRoom, rows: Rows, drop: bool) -> list[Tensor]:
@@ -95,6 +97,7 @@ def layer(name: DispatcherName, placement: ExpertPlacement, room: RowRoom, rows:
             y_TD, _ = there_and_back(dispatcher, module, x_TD, Routing(experts_TK, weights_TK, kept_TK=kept_TK))
         rank_TK = rank_of_E[experts_TK] if kept_TK is None else rank_of_E[experts_TK].masked_fill(~kept_TK, -1)
         n_wanted_R = torch.stack([(rank_TK == r).any(1).sum() for r in range(dist.get_world_size())])
+        n_wanted_R[rank] = n_tokens  # its own are there
         dist.all_reduce(n_wanted_R)
         assert name is DispatcherName.all_gather or Watched.n_came[-1] == n_wanted_R[rank]
         outcomes.append(y_TD.detach())

@@ -30,6 +30,7 @@ from train.trace.kernels import Category, Communication, UnknownCommunication, c
         ("void (anonymous namespace)::two_shot_all_reduce_kernel<c10::BFloat16, 16, 2>(c10::BFloat16**)", None),
         ("void multimem_all_gather_kernel<16>(char*, char*, unsigned long)", None),
         ("Memcpy PtoP (Device -> Device)", None),
+        ("peer_rows_wanted", CommKind.ep),
         ("peer_rows_taken", CommKind.ep),
         ("peer_rows_summed", CommKind.ep),
     ],

@@ -60,7 +60,7 @@ _COMMUNICATION: tuple[tuple[str, CommKind | None], ...] = (
     # torch's symmetric memory.
     (r"(\w+::)*(multimem|one_shot|two_shot)_\w*(all_reduce|all_gather|reduce)_kernel(_inplace)?$", None),
     (r"(c10d::symmetric_memory::)?(barrier|put_signal|wait_signal)_kernel$", None),
-    (r"peer_rows_(taken|summed)$", CommKind.ep),
+    (r"peer_rows_(wanted|taken|summed)$", CommKind.ep),
     (r"Memcpy PtoP", None),
 )  # fmt: skip
 
