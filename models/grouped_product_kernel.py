@@ -36,7 +36,7 @@ TFLOP/s at 98,304 rows of 64 slots, bfloat16, loads as unequal as drawn (one H20
 What lost there: tiles of 256 × 128 for rows (0.88 to 0.92 of this), of 128 × 128, two a multiprocessor (0.67 to 0.72);
 3 pieces instead of 4 (0.96 to 1.0); gathering tokens' rows here (0.92 of a product, which saves a pass of 0.2 ms; but
 0.69 in the weight's gradient, which then gathers as well); SwiGLU or its gradient at the end of a product (slower by
-0.4 and 0.1 ms a layer than in a pass of its own).
+0.5 and 0.2 ms a layer than in a pass of its own).
 
 These are kernels one by one, with time to cool between. One after the other for long they draw what the GPU may, and
 what is left depends on loads: forward and backward of the experts take 0.95 to 1.03 of what `fused` takes where loads
