@@ -25,6 +25,8 @@ FAST = (
     "strategy.compile=true",
     "model.loss_chunk_size=1024",
 )
+WHOLE = ("optim.halves=true", "strategy.cuda_graph=true", "model.expert_backend=triton", "optim.moments=bfloat16")
+"""With FAST, `moments` of benchmarks/one_gpu.yaml."""
 GATHERED = ("strategy.ep=2", "strategy.dispatcher=all_gather", "strategy.rows=static")
 TAKEN = ("strategy.ep=2", "strategy.dispatcher=symmetric_memory", "strategy.rows=static")
 LAYOUTS = {
@@ -33,6 +35,9 @@ LAYOUTS = {
     "one_recompute": (1, ("strategy.recompute=full",)),
     "one_moments": (1, ("optim.moments=bfloat16",)),
     "one_halves": (1, ("optim.halves=true",)),
+    "one_graph_triton": (1, WHOLE[:3]),
+    "one_whole": (1, WHOLE),
+    "one_whole_accumulated": (1, (*WHOLE, "train.micro_batch_size=2")),
     "replicas": (2, ()),
     "all_to_all": (2, ("strategy.ep=2",)),
     "all_to_all_recompute": (2, ("strategy.ep=2", "strategy.recompute=full")),
@@ -40,6 +45,7 @@ LAYOUTS = {
     "all_gather": (2, GATHERED),
     "all_gather_halves": (2, (*GATHERED, "optim.halves=true")),
     "all_gather_hidden": (2, (*GATHERED, "overlap.shared_experts=true")),
+    "all_gather_hidden_halves": (2, (*GATHERED, "overlap.shared_experts=true", "optim.halves=true")),
     "symmetric_memory": (2, TAKEN),
     "symmetric_memory_hidden": (2, (*TAKEN, "overlap.shared_experts=true", "train.micro_batch_size=2")),
 }
@@ -83,18 +89,19 @@ def test_it_is_as_near_as_plain_bfloat16(name: str, exact: np.ndarray, yardstick
     assert (off < 2 * yardstick + 1e-4).all(), (off, yardstick)
 
 
-def test_a_step_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), WHOLE], ids=["fast", "whole"])
+def test_a_step_that_is_not_finite_is_left_out(more: tuple[str, ...], tmp_path: Path) -> None:
     spoilt = "faults.inject=[{what: non_finite, rank: 0, step: 4}]"
-    found = rows(1, tmp_path, "checkpoint=off", *FAST, spoilt)
+    found = rows(1, tmp_path, "checkpoint=off", *FAST, *more, spoilt)
     losses = [float(row["train/loss"]) for row in found]  # "NaN" is a string in these rows
     assert [row["train/step"] for row, loss in zip(found, losses, strict=True) if not np.isfinite(loss)] == [4]
     assert losses[4] == pytest.approx(losses[2], abs=0.5)
     assert all(np.isfinite(row["train/grad_norm"]) for row in found[4:])
 
 
-@pytest.mark.parametrize("halves", ["false", "true"])
-def test_a_job_resumes(halves: str, tmp_path: Path) -> None:
-    words = (*FAST, "checkpoint=default", "optim.schedule=constant", f"optim.halves={halves}")
+@pytest.mark.parametrize("more", [(), WHOLE[:1], WHOLE], ids=["fast", "halves", "whole"])
+def test_a_job_resumes(more: tuple[str, ...], tmp_path: Path) -> None:
+    words = (*FAST, *more, "checkpoint=default", "optim.schedule=constant")
     whole = rows(1, tmp_path / "whole", *words)
     first = rows(1, tmp_path / "parts", *words, "train.steps=6")
     both = rows(1, tmp_path / "parts", *words)

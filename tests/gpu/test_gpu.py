@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from harness.torchrun import torchrun
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from conf.compose import compose
+from models.attention import build_attention
 from models.config import ExpertBackend, MoEConfig
 from models.experts import RoutedExperts
+from models.positions import Positions
 from parallel.pipeline.schedules import ScheduleName
 
 pytestmark = pytest.mark.gpu
@@ -163,16 +168,27 @@ def test_grouped_mm_equals_the_loop() -> None:
         assert grouped.float().abs().max() > 0
 
 
-def test_latent_attention_runs_on_cudnn() -> None:
-    """192/128 heads: flash refuses them, and math would be ten times slower and quadratic in memory."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+class Attentions(TorchDispatchMode):
+    """Notes what attention is done by."""
 
-    from models.attention import KERNELS_BY_SPEED
+    def __init__(self) -> None:
+        super().__init__()
+        self.done_by: list[str] = []
 
-    assert KERNELS_BY_SPEED[0] is SDPBackend.CUDNN_ATTENTION
-    q, k = (torch.randn(1, 4, 512, 192, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-    v = torch.randn(1, 4, 512, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
-        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y.sum().backward()
-    assert y.shape[-1] == 128
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scaled_dot_product" in func.__name__:
+            self.done_by.append(func.__name__.removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["moe_5b", "moe_5b_gqa"])
+def test_attention_runs_on_cudnn(name: str) -> None:
+    """Heads of 192 and 128, which flash refuses, and eight queries that share keys: none falls through to what is
+    slower."""
+    model = compose([f"model={name}"]).config.model
+    attention = build_attention(model).to("cuda", torch.bfloat16)
+    x_BSD = torch.randn(1, 512, model.dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    positions = Positions.of(None, 512, model.attention, torch.bfloat16, x_BSD.device)
+    with Attentions() as seen:
+        attention(x_BSD, positions).sum().backward()
+    assert seen.done_by == [f"_scaled_dot_product_cudnn_attention{which}" for which in ("", "_backward")]

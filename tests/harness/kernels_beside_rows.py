@@ -59,7 +59,9 @@ def main(device: str) -> None:
     """Raises AssertionError where they differ."""
     generator = torch.Generator().manual_seed(4)
     cases = ((9, 3, 5, 24, 0.0, False), (1, 1, 1, 8, 0.0, False), (16, 2, 4, 64, 0.3, False), (16, 2, 4, 64, 0.3, True))
-    for n_tokens, top_k, n_experts, dim, dropped, room_for_all in (*cases, (5, 2, 4, 24, 1.0, True)):
+    cases += ((5, 2, 4, 24, 1.0, True),)
+    cases += ((4096, 6, 64, 2048, 0.0, False), (4096, 8, 128, 2048, 0.1, True)) if device == "cuda" else ()
+    for n_tokens, top_k, n_experts, dim, dropped, room_for_all in cases:
         experts_TK = torch.rand(n_tokens, n_experts, generator=generator).topk(top_k).indices.to(device)
         kept_TK = torch.rand(n_tokens, top_k, generator=generator).to(device) >= dropped
         place_N = experts_TK.flatten().masked_fill(~kept_TK.flatten(), n_experts)
