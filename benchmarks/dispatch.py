@@ -8,7 +8,8 @@
     torch     the same by torch's own low-contention operators
     wanted    `tokens` without those that nobody wants: a token once to each rank that has an expert of it, and one
               partial sum from each of these back, taken by a kernel on few multiprocessors: what
-              strategy.dispatcher=symmetric_memory does, but for one meeting of ranks more. A row lies where `tokens`
+              strategy.dispatcher=symmetric_memory does, but for one meeting of ranks more, and that who wants what
+              is known here. A row lies where `tokens`
               has it, so nothing is counted, and the host waits for nothing
 
 MB go over the links of the busiest rank, one way; GB/s are that over ms. What is sent lies where its way wants it: to

@@ -183,12 +183,12 @@ class Memory:
 
 
 class OverLinks(Gathered):
-    """Of all that use shared memory: where it is."""
+    """Of all that bring every token, in shared memory: where it is."""
 
-    def __init__(self, case: Case, memory: Memory, wanted_alone: bool, put: bool) -> None:
-        super().__init__(case, wanted_alone)
+    def __init__(self, case: Case, memory: Memory, put: bool) -> None:
+        super().__init__(case)
         # What is put is shared where it arrives, what is taken where it is taken from.
-        self._there, self._home, self._put = memory.came if put else memory.x, memory.back, put
+        self._there, self._home = memory.came if put else memory.x, memory.back
         self._peers = [(case.rank + 1 + step) % case.size for step in range(case.size)]
         """Each rank begins with another, and ends with itself."""
         self._y_TD = torch.empty_like(case.x_TD)
@@ -212,7 +212,7 @@ class Copies(OverLinks):
     """By copy engines; what came back is added up where it lies, this rank's own share uncopied."""
 
     def __init__(self, case: Case, memory: Memory, put: bool) -> None:
-        super().__init__(case, memory, wanted_alone=False, put=put)
+        super().__init__(case, memory, put)
         from parallel.peer_row_kernels import add_up  # Triton comes with torch for CUDA alone
 
         shares = [self._partial_PTD[rank] if rank == case.rank else self._back_PTD[rank] for rank in range(case.size)]
@@ -239,7 +239,7 @@ class TorchsOwn(OverLinks):
     """Taken by copy engines: torch's operators, where both tensors are shared."""
 
     def __init__(self, case: Case, memory: Memory) -> None:
-        super().__init__(case, memory, wanted_alone=False, put=False)
+        super().__init__(case, memory, put=False)
 
     def dispatch(self) -> Tensor:
         name = self._case.group.group_name
@@ -254,20 +254,24 @@ class TorchsOwn(OverLinks):
         return waited
 
 
-class Wanted(OverLinks):
-    """By the library's kernels, on as many multiprocessors as they have programs."""
+class Wanted(Gathered):
+    """By the library's kernels, on as many multiprocessors as they have programs: to where they lie with their own
+    rank, whose rows are copied there."""
 
     def __init__(self, case: Case, memory: Memory, programs: int) -> None:
-        super().__init__(case, memory, wanted_alone=True, put=False)
+        super().__init__(case, wanted_alone=True)
         from parallel.peer_row_kernels import add_up, take
 
+        self._there, self._home, self._y_TD = memory.came, memory.back, torch.empty_like(case.x_TD)
+        for shared in (self._there, self._home):
+            shared.mine.fill_(math.nan)
+        self._came_PTD, self._partial_PTD = self._there.mine, self._home.mine
         wanted_PTR = case.wanted_PTR.byte()
         by_others_PT = wanted_PTR[case.rank].T.contiguous()
         by_me_PT = wanted_PTR[:, :, case.rank].contiguous()
-        self._came_PTD = memory.came.mine.fill_(math.nan)
         came_ND = self._came_PTD.flatten(0, 1)
-        self._take = partial(take, addresses(memory.came.of), by_me_PT, case.rank, came_ND, programs=programs)
-        shares = addresses(self._from_back)
+        self._take = partial(take, addresses(self._there.of), by_me_PT, case.rank, came_ND, programs=programs)
+        shares = addresses([tensor[case.rank] for tensor in self._home.of])
         self._add_up = partial(add_up, shares, 0, by_others_PT, case.rank, self._y_TD, programs)
 
     def dispatch(self) -> Tensor:

@@ -20,7 +20,7 @@ loss that is spoilt on purpose, a batch of another shape) is done as the first o
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,19 +28,9 @@ from torch import Tensor
 from models.transformer import Batch
 from parallel.clock.phase_clock import Clock, Phase
 from parallel.gradient_sync import Remade
+from parallel.pipeline.executor import Executor
 from parallel.pipeline.loss_scale import LossScale
-
-if TYPE_CHECKING:  # commands ask for settling_steps alone
-    from parallel.pipeline.executor import Executor
-
-WARM_UP = 2
-"""Steps before the one that is written down: what a library makes at its second call is made by then too."""
-
-
-def settling_steps(cuda_graph: bool) -> int:
-    """How many of an attempt's first steps are slower than those that follow, so that no speed is read from them and no
-    profiler sees them: the one that compiles; with CUDA graphs up to the one that is written down."""
-    return WARM_UP + 1 if cuda_graph else 1
+from parallel.settling import WARM_UP
 
 
 class _Inputs(NamedTuple):
@@ -75,7 +65,7 @@ class _Written:
 class GraphedSteps:
     """`Executor.forward_backward`, of one stage on one rank that asks no other for anything."""
 
-    def __init__(self, executor: "Executor", gradients: Remade, clock: Clock, device: torch.device) -> None:
+    def __init__(self, executor: Executor, gradients: Remade, clock: Clock, device: torch.device) -> None:
         self._executor, self._gradients, self._clock = executor, gradients, clock
         # On the default stream nothing can be written down. What runs as it is runs there too: autograd adds a weight's
         # gradients up on the stream of its first use, and a library keeps memory for each stream.

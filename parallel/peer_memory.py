@@ -47,7 +47,8 @@ class Taking:
 
 
 class Wanted(NamedTuple):
-    """Which tokens are wanted where, uint8; on the side stream."""
+    """Which tokens are wanted where, uint8: written and read on the side stream, and not of its memory, so that each
+    exchange keeps them."""
 
     by_me_RT: Tensor
     """Of others' tokens those that have an expert here."""

@@ -25,15 +25,16 @@ TOKENS = 128
 ELEMENT = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def find_wanted(choices_TK: Tensor, rank_of_E: Tensor, *found_RT: Tensor) -> None:
+def find_wanted(choices_TK: Tensor, rank_of_E: Tensor, here_RT: Tensor, there_RT: Tensor) -> None:
     """Which tokens each rank has an expert of: 1 or 0 (uint8), in two places.
 
     Args:
         choices_TK: experts (int64); -1: none.
         rank_of_E: on which rank each is, int32.
-        found_RT: contiguous.
+        here_RT: one of them, contiguous.
+        there_RT: the other.
     """
-    (n_tokens, top_k), (here_RT, there_RT) = choices_TK.shape, found_RT
+    n_tokens, top_k = choices_TK.shape
     peer_rows_wanted[(triton.cdiv(n_tokens, TOKENS),)](
         choices_TK,
         rank_of_E,

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from models.routing_totals import RoutingTotals
+from parallel.settling import settling_steps
 from train.failure import JobEnds
 from train.ledger.ending import FENCED, FINISHED
 from train.ledger.live import LiveBooks, goodput_row
@@ -57,12 +58,12 @@ class Report:
     def log(self, row: Mapping[str, float], routing: RoutingTotals | None = None) -> None:
         """Record and show one row, and in it now and then the books. `routing`: its step's, of the global batch; None
         where nobody counts (a peer's model)."""
-        self._last_step = row["train/step"]
+        before, self._last_step = self._last_step, row["train/step"]
         self._recorder.log(dict(row) | self._books.row())
         if self._expert_load and routing is not None:
             self._expert_load.append(int(self._last_step), routing)
         self._line.update(row)
-        self._name_slow_rank(row)
+        self._name_slow_rank(row, before)
 
     def note(self, text: str) -> None:
         """Say a line beside the metrics."""
@@ -91,11 +92,13 @@ class Report:
             self._recorder.page("goodput/waterfall", waterfall_html(books))
             self._recorder.log({"train/step": self._last_step} | goodput_row(books))
 
-    def _name_slow_rank(self, row: Mapping[str, float]) -> None:
-        """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In
-        an attempt's first step it is chance who comes last, and in a traced one it is who traces."""
+    def _name_slow_rank(self, row: Mapping[str, float], before: float) -> None:
+        """Say whom the others wait for, if it is one rank and a good part of the step; again when twice as long. In an
+        attempt's steps that settle it is chance who comes last, and in a traced one it is who traces. `before`: the
+        last step that the row does not hold."""
         rank, waited_s = row.get("time/slow_rank"), row.get("time/sync_wait_s", 0.0)
-        if row["train/step"] == self._attempt.resumed_after_step + 1 or "perf/step_time_s" not in row:
+        settled = self._attempt.resumed_after_step + settling_steps(self._config["strategy"]["cuda_graph"])
+        if before < settled or "perf/step_time_s" not in row:
             return
         step_s = row["perf/step_time_s"]
         if rank is None or row["time/slow_rank_share"] < SLOW_SHARE or waited_s < SLOW_PART * step_s:

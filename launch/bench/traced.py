@@ -6,7 +6,7 @@ from pathlib import Path
 from conf.compose import compose
 from conf.schema import JobConfig, validate
 from models.config import ConfigError
-from parallel.cuda_graph import settling_steps
+from parallel.settling import settling_steps
 
 
 def in_second_half(config: JobConfig) -> int:

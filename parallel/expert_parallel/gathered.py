@@ -30,7 +30,7 @@ class Ways(NamedTuple):
 
     there: Exchange
     """Tokens, as Gather, but for rows of tokens that have no expert here: these, and their gradients, may be left
-    undefined."""
+    undefined. What arrives, and the gradients of `back`, may lie where the next rows will: nothing keeps them."""
     back: Exchange
     """Partial sums, as Scatter."""
 

@@ -24,20 +24,21 @@ from parallel.peer_memory import Chosen, PeerMemory, Taking, Wanted
 
 @dataclass(frozen=True)
 class Taken(Exchange):
-    """As Gather, of the rows that are wanted: undefined are the others, and their gradients may be. Or, if nothing is
-    `chosen`, as Scatter, over the ranks that have a part of a sum: of the others' parts nothing is read."""
+    """As Gather, of the rows that are wanted: undefined are the others, and their gradients may be. Or, if `sums`, as
+    Scatter, over the ranks that have a part of a sum: of the others' parts nothing is read."""
 
     among: Among
     memory: PeerMemory
+    chosen: Chosen
     wanted: Wanted
-    """Found out by the first rows to leave."""
-    chosen: Chosen | None
+    """Found out when tokens leave."""
+    sums: bool
 
     def start(self, x: Tensor) -> Pending:
-        return self._sums(x) if self.chosen is None else self._rows(x, self.chosen)
+        return self._sums(x) if self.sums else self._rows(x, self.chosen)
 
     def start_back(self, grad: Tensor) -> Pending:
-        return self._rows(grad, None) if self.chosen is None else self._sums(grad)
+        return self._rows(grad, None) if self.sums else self._sums(grad)
 
     def _rows(self, x_TD: Tensor, chosen: Chosen | None) -> Pending:
         def start() -> tuple[Tensor, Taking]:
@@ -68,4 +69,4 @@ class TakenWays:
         shape_RT = len(slots_of_rank), len(choices_TK)
         wanted = Wanted(*(choices_TK.new_empty(shape_RT, dtype=torch.uint8) for _ in range(2)))
         chosen = Chosen(choices_TK, self._rank_of_E)
-        return Ways(*(Taken(self._among, self._memory, wanted, of_it) for of_it in (chosen, None)))
+        return Ways(*(Taken(self._among, self._memory, chosen, wanted, sums) for sums in (False, True)))

@@ -1,8 +1,8 @@
 """`torchrun … -m gpu.taken_beside_gathered_on_gpus`: strategy.dispatcher=symmetric_memory beside all_gather, by
 layout: a line of JSON on rank 0 for each, of what ranks have farthest from each other's numbers, and what was said.
 
-Whatever the allocator has free is filled with NaN before each exchange and each wait: what was given away too early is
-spoilt, and rows that nobody wants are NaN.
+Whatever the allocator has free is filled with NaN before each exchange and each wait, and so are the places for others'
+rows before they are taken: what was given away too early is spoilt, and rows that nobody wants are NaN.
 """
 
 import warnings
@@ -15,8 +15,10 @@ import torch.distributed as dist
 from gpu.side_by_side_on_gpus import WIDE, Poisoning, tell
 from harness.layout_run import BF16, DDP, FP32, FP64, FSDP, ZERO1, Layout, batches_of, lay_out
 from harness.predicted_traffic import predicted_traffic
+from harness.spoilt_places import SpoiltPlaces
 
 from launch.verify.pieces import pieces
+from parallel import peer_memory
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig, PrecisionConfig, Recompute
 from parallel.engine import Engine
@@ -122,4 +124,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    peer_memory.PeerMemory = SpoiltPlaces  # type: ignore[misc]
     main()

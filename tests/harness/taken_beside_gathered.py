@@ -19,6 +19,7 @@ from harness.kernels_beside_rows import Everywhere
 from harness.layout_run import DDP, FSDP, MODEL, MODEL_ALL_OPTIONS, ZERO1, Layout, Outcome, run_layout
 from harness.predicted_traffic import predicted_traffic
 from harness.shared_file import SharedFile
+from harness.spoilt_places import SpoiltPlaces
 from models.config import ExpertBackend, MoEConfig
 from models.experts import RoutedExperts
 from models.placement import ExpertPlacement
@@ -53,7 +54,7 @@ def spoilt_memory() -> Iterator[None]:
         Tensor.new_empty = plain  # type: ignore[method-assign]
 
 
-class Watched(peer_memory.PeerMemory):
+class Watched(SpoiltPlaces):
     """Writes down how many rows came, and whether sums were made where peers read them."""
 
     n_came: ClassVar[list[int]] = []
@@ -62,8 +63,6 @@ class Watched(peer_memory.PeerMemory):
     def take(
         self, x_TD: Tensor, wanted: peer_memory.Wanted, chosen: peer_memory.Chosen | None = None
     ) -> tuple[Tensor, peer_memory.Taking]:
-        place_RTD = self.place_for_rows(x_TD).unflatten(0, (-1, len(x_TD)))
-        place_RTD[torch.arange(len(place_RTD)) != dist.get_rank()] = torch.nan  # of which peers read nothing
         y_ND, taking = super().take(x_TD, wanted, chosen)
         self.n_came.append(int((~y_ND.isnan().any(1)).sum()))
         return y_ND, taking

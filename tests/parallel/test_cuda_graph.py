@@ -31,9 +31,9 @@ from models.config import ConfigError, ModelConfig
 from parallel.check_cuda_graph import check_cuda_graph_device
 from parallel.comm import Communicator
 from parallel.config import OverlapConfig, Recompute, StrategyConfig
-from parallel.cuda_graph import WARM_UP
 from parallel.expert_parallel.build import RowRoom
 from parallel.native_engine import NativeEngine
+from parallel.settling import WARM_UP
 from train.config import OptimConfig
 from train.faults.config import Fault, FaultConfig
 from train.faults.injector import Injector

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from parallel.cuda_graph import settling_steps
+from parallel.settling import settling_steps
 from train.metrics.config import MeasureConfig
 from train.trace.plan import TRACE_FILE, Role, TracePlan
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from parallel.cuda_graph import settling_steps
+from parallel.settling import settling_steps
 from train.metrics.breakdown import mean_breakdown
 from train.metrics.jsonl import plain_value, strict_value
 from train.metrics.label import label_of
@@ -236,13 +236,11 @@ def steady_rows(
     rows: Sequence[Mapping[str, Any]], resumed_after_step: int, settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Those of the `rows` that stand which an attempt's speed is read from: its own that have one, less the warm-up:
-    the first min(10, n // 5) of n, where caches fill, and all that hold a step which compiles or writes CUDA graphs
-    down. One alone stays.
-
-    Raises KeyError for `settings` of another version.
+    the first min(10, n // 5) of n, where caches fill, and all that hold a step of the attempt's which compiles or
+    writes CUDA graphs down. One alone stays.
     """
     own = _own_rows(rows, resumed_after_step)
-    settled = resumed_after_step + settling_steps(settings["strategy"]["cuda_graph"])
+    settled = resumed_after_step + settling_steps(settings["strategy"].get("cuda_graph", False))  # older runs have none
     n_settling = 1 + sum(resumed_after_step < row["train/step"] < settled for row in own)
     return own[max(n_settling, min(10, len(own) // 5)) :] or own[-1:]
 

@@ -11,10 +11,10 @@ from conf.schema import JobConfig
 from models.flops import count_parameters, flops_per_token
 from parallel.comm import Communicator
 from parallel.config import EngineName
-from parallel.cuda_graph import settling_steps
 from parallel.engine import Engine
 from parallel.mesh import Degrees
 from parallel.open_engine import open_engine
+from parallel.settling import settling_steps
 from parallel.world import World
 from train.batch import BatchMaker
 from train.checkpoint.hooks import Hooks
