@@ -24,7 +24,7 @@ test: setup ## run the test suite, CPU and gloo (ARGS="-k name")
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 # One after another: eight ranks and fifty kills beside each other make each other late, and time is what some measure.
-soak: setup ## run the long matrices
+soak: setup $(VENV)/triton ## run the long matrices, and kernels by Triton's interpreter
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: setup ## ruff and mypy
@@ -34,6 +34,10 @@ lint: setup ## ruff and mypy
 
 clean: ## remove .venv and caches, never runs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+# As torch 2.11 for CUDA has it; torch for CPUs has none, and is not to find this one.
+$(VENV)/triton: | $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ 'triton==3.6.0'
 
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,22 +1,33 @@
-"""Triton kernels on a CPU, by Triton's interpreter, which is chosen before Triton is imported."""
+"""Triton kernels on a CPU, by Triton's interpreter, which is chosen before Triton is imported.
+
+torch for CPUs comes without Triton. `make soak` lays it aside, for these processes alone: torch's compiler, where it
+finds it, asks it for devices.
+"""
 
 import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-NEEDS_TRITON = pytest.mark.skipif(
-    find_spec("triton") is None, reason="Triton comes with torch for CUDA; tests/gpu runs the kernels"
-)
+ASIDE = Path(sys.prefix) / "triton"
+THERE = find_spec("triton") is not None or ASIDE.is_dir()
+
+
+def needs_triton(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of `make soak`, which brings it."""
+    without = pytest.mark.skipif(not THERE, reason=f"no Triton, and none in {ASIDE}: `make soak` lays it there")
+    return pytest.mark.soak(without(test))
 
 
 def interpreted() -> dict[str, str]:
-    """What to add to the environment of a process that imports what this one does."""
-    return {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    """What to add to the environment of a process that imports what this one does, and Triton."""
+    return {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([*sys.path, str(ASIDE)])}
 
 
 def check_interpreted(module: str) -> None:

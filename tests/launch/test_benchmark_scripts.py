@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.interpreted import NEEDS_TRITON, check_interpreted
+from harness.interpreted import check_interpreted, needs_triton
 
 from conf.schema import validate
 from launch.bench.order import Order
@@ -142,7 +142,7 @@ def test_dispatch_runs_at_small_sizes() -> None:
     assert all("refused" in line for line in lines[3:])
 
 
-@NEEDS_TRITON
+@needs_triton
 @pytest.mark.parametrize("n_ranks", [2, 4])
 def test_ways_of_dispatch_bring_what_is_wanted(n_ranks: int) -> None:
     lines = dispatch_lines(n_ranks, "-m", "harness.ways_of_dispatch")
@@ -181,6 +181,6 @@ def test_libraries_refuses_other_words() -> None:
     assert not done.stdout
 
 
-@NEEDS_TRITON
+@needs_triton
 def test_counting_sort_sorts() -> None:
     check_interpreted("harness.counting_beside_sort")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.interpreted import NEEDS_TRITON, check_interpreted
+from harness.interpreted import check_interpreted, needs_triton
 
 from models.config import LossBackend, ModelConfig
 from models.cross_entropy import CrossEntropy, OnePassCrossEntropy, build_cross_entropy
@@ -14,7 +14,7 @@ from models.transformer import Transformer
 from parallel.tensor_parallel.vocabulary import VocabularyHead
 
 
-@NEEDS_TRITON
+@needs_triton
 def test_the_kernel_is_torchs_operators() -> None:
     check_interpreted("harness.kernel_beside_cross_entropy")
 

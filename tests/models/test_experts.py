@@ -4,7 +4,7 @@ import pytest
 import torch
 from harness.dense_experts import D, E, K, T, dense, experts
 from harness.expert_trip import there_and_back
-from harness.interpreted import NEEDS_TRITON, check_interpreted
+from harness.interpreted import check_interpreted, needs_triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.config import ExpertBackend, MoEConfig, ScoreFunction
@@ -79,7 +79,7 @@ def test_auto_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend(auto, rows_ND, 16) is ExpertBackend.grouped_mm
 
 
-@NEEDS_TRITON
+@needs_triton
 @pytest.mark.parametrize("kernels", ["experts", "products"])
 def test_kernels_are_the_loop(kernels: str) -> None:
     check_interpreted(f"harness.kernels_beside_{kernels}")

@@ -1,14 +1,14 @@
 """model.row_backend: rows by kernels of ours where they run, by torch's operators elsewhere."""
 
 import torch
-from harness.interpreted import NEEDS_TRITON, check_interpreted
+from harness.interpreted import check_interpreted, needs_triton
 
 from models.config import ModelConfig, RowBackend
 from models.rows import OnePassRows, build_rows
 from models.transformer import Transformer
 
 
-@NEEDS_TRITON
+@needs_triton
 def test_kernels_are_torchs_operators() -> None:
     check_interpreted("harness.kernels_beside_rows")
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from harness.interpreted import NEEDS_TRITON, check_interpreted
+from harness.interpreted import check_interpreted, needs_triton
 from harness.layout_run import BF16, DDP, FSDP, ZERO1, Layout, merged, run_layout
 from harness.worker_pool import WorkerPool
 from torch import nn
@@ -116,7 +116,7 @@ def test_moments_in_bfloat16_train_as_well(pool: WorkerPool) -> None:
             assert (piece.array == getattr(ours[1], of)[name].array).all(), name
 
 
-@NEEDS_TRITON
+@needs_triton
 @pytest.mark.parametrize("module", ["harness.kernel_beside_update", "harness.kernel_beside_addition"])
 def test_kernels_are_the_update_and_the_addition(module: str) -> None:
     check_interpreted(module)
