@@ -76,7 +76,8 @@ def _only_run(server: FakeWandbServer, folder: Path) -> StoredRun:
 def test_a_job_killed_and_started_again_is_one_whole_run(tmp_path: Path, point_wandb_at: Point) -> None:
     """Rows of the seconds before SIGKILL never left the machine: the next attempt sends them before its own."""
     record = RunRecord(tmp_path / "run")
-    words = (*JOB, "logging.wandb=online", f"run.dir={record.folder}")
+    words = (*JOB, "logging.wandb=online", "logging.wandb_project=parts", "logging.wandb_entity=yard")
+    words += (f"run.dir={record.folder}",)
     with FakeWandbServer() as server:
         point_wandb_at(server.url)
         with start_torchrun(1, *words, "train.steps=5000") as launch:
@@ -102,6 +103,7 @@ def test_a_job_killed_and_started_again_is_one_whole_run(tmp_path: Path, point_w
     assert run.config == record.config
     assert run.metrics == METRICS
     assert (run.complete, run.exit_code) == (True, 0)
+    assert (run.entity, run.project) == ("yard", "parts")
 
 
 def test_every_row_arrives_as_it_is_in_the_file(tmp_path: Path, point_wandb_at: Point, warned: Warned) -> None:
@@ -249,6 +251,7 @@ def test_a_job_that_no_server_takes_is_synced_later(tmp_path: Path, point_wandb_
     assert run.config == record.config
     assert run.metrics == METRICS
     assert (run.complete, run.exit_code) == (True, 0)
+    assert (run.entity, run.project) == ("yard", "parts")
 
 
 def test_syncing_a_killed_offline_run_sends_what_its_files_hold(tmp_path: Path, point_wandb_at: Point) -> None:

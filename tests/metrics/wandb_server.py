@@ -35,6 +35,10 @@ class StoredRun:
     complete: bool = False
     """Whether the last attempt was ended; taking the run up again makes it False."""
 
+    entity: Optional[str] = None
+    project: Optional[str] = None
+    """As it was made; later requests name those of the answer to that."""
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """History as it was logged: without wandb's own keys, which begin with `_`, and pages."""
@@ -148,6 +152,8 @@ class FakeWandbServer:
         inserted = name not in self.runs
         run = self.runs.setdefault(name, StoredRun())
         run.complete = False
+        if inserted:
+            run.entity, run.project = variables["entity"], variables["project"]
         run.wandb_config |= json.loads(variables["config"] or "{}")
         bucket = {"id": name, "name": name, "displayName": variables["displayName"], "project": _PROJECT}
         bucket |= {"config": json.dumps(run.wandb_config), "historyLineCount": len(run.history)}
