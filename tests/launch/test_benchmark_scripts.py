@@ -52,6 +52,7 @@ def test_the_table_is_four_benches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert [train.steps for train in configs] == [24, 6, 24, 6]
     assert all(len(order.peers) == 1 for order in parsed)
+    assert all(order.limits.keys() == {point.name for point in order.points} for order in parsed)
 
 
 @pytest.mark.parametrize("words", [(), ("speed", "4"), ("speed", "24", "2", "two_16k")])
