@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.interpreted import check_interpreted, needs_triton
+from harness.interpreted import check_interpreted, interpreted, needs_triton
 
 from conf.schema import validate
 from launch.bench.order import Order
@@ -116,14 +116,12 @@ def test_fp8_products_runs_at_small_sizes() -> None:
 
 def dispatch_lines(n_ranks: int, *words: str) -> list[str]:
     """What benchmarks/dispatch.py says on rank 0, below its head."""
+    shared = interpreted()
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks), *words],
         env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path]),
-            "OMP_NUM_THREADS": "1",
-            "TRITON_INTERPRET": "1",
-        },
+        | shared
+        | {"PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{shared['PYTHONPATH']}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=100,
