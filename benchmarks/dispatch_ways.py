@@ -24,6 +24,10 @@ SUMS = 32
 PATIENCE = timedelta(seconds=30)
 
 
+class WrongError(Exception):
+    """A way brought what it should not have: no refusal, but a defect."""
+
+
 class Case:
     """Tokens and choices of all ranks; this one is `rank` of `size`."""
 
@@ -126,7 +130,8 @@ class Gathered:
         if self._wanted_alone:
             here_PT = case.wanted_PTR[:, :, case.rank].clone()
             here_PT[case.rank] = True  # its own are there
-            assert torch.equal(came_PTD.isnan().all(2), ~here_PT), "other rows came"
+            if not torch.equal(came_PTD.isnan().all(2), ~here_PT):
+                raise WrongError("other rows came")
         self._partial_PTD.copy_(came_PTD * case.factor_PTR[:, :, case.rank].unsqueeze(-1))
 
     def summed(self, back: Tensor) -> Tensor:
