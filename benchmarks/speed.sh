@@ -17,7 +17,8 @@ gpus="$(nvidia-smi -L | wc -l)" failed=0
 bench() { # bench NAME RANKS POINTS sequences-a-step-and-rank shorter
     [ -z "$names" ] || [[ " $names " == *" $1 "* ]] || return 0
     [ "$gpus" -ge "$2" ] || { echo "$1: left out, there are $gpus GPUs" >&2; return 0; }
-    python3 -m launch.cli bench "to=$to/$1" "nproc=$2" "configs=$here/$3.yaml" "limits=$here/${3}_limits.yaml" peer=transformers \
+    python3 -m launch.cli bench "to=$to/$1" "nproc=$2" peer=transformers \
+        "configs=$here/$3.yaml" "limits=$here/${3}_limits.yaml" \
         "rounds=$(((rounds + $5 - 1) / $5))" model=moe_5b precision=bf16 optim=adamw_large \
         "train.steps=$((steps / $5 / $5))" "train.log_every=$((5 / $5))" \
         "train.global_batch_size=$(($2 * $4))" "train.micro_batch_size=$((4 * $5))" || failed=1

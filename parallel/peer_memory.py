@@ -98,8 +98,8 @@ class PeerMemory:
         """
         from parallel.peer_row_kernels import find_wanted, take  # Triton comes with torch for CUDA alone
 
-        room, y_ND = self._room(len(x_TD), x_TD), self.place_for_rows(x_TD)
-        behind = _aligned(y_ND.nbytes)
+        y_ND = self.place_for_rows(x_TD)
+        room, behind = self._rooms[-1], _aligned(y_ND.nbytes)
         with self._aside(x_TD, *wanted, *(chosen or ())) as taking:
             y_ND.chunk(self._size)[self._rank].copy_(x_TD)
             if chosen is not None:

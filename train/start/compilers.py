@@ -11,8 +11,6 @@ from models.triton_here import hopper_lacks, triton_lacks
 from parallel.expert_parallel.build import DispatcherName
 
 CXX = ("c++", "g++", "clang++")
-
-
 OURS = (ExpertBackend.fused, ExpertBackend.triton)
 """Experts by kernels of ours."""
 
