@@ -29,6 +29,16 @@ def test_before_the_next_kernel_was_launched_the_host_was_late(launched: int, wa
     assert stream_waits(compute(launched * US), others) == {"ep": waited * US}
 
 
+@pytest.mark.parametrize(
+    ("told", "waited"),
+    [([120], 75), ([90], 95), ([120, 140], 75), ([160], 45), ([-10], 45), ([-10, 130], 65), ([], 45)],
+)
+def test_a_stream_that_was_told_to_wait_does(told: list[int], waited: int) -> None:
+    """Since the kernel before the gap was launched, at 0; the next one was at 150."""
+    others = [Interval(0, 195 * US, "ep")]
+    assert stream_waits(compute(150 * US), others, [at * US for at in told]) == {"ep": waited * US}
+
+
 def test_kernels_in_a_row_wait_for_nothing() -> None:
     row = [Interval(0, 100, "gemm", 0), Interval(100 + LATENCY_NS - 1, 30_000, "gemm", 0)]
     assert stream_waits(row, [Interval(0, 5_000, "ep")]) == {}

@@ -97,11 +97,12 @@ def sweep_kernels(trace: Trace) -> Sweep:
         communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
     streams = sorted(by_stream.values(), key=lambda of_it: length_ns(merge(of_it)))
     beside = [interval for stream in streams[:-1] for interval in stream]
+    told = [each.begin_ns for each in trace.ranges if each.name.startswith("wait/")]
     swept = sweep(
         KERNELS,
         compute,
         communication,
-        stream_waits=stream_waits(streams[-1], [*communication, *beside]) if streams else None,
+        stream_waits=stream_waits(streams[-1], [*communication, *beside], told) if streams else None,
         n_kernels=len(trace.kernels),
         unknown_kinds_s={name: ns / NS_PER_S for name, ns in unknown.items()},
     )

@@ -2,9 +2,11 @@
 
     compute stream   ██████ ─ gap ─────────────── ██████
     other streams        ▒▒▒▒ dp ▒▒ ▓▓▓▓ ep ▓▓▓▓▓
-                           ↑ next kernel launched   ↑ ep released it: between the two the stream waited, for ep
+    host                   ↑ wait told              ↑ ep released it: between the two the stream waited, for ep
+                               ↑ next kernel launched
 
-Before that the host was late, after it is launch latency.
+Before that the host was late, after it is launch latency. A stream that nobody told to wait, so far as the trace says,
+waits from the launch of its next kernel.
 
 Exposed communication is not the same: it counts every moment in which a transfer runs and no kernel does, also the
 microseconds between two kernels in a row and those in which the host had launched nothing, where nobody waits for it.
@@ -22,11 +24,13 @@ LATENCY_NS = 10_000
 """A shorter gap is the device's own: kernels in a row are 1 to 5 µs apart on an H100."""
 
 
-def stream_waits(compute: Sequence[Interval], others: Sequence[Interval]) -> dict[str, int]:
-    """By label of `others`, what runs beside the stream of `compute`, how long that stream waited for it, ns."""
-    others = sorted(others, key=lambda i: i.end_ns)
+def stream_waits(compute: Sequence[Interval], others: Sequence[Interval], told: Sequence[int] = ()) -> dict[str, int]:
+    """By label of `others`, what runs beside the stream of `compute`, how long that stream waited for it, ns. `told`:
+    when the host told the stream to wait, in any order."""
+    others, told = sorted(others, key=lambda i: i.end_ns), sorted(told)
     ends = [i.end_ns for i in others]
     launched = {i.begin_ns: i.launched_ns for i in compute}
+    launched_before = {i.end_ns: i.launched_ns for i in compute}
     waited: dict[str, int] = defaultdict(int)
     runs = merge(compute)
     for (_, begin), (end, _) in pairwise(runs):
@@ -35,6 +39,10 @@ def stream_waits(compute: Sequence[Interval], others: Sequence[Interval]) -> dic
         at = bisect_left(ends, end) - 1
         if at < 0 or ends[at] <= begin:
             continue
-        since = max(begin, launched.get(end) or begin)
+        asked = launched.get(end) or begin
+        before = launched_before.get(begin)
+        if before is not None and (first := bisect_left(told, before)) < len(told):
+            asked = min(asked, told[first])
+        since = max(begin, asked)
         waited[others[at].label] += max(0, ends[at] - since)
     return dict(waited)
