@@ -220,7 +220,7 @@ class PhaseClock(Clock):
 
 
 def _range_name(what: str, kind: CommKind, operation: str, number: int | None) -> str:
-    """comm/ep/all_to_all#17, and wait/ep/all_to_all#17 of the same collective."""
+    """comm/ep/all_to_all#17, and wait/ep/all_to_all#17, or over/…, of the same collective."""
     return f"{what}/{kind.value}/{operation}" + ("" if number is None else f"{NUMBERED}{number}")
 
 
@@ -249,9 +249,8 @@ class _Bracket:
 
     def __enter__(self) -> None:
         ranges = self._clock.ranges
-        self._range = (
-            ranges(_range_name("wait", self.kind, self.operation, self._number)) if ranges is not None else None
-        )
+        what = "over" if self.over else "wait"
+        self._range = ranges(_range_name(what, self.kind, self.operation, self._number)) if ranges is not None else None
         if self._range is not None:
             self._range.__enter__()
         self.begin = self._clock._time.mark()

@@ -146,6 +146,8 @@ def test_ranges_show_phases_waits_and_starts() -> None:
         pass
     with clock.waiting(CommKind.tp, "all_gather", None):
         pass
+    with clock.waiting(CommKind.tp, "all_gather", None, number=7, over=True):
+        pass
     clock.ranges = None
     clock.enter(Phase.log)
     assert opened == [
@@ -156,6 +158,8 @@ def test_ranges_show_phases_waits_and_starts() -> None:
         "-comm/tp/all_gather",
         "+wait/tp/all_gather",
         "-wait/tp/all_gather",
+        "+over/tp/all_gather#7",
+        "-over/tp/all_gather#7",
         "-phase/compute_fwd",
     ]
 

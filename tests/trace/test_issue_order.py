@@ -25,7 +25,7 @@ def test_what_ran_between_start_and_wait_counts() -> None:
         ("comm/dp/all_reduce#1", 10, 14),
         ("comm/dp/all_reduce#2", 22, 24),
         ("wait/dp/all_reduce#1", 42, 45),
-        ("wait/dp/all_reduce#2", 60, 61),
+        ("over/dp/all_reduce#2", 60, 61),
         ("comm/control/all_reduce#3", 70, 71),
         ("wait/control/all_reduce#3", 71, 75),
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from train.trace.chrome import Nesting, Range, Trace, TraceError
+from train.trace.chrome import Kernel, Launch, Nesting, Range, Trace, TraceError
 from train.trace.kernels import UnknownCommunication
-from train.trace.reduce import sweep_file, sweep_host_ranges
+from train.trace.reduce import sweep_file, sweep_host_ranges, sweep_kernels
 
 DATA = Path(__file__).parent / "data"
 DEEPSEEK = Path(
@@ -69,10 +69,26 @@ def test_what_the_compute_stream_waited_for_is_what_the_clock_bracketed(
     with lzma.open(path) as file:
         brackets: dict[str, float] = json.load(file)["waited_s"]
     assert swept.stream_waits_s == pytest.approx(waited_s, abs=1e-6)
-    # 12.24 of ep, 1.03 of dp; 8.48 of fsdp, where two waits began 0.7 ms before the host launched the next kernel.
+    # 12.24 of ep, 1.03 of dp; 8.48 of fsdp, where two waits began 0.34 and 0.36 ms before the next kernel was launched.
     assert swept.stream_waits_s == pytest.approx(brackets, rel=0.02, abs=6e-5)
     assert swept.unknown_kinds_s == {}
     assert swept.compute_by_category_s["other"] < 0.01 * swept.compute_s
+
+
+@pytest.mark.parametrize(("told", "waited_us"), [("wait/dp/all_reduce#1", 70), ("over/dp/all_reduce#1", 5)])
+def test_a_range_of_what_was_over_tells_no_stream_to_wait(told: str, waited_us: float) -> None:
+    """The device stands from 100 to 200 µs, beside a transfer to 190; its next kernel is launched at 185."""
+    us = 1000
+    kernels = [
+        Kernel("gemm", 0, 0, 100 * us, 1, 7),
+        Kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL", 0, 60 * us, 190 * us, 2, 8),
+        Kernel("gemm", 0, 200 * us, 300 * us, 3, 7),
+    ]
+    launched = {1: 0, 2: 10, 3: 183}
+    launches = {n: Launch((1, 1), at * us, (at + 2) * us, "cudaLaunchKernel") for n, at in launched.items()}
+    ranges = [Range("comm/dp/all_reduce#1", (1, 1), 5 * us, 15 * us), Range(told, (1, 1), 120 * us, 122 * us)]
+    swept = sweep_kernels(Trace(kernels, launches, ranges))
+    assert micro(swept.stream_waits_s) == {"dp": waited_us}
 
 
 def test_two_gloo_ranks() -> None:

@@ -28,7 +28,7 @@ _WORK = re.compile(
     rf"|switchyard::grouped_\w+|{UPDATE.pattern}"
 )
 """Operators worth hiding a transfer behind: matrix products, attention and AdamW's update."""
-_WANTED_RANGES = ("comm/", "wait/", "phase/", "c10d::", "gloo:", "FSDP::")
+_WANTED_RANGES = ("comm/", "wait/", "over/", "phase/", "c10d::", "gloo:", "FSDP::")
 
 
 class TraceError(ConfigError):

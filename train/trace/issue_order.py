@@ -4,10 +4,10 @@
                   └─────────── between #1: 5 ──────────┘              between #2: 2
 
 Of a step on one rank, as its trace shows the host. A collective starts where its `comm/KIND/OPERATION#NUMBER` range
-ends, and is waited for where the `wait/…` range of the same number begins. Between the two lie those operators of
-Trace.work (matrix products, attention, AdamW's update) that began and ended there, on whatever thread. Copies,
-permutations and element-wise operators do not count: hardly any two collectives are without one between them, and it
-hides next to nothing.
+ends, and is waited for where the range `wait/…` of the same number begins, or `over/…`, if it was done by then. Between
+the two lie those operators of Trace.work (matrix products, attention, AdamW's update) that began and ended there, on
+whatever thread. Copies, permutations and element-wise operators do not count: hardly any two collectives are without
+one between them, and it hides next to nothing.
 
 Whoever waits at once has nothing between, however fast the wire; what has something between it is hidden as far as that
 lasts, and how far that is only a GPU's kernels can say. On a GPU the host's order is that of the streams: an operator
@@ -42,7 +42,9 @@ def issue_order(trace: Trace) -> list[Begun]:
     if trace.step is None:
         return []
     first, last = trace.step
-    waits = {_said(each): each for each in trace.ranges if each.name.startswith("wait/") and NUMBERED in each.name}
+    waits = {
+        _said(each): each for each in trace.ranges if each.name.startswith(("wait/", "over/")) and NUMBERED in each.name
+    }
     work = sorted(trace.work, key=lambda each: each.begin_ns)
     begins = [each.begin_ns for each in work]
     starts = [each for each in trace.ranges if each.name.startswith("comm/") and first <= each.begin_ns < last]

@@ -4,6 +4,7 @@ Who opens the ranges (`torch.profiler.record_function`):
 
     comm/<kind>/<operation>    the Communicator, on the launching thread, around issuing a collective; FSDP2's are fsdp
     wait/<kind>/<place>        the clock, around each wait; both end in #<number> where the Communicator began it
+    over/<kind>/<place>        the same, where nothing is waited for: what it is for was done
     phase/<name>               the clock: data_wait, compute_fwd, compute_bwd, compute_opt, log
 """
 
@@ -97,7 +98,10 @@ def sweep_kernels(trace: Trace) -> Sweep:
         communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
     streams = sorted(by_stream.values(), key=lambda of_it: length_ns(merge(of_it)))
     beside = [interval for stream in streams[:-1] for interval in stream]
-    told = [each.begin_ns for each in trace.ranges if each.name.startswith("wait/")]
+    told: dict[str, list[int]] = defaultdict(list)
+    for each in sorted(trace.ranges, key=lambda r: r.begin_ns):
+        if each.name.startswith("wait/"):
+            told[_second_word(each)].append(each.begin_ns)
     swept = sweep(
         KERNELS,
         compute,
