@@ -98,19 +98,24 @@ def sweep_kernels(trace: Trace) -> Sweep:
         communication.append(Interval(kernel.begin_ns, kernel.end_ns, kind, launched_ns))
     streams = sorted(by_stream.values(), key=lambda of_it: length_ns(merge(of_it)))
     beside = [interval for stream in streams[:-1] for interval in stream]
-    told: dict[str, list[int]] = defaultdict(list)
-    for each in sorted(trace.ranges, key=lambda r: r.begin_ns):
-        if each.name.startswith("wait/"):
-            told[_second_word(each)].append(each.begin_ns)
     swept = sweep(
         KERNELS,
         compute,
         communication,
-        stream_waits=stream_waits(streams[-1], [*communication, *beside], told) if streams else None,
+        stream_waits=stream_waits(streams[-1], [*communication, *beside], _told(trace)) if streams else None,
         n_kernels=len(trace.kernels),
         unknown_kinds_s={name: ns / NS_PER_S for name, ns in unknown.items()},
     )
     return replace(swept, launched_by_category=dict(launched.most_common()), host_waits=host_waits(trace))
+
+
+def _told(trace: Trace) -> dict[str, list[int]]:
+    """When the host told the compute stream to wait, by kind, in order, ns."""
+    told: dict[str, list[int]] = defaultdict(list)
+    for each in sorted(trace.ranges, key=lambda r: r.begin_ns):
+        if each.name.startswith("wait/"):
+            told[_second_word(each)].append(each.begin_ns)
+    return told
 
 
 def sweep_host_ranges(trace: Trace) -> Sweep:
