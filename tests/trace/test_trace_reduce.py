@@ -63,8 +63,8 @@ def test_device() -> None:
 def test_what_the_compute_stream_waited_for_is_what_the_clock_bracketed(
     strategy: str, waited_s: dict[str, float]
 ) -> None:
-    """One step each on 2 × H100, by measure.trace_every; the brackets are of the same step and rank. Both are older than
-    the name over/…: waits for what was over are wait/… in them."""
+    """One step each on 2 × H100, by measure.trace_every; the brackets are of the same step and rank. Both are older
+    than the name over/…: waits for what was over are wait/… in them."""
     path = DATA / f"h100_{strategy}.json.xz"
     swept = sweep_file(path)
     with lzma.open(path) as file:
